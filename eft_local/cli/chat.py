@@ -1,0 +1,237 @@
+"""`eft chat`: a conversation, line by line, for terminals, pipes and screen readers."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Callable
+from difflib import get_close_matches
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import click
+
+from eft_local.cli import answers, failures, output
+from eft_local.cli.interrupt import interruptible
+from eft_local.cli.loading import loaded
+from eft_local.cli.options import (
+    SAMPLING,
+    STEERING,
+    Command,
+    Session,
+    alpha_changes,
+    example,
+    only_option,
+    recipe_option,
+    system_option,
+)
+from eft_local.errors import EftError, UsageError
+
+if TYPE_CHECKING:
+    from eft_local.emulator import Emulator
+    from eft_local.prompts import Message
+    from eft_local.recipe import Recipe
+
+
+@click.command(
+    cls=Command,
+    params=[*STEERING, *SAMPLING],
+    epilog=example("eft chat", "printf 'Where is Lima?\\nAnd Quito?\\n' | eft chat --plain --temperature 0"),
+)
+@recipe_option
+@only_option
+@system_option
+@click.option("--plain", is_flag=True, help="Line by line: for pipes and screen readers.")
+@click.pass_obj
+def chat(session: Session, only: str, system: str | None, plain: bool) -> int:
+    """Chat with a recipe's models, one question per line.
+
+    Answers go to stdout, everything else to stderr. Ctrl+C stops an answer and keeps the chat; at the prompt
+    it leaves, as the end of the input does. /help lists the commands that a line may hold instead.
+    """
+    with loaded(session.recipe()) as emulator:
+        return PlainChat(emulator, only, system).run()
+
+
+class Leave(Exception):  # noqa: N818 (not an error)
+    """The user wants to leave the chat."""
+
+
+class PlainChat:
+    """One conversation: its turns, and what a line typed by the user does."""
+
+    def __init__(self, emulator: Emulator, only: str, system: str | None) -> None:
+        self.emulator = emulator
+        self.only = only
+        self.system = system
+        self.turns: list[tuple[str, str]] = []  # question and answer
+        self.last_question: str | None = None
+
+    def run(self) -> int:
+        """Read lines until the input ends. Return the exit code: in a pipe, that of the last error."""
+        interactive = sys.stdin.isatty()
+        code = 0
+        if interactive:
+            output.note(f"recipe {self.emulator.recipe.name}. /help lists commands; Ctrl+D leaves.")
+        while True:
+            try:
+                line = _read_line(interactive)
+                if line is None:
+                    return code
+                self.obey(line.strip())
+            except Leave:
+                return code
+            except EftError as error:
+                output.complain(failures.message(error))
+                code = 0 if interactive else error.exit_code
+
+    def obey(self, line: str) -> None:
+        """Do what a line says: a command, a question, or nothing if it is empty."""
+        if line.startswith("/"):
+            name, _, argument = line[1:].partition(" ")
+            self.command(name)(self, argument.strip())
+        elif line:
+            self.answer(line)
+
+    def command(self, name: str) -> Callable[[PlainChat, str], None]:
+        """Return what a slash command does. Raises: UsageError for one that does not exist."""
+        if name not in COMMANDS:
+            near = get_close_matches(name, COMMANDS, n=1)
+            hint = f"did you mean /{near[0]}?" if near else "/help lists them"
+            raise UsageError(f"unknown command /{name}; {hint}")
+        return COMMANDS[name].action
+
+    def answer(self, question: str) -> None:
+        """Answer a question and keep it in the conversation, also what was written of a stopped answer."""
+        self.last_question = question
+        printer = answers.Printer()
+        try:
+            with interruptible(self.emulator.cancel) as interrupt:
+                steps = self.emulator.stream(self.messages(question), only=self.only, facts=False)
+                reason = answers.stream(steps, printer, interrupt, self.emulator.cancel)
+        finally:
+            if printer.text.strip():
+                self.turns.append((question, printer.text))
+        if reason == "cancelled":
+            output.note("(stopped)")
+        elif reason == "context":
+            context = self.emulator.recipe.context
+            output.complain(
+                f"the context of {context} tokens is full: the answer ends here; /reset starts anew"
+            )
+
+    def messages(self, question: str) -> tuple[Message, ...]:
+        """Return the whole conversation with a new question at its end. Raises: PromptError."""
+        from eft_local.prompts import conversation
+
+        turns = [
+            {"role": role, "content": text}
+            for turn in self.turns
+            for role, text in zip(("user", "assistant"), turn, strict=True)
+        ]
+        return conversation([*turns, {"role": "user", "content": question}], self.system)
+
+    def change(self, **changes: Any) -> None:
+        """Change the recipe from the next answer on, and say how it stands."""
+        self.emulator.recipe = self.emulator.recipe.replace(**changes)
+        self.tell()
+
+    def tell(self) -> None:
+        """Say how the models are mixed."""
+        output.note(steering(self.emulator.recipe))
+
+    def retry(self) -> None:
+        """Answer the last question again, in place of the answer it got."""
+        if self.last_question is None:
+            raise UsageError("/retry: there is no question yet")
+        if self.turns and self.turns[-1][0] == self.last_question:
+            self.turns.pop()
+        self.answer(self.last_question)
+
+    def set_system(self, text: str) -> None:
+        """Set or remove the system prompt."""
+        self.system = text or None
+        output.note(f"system prompt: {text}" if text else "no system prompt")
+
+    def reset(self) -> None:
+        """Forget the conversation."""
+        self.turns.clear()
+        self.last_question = None
+        output.note("a new conversation")
+
+
+def steering(recipe: Recipe) -> str:
+    """Return one line that says how a recipe mixes its models."""
+    alphas = ", ".join(f"{name} alpha = {expert.alpha:g}" for name, expert in recipe.experts.items())
+    return f"{alphas}, beta = {recipe.beta:g}"
+
+
+class SlashCommand(NamedTuple):
+    """A line of the table below: what follows the name, what it does in words, and the deed."""
+
+    argument: str
+    help: str
+    action: Callable[[PlainChat, str], None]
+
+
+def _number(argument: str, command: str) -> float:
+    try:
+        return float(argument)
+    except ValueError:
+        raise UsageError(f"/{command} {argument}: needs a number") from None
+
+
+def _seed(chat: PlainChat, argument: str) -> None:
+    if argument and not argument.isdecimal():
+        raise UsageError(f"/seed {argument}: needs a whole number, or nothing for a new draw each time")
+    chat.change(seed=int(argument) if argument else None)
+
+
+def _help(_chat: PlainChat, _argument: str) -> None:
+    for name, command in COMMANDS.items():
+        output.note(f"/{name} {command.argument}".ljust(20) + command.help)
+
+
+def _leave(_chat: PlainChat, _argument: str) -> None:
+    raise Leave
+
+
+COMMANDS = {
+    "help": SlashCommand("", "list these commands", _help),
+    "alpha": SlashCommand(
+        "[NAME=]X", "strength of what tuning changed", lambda chat, x: chat.change(alpha=alpha_changes((x,)))
+    ),
+    "beta": SlashCommand(
+        "X", "strength of what scale knows", lambda chat, x: chat.change(beta=_number(x, "beta"))
+    ),
+    "system": SlashCommand("[TEXT]", "set the system prompt, or remove it", PlainChat.set_system),
+    "seed": SlashCommand("[N]", "the same seed gives the same answer", _seed),
+    "retry": SlashCommand("", "answer the last question again", lambda chat, _: chat.retry()),
+    "reset": SlashCommand("", "forget the conversation", lambda chat, _: chat.reset()),
+    "quit": SlashCommand("", "leave", _leave),
+}
+
+
+def _read_line(interactive: bool) -> str | None:
+    """Return the next line of stdin, None at its end; on a terminal after a prompt.
+
+    The prompt never lands in a redirected stdout. Raises: UsageError for a line that is not UTF-8.
+    """
+    try:
+        if interactive and sys.stdout.isatty():
+            return _edited_line()
+        if interactive:
+            sys.stderr.write("> ")
+            sys.stderr.flush()
+        return sys.stdin.buffer.readline().decode("utf-8") or None
+    except UnicodeDecodeError as error:
+        raise UsageError(f"this line is not UTF-8 text: {error.object!r}") from None
+
+
+def _edited_line() -> str | None:
+    with contextlib.suppress(ImportError):
+        import readline  # noqa: F401 (gives input() editing and recall)
+    try:
+        return input("> ")
+    except EOFError:
+        output.note("")
+        return None

@@ -1,0 +1,138 @@
+"""`eft compare`: what each system answers to one question, side by side."""
+
+from __future__ import annotations
+
+import io
+import shutil
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from eft_local.cli import answers, output
+from eft_local.cli.failures import INTERRUPTED
+from eft_local.cli.interrupt import Interrupt, interruptible
+from eft_local.cli.loading import loaded
+from eft_local.cli.options import (
+    SAMPLING,
+    STEERING,
+    Command,
+    Session,
+    example,
+    json_option,
+    question_text,
+    recipe_option,
+    system_option,
+)
+
+if TYPE_CHECKING:
+    from eft_local.emulator import Answer, Emulator
+    from eft_local.prompts import Message
+
+DEFAULT_SYSTEMS = "base,expert,eft"
+DEFAULT_MAX_TOKENS = 200
+NARROWEST_COLUMN = 24  # characters in which prose can still be read
+
+
+@click.command(
+    cls=Command,
+    params=[*STEERING, *SAMPLING],
+    epilog=example(
+        'eft compare "What is the capital of Peru?"',
+        'eft compare --systems base,expert,eft,base-tuned --json "What is the capital of Peru?"',
+    ),
+)
+@click.argument("question", nargs=-1)
+@recipe_option
+@click.option(
+    "--systems",
+    metavar="NAMES",
+    default=DEFAULT_SYSTEMS,
+    show_default=True,
+    help="Who answers, separated by commas: eft, base, antiexpert, expert, an expert's or a [compare] name.",
+)
+@system_option
+@json_option
+@click.pass_obj
+def compare(
+    session: Session, question: tuple[str, ...], systems: str, system: str | None, as_json: bool
+) -> int:
+    """Show the answers of base, expert and mixture to one QUESTION, side by side.
+
+    They answer one after the other, each up to 200 tokens unless the recipe or --max-tokens says otherwise:
+    an untuned base seldom ends by itself.
+    """
+    from eft_local.evaluation import check_systems, names
+    from eft_local.prompts import conversation
+
+    text = question_text(question)
+    messages = conversation(text, system)
+    recipe = session.recipe()
+    if recipe.sampling.max_tokens is None:
+        recipe = recipe.replace(max_tokens=DEFAULT_MAX_TOKENS)
+    chosen = names(systems)
+    with loaded(recipe) as emulator, interruptible(emulator.cancel) as interrupt:
+        check_systems(chosen, emulator.systems)
+        answered = dict(_answers(emulator, messages, chosen, interrupt))
+    if as_json:
+        output.write_json(
+            {"question": text, "systems": {name: answers.as_dict(a) for name, a in answered.items()}}
+        )
+    else:
+        output.write(_side_by_side(answered))
+    return INTERRUPTED if interrupt.asked else 0
+
+
+def _answers(
+    emulator: Emulator, messages: Sequence[Message], systems: Sequence[str], interrupt: Interrupt
+) -> Iterator[tuple[str, Answer]]:
+    """Yield each system's answer; Ctrl+C ends with the partial answer of the one that writes."""
+    for name in systems:
+        if interrupt.asked:
+            return
+        with _status(f"{name} answers"):
+            yield name, emulator.chat(messages, only=name, on_step=answers.heed(interrupt, emulator.cancel))
+
+
+@contextmanager
+def _status(text: str) -> Iterator[None]:
+    """Show what goes on, on a terminal."""
+    if not sys.stderr.isatty():
+        yield
+        return
+    from rich.console import Console
+
+    with Console(stderr=True).status(text):
+        yield
+
+
+def _side_by_side(answered: dict[str, Answer]) -> str:
+    """Return the answers as columns of a table, or below one another where the terminal is too narrow."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    width = shutil.get_terminal_size().columns
+    console = Console(file=io.StringIO(), width=width, force_terminal=sys.stdout.isatty(), highlight=False)
+    if width < NARROWEST_COLUMN * len(answered):
+        tables = [{name: answer} for name, answer in answered.items()]
+    else:
+        tables = [answered]
+    for columns in tables:
+        table = Table(expand=True, show_lines=True)
+        for name in columns:
+            table.add_column(Text(name), ratio=1, overflow="fold")
+        table.add_row(*(Text(answer.text.strip()) for answer in columns.values()))
+        table.add_row(*(Text(_facts(answer), style="dim") for answer in columns.values()))
+        console.print(table)
+    file: Any = console.file
+    return str(file.getvalue())
+
+
+def _facts(answer: Answer) -> str:
+    """Return how the answer ended, how long it is and how fast it came."""
+    ends = {"stop": "ended by itself", "length": "cut off", "context": "context full", "cancelled": "stopped"}
+    speed = f"{answer.tokens_per_second:.0f} tokens/s"
+    return f"{ends[answer.finish_reason]}, {len(answer.tokens)} tokens, {speed}"

@@ -1,0 +1,208 @@
+"""`eft doctor`: what this installation can do, and what is missing."""
+
+from __future__ import annotations
+
+import importlib.util
+import platform
+import shutil
+import sys
+from dataclasses import asdict
+from importlib import metadata, resources
+from pathlib import Path
+from typing import Any
+
+import click
+
+from eft_local.cli import output
+from eft_local.cli.options import Command, example, json_option
+
+PACKAGES = ("llama-cpp-python", "numpy", "jinja2", "huggingface-hub", "rich", "textual", "matplotlib")
+REBUILD = (
+    "python -m pip install --force-reinstall --no-cache-dir --no-binary llama-cpp-python llama-cpp-python"
+)
+BUNDLED = Path(str(resources.files("eft_local.models")))
+FOLDERS = ("recipes", "models", "chats", "cache")
+
+
+@click.command(cls=Command, epilog=example("eft doctor", "eft doctor --json"))
+@json_option
+def doctor(as_json: bool) -> int:
+    """Show what this installation can do and what is missing, with the command that mends it.
+
+    Ends with exit code 1 if something is missing without which the demo cannot run.
+    """
+    facts = _facts()
+    if as_json:
+        output.write_json(facts)
+    else:
+        output.write(_text(facts))
+    return int(any(item["needed"] for item in facts["missing"]))
+
+
+def _facts() -> dict[str, Any]:
+    """Return everything that doctor tells, ready for JSON. Memory in bytes."""
+    facts: dict[str, Any] = {
+        "versions": {"eft-local": _version("eft-local"), "python": platform.python_version()}
+        | {name: _version(name) for name in PACKAGES},
+        "machine": _machine(),
+        "llama.cpp": _llama(),
+        "folders": _folders(),
+        "recipes": _recipes(),
+    }
+    facts["missing"] = list(_missing(facts))
+    return facts
+
+
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _machine() -> dict[str, Any]:
+    import psutil
+
+    memory = psutil.virtual_memory()
+    return {
+        "system": f"{platform.system()} {platform.release()} {platform.machine()}",
+        "cores": psutil.cpu_count(logical=False),
+        "threads": psutil.cpu_count(),
+        "ram": memory.total,
+        "ram_available": memory.available,
+    }
+
+
+def _llama() -> dict[str, Any]:
+    """Return what llama.cpp says of itself and of its devices, or why it cannot be loaded."""
+    try:
+        from eft_local.llama import devices
+    except (ImportError, OSError, RuntimeError) as error:
+        return {"error": " ".join(str(error).split()), "devices": []}
+    build = asdict(devices.build())
+    return {**build, "devices": [asdict(device) for device in devices.devices()]}
+
+
+def _folders() -> dict[str, dict[str, Any]]:
+    from eft_local import locations
+
+    paths: dict[str, Path] = {name: getattr(locations, name)() for name in FOLDERS}
+    return {name: {"path": str(path), "exists": path.is_dir()} for name, path in paths.items()}
+
+
+def _recipes() -> dict[str, dict[str, str | None]]:
+    """Return for every named recipe its file and what is wrong with it or its models (None: nothing)."""
+    from eft_local.errors import EftError
+    from eft_local.references import find_recipe, recipe_names, resolve_model
+
+    found: dict[str, dict[str, str | None]] = {}
+    for name, path in recipe_names().items():
+        found[name] = {"path": str(path), "problem": None}
+        try:
+            recipe = find_recipe(name)
+            roles = [recipe.base, recipe.antiexpert, *recipe.experts.values(), *recipe.compare.values()]
+            for role in [*roles, *(expert.antiexpert for expert in recipe.experts.values())]:
+                if role is not None:
+                    resolve_model(role.model, recipe.folder)
+        except EftError as error:
+            found[name]["problem"] = str(error)
+    return found
+
+
+def _missing(facts: dict[str, Any]) -> Any:
+    """Yield what is missing, whether it is needed, and the command that mends it."""
+    llama = facts["llama.cpp"]
+    if "error" in llama:
+        yield _item(f"llama.cpp cannot be loaded: {llama['error']}", REBUILD, needed=True)
+    for name, recipe in facts["recipes"].items():
+        if recipe["problem"] is not None:
+            bundled = Path(recipe["path"]).parent == BUNDLED
+            mend = _restore() if bundled else f"edit {recipe['path']}"
+            yield _item(f"recipe {name}: {recipe['problem']}", mend, needed=name == "demo")
+    if "demo" not in facts["recipes"]:
+        yield _item("the bundled recipe demo", _restore(), needed=True)
+    if importlib.util.find_spec("matplotlib") is None:
+        yield _item(
+            "matplotlib, for eft eval --plot", "python -m pip install 'eft-local[plot]'", needed=False
+        )
+    if llama.get("gpu_offload") is False:
+        yield from _missing_gpu()
+
+
+def _restore() -> str:
+    """Return the command that brings back bundled files: they are in the clone's history, or in the package."""
+    if (BUNDLED.parent / ".git").exists():
+        return f"git -C {BUNDLED.parent} checkout -- {BUNDLED.name}"
+    return "python -m pip install --force-reinstall --no-deps eft-local"
+
+
+def _missing_gpu() -> Any:
+    """Yield the rebuild that would use a GPU which is there."""
+    if shutil.which("nvidia-smi"):
+        yield _item(
+            "llama.cpp was built without CUDA; there is an NVIDIA GPU",
+            f'CMAKE_ARGS="-DGGML_CUDA=on" {REBUILD}',
+            needed=False,
+        )
+    if sys.platform == "darwin" and platform.machine() == "arm64":
+        yield _item(
+            "llama.cpp was built without Metal", f'CMAKE_ARGS="-DGGML_METAL=on" {REBUILD}', needed=False
+        )
+
+
+def _item(what: str, mend: str, *, needed: bool) -> dict[str, Any]:
+    return {"what": what, "mend": mend, "needed": needed}
+
+
+def _text(facts: dict[str, Any]) -> str:
+    """Return the facts as lines that a person or a screen reader can go through."""
+    machine, llama = facts["machine"], facts["llama.cpp"]
+    versions = (f"{name} {version or 'not installed'}" for name, version in facts["versions"].items())
+    lines = [
+        *_section("Versions", versions),
+        *_section(
+            "Machine",
+            [
+                machine["system"],
+                f"{machine['cores']} cores, {machine['threads']} threads",
+                f"{_gigabytes(machine['ram_available'])} of {_gigabytes(machine['ram'])} RAM available",
+            ],
+        ),
+        *_section("llama.cpp", _llama_lines(llama)),
+        *_section("Devices", (_device_line(device) for device in llama["devices"])),
+        *_section("Folders", (_folder_line(name, folder) for name, folder in facts["folders"].items())),
+        *_section(
+            "Recipes",
+            (f"{name}: {recipe['problem'] or 'ready'}" for name, recipe in facts["recipes"].items()),
+        ),
+        *_section("Missing", (f"{item['what']}\n    {item['mend']}" for item in facts["missing"])),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _section(title: str, lines: Any) -> list[str]:
+    return [title, *([f"  {line}" for line in lines] or ["  nothing"])]
+
+
+def _llama_lines(llama: dict[str, Any]) -> list[str]:
+    if "error" in llama:
+        return [f"cannot be loaded: {llama['error']}"]
+    abilities = {"gpu_offload": "GPU offload", "mmap": "mmap", "mlock": "mlock", "rpc": "RPC"}
+    return [
+        f"version {llama['llama']}, ggml {llama['ggml']}",
+        ", ".join(f"{name} {'yes' if llama[key] else 'no'}" for key, name in abilities.items()),
+        *(f"{backend}: {', '.join(names)}" for backend, names in llama["features"].items()),
+    ]
+
+
+def _device_line(device: dict[str, Any]) -> str:
+    memory = f"{_gigabytes(device['free'])} of {_gigabytes(device['total'])} free"
+    return f"{device['name']} ({device['kind']}): {device['description']}, {memory}"
+
+
+def _folder_line(name: str, folder: dict[str, Any]) -> str:
+    return f"{name}: {folder['path']}" + ("" if folder["exists"] else " (not made yet)")
+
+
+def _gigabytes(size: int) -> str:
+    return f"{size / 2**30:.1f} GiB"

@@ -1,0 +1,45 @@
+"""Loading a recipe's models, with progress for those who watch."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from eft_local.cli.interrupt import Interrupt, interruptible
+
+if TYPE_CHECKING:
+    from eft_local.emulator import Emulator
+    from eft_local.recipe import Recipe
+
+
+@contextmanager
+def loaded(recipe: Recipe) -> Iterator[Emulator]:
+    """Load the recipe's models and free them at the end; Ctrl+C while they load raises Cancelled."""
+    from eft_local.emulator import Emulator
+
+    with interruptible() as interrupt, _progress(interrupt) as progress:
+        emulator = Emulator.load(recipe, progress=progress)
+    with emulator:
+        yield emulator
+
+
+@contextmanager
+def _progress(interrupt: Interrupt) -> Iterator[Callable[[str, float], bool]]:
+    """Yield a progress callback that shows a bar on a terminal, and that stops the load after Ctrl+C."""
+    if not sys.stderr.isatty():
+        yield lambda role, fraction: not interrupt.asked
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn
+
+    columns = (TextColumn("loading {task.description}"), BarColumn(), TextColumn("{task.percentage:3.0f} %"))
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("models", total=1.0)
+
+        def report(role: str, fraction: float) -> bool:
+            bar.update(task, description=role, completed=fraction)
+            return not interrupt.asked
+
+        yield report

@@ -1,0 +1,99 @@
+"""Writing: stdout is the product, stderr is the talk, files appear whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from eft_local.errors import OutputError
+
+
+def prepare() -> None:
+    """Let every text be written: what the terminal's encoding lacks is shown as an escape, not as a crash."""
+    for stream in (sys.stdout, sys.stderr):
+        reconfigure = getattr(stream, "reconfigure", None)
+        if reconfigure is not None:
+            reconfigure(errors="backslashreplace")
+
+
+def write(text: str) -> None:
+    """Write to stdout. Raises: OutputError (disk full, ...), BrokenPipeError."""
+    with _told_as_output_error():
+        sys.stdout.write(text)
+
+
+def flush() -> None:
+    """Send what was written on its way. Raises: OutputError, BrokenPipeError."""
+    with _told_as_output_error():
+        sys.stdout.flush()
+
+
+def write_json(value: Any) -> None:
+    """Write one JSON object and a newline to stdout."""
+    write(json.dumps(value, ensure_ascii=False, indent=2, allow_nan=False) + "\n")
+
+
+def note(text: str) -> None:
+    """Say a line on stderr."""
+    with contextlib.suppress(OSError):
+        sys.stderr.write(text + "\n")
+        sys.stderr.flush()
+
+
+def complain(text: str) -> None:
+    """Say on stderr what went wrong."""
+    note(f"eft: {text}")
+
+
+def abandon() -> None:
+    """Give up on stdout if it cannot be written, so that Python's own last flush does not fail aloud."""
+    try:
+        sys.stdout.flush()
+    except (OSError, ValueError):
+        with contextlib.suppress(OSError, ValueError):
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, sys.stdout.fileno())
+            os.close(nowhere)
+
+
+def save(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all: under another name beside it first. Raises: OutputError."""
+    temporary = None
+    try:
+        with tempfile.NamedTemporaryFile(
+            dir=path.parent, prefix=f".{path.name}.", suffix=".part", delete=False
+        ) as file:
+            temporary = Path(file.name)
+            file.write(content)
+        temporary.replace(path)
+    except OSError as error:
+        raise OutputError(f"cannot write {path}: {error.strerror}") from error
+    finally:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+
+
+def check_writable(path: Path) -> None:
+    """Refuse a file that could not be written later, before hours of work. Raises: OutputError."""
+    if not path.parent.is_dir():
+        raise OutputError(f"cannot write {path}: the folder {path.parent} does not exist")
+    if path.is_dir():
+        raise OutputError(f"cannot write {path}: it is a folder")
+    if not os.access(path.parent, os.W_OK):
+        raise OutputError(f"cannot write {path}: no permission to write in {path.parent}")
+
+
+@contextlib.contextmanager
+def _told_as_output_error() -> Iterator[None]:
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise OutputError(f"cannot write to stdout: {error.strerror}") from error

@@ -1,0 +1,327 @@
+"""The Emulator: a recipe's roles, loaded and ready to answer."""
+
+from __future__ import annotations
+
+import secrets
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from types import TracebackType
+
+from eft_local.emulator.loading import (
+    Library,
+    LoadedRole,
+    LoadProgress,
+    common_width,
+    mixed_roles,
+    unused_tokens,
+    warn_of_capped_logits,
+)
+from eft_local.emulator.mixture import MIXTURE, Mixture
+from eft_local.emulator.results import Answer, Score, Step
+from eft_local.emulator.scoring import score
+from eft_local.emulator.slots import Slots
+from eft_local.emulator.writing import Line, System, write
+from eft_local.errors import BusyError, PromptError, RecipeError, UsageError
+from eft_local.llama import Sampler
+from eft_local.prompts import conversation
+from eft_local.recipe import Recipe
+from eft_local.references import find_recipe
+
+Prompt = str | Sequence[Mapping[str, object]]
+"""A bare string is one user turn; otherwise messages with `role` and `content`."""
+
+_SCORED_ROWS = 8  # rows of logits that `score` reads at a time: a buffer of 8 × n_vocab floats per role
+
+
+class Emulator:
+    """Answers as the base would if it had been tuned as the experts were.
+
+    One answer at a time; `cancel` alone may be called from another thread. Close it, or use it in a `with`.
+    """
+
+    def __init__(self, recipe: Recipe, roles: Mapping[str, LoadedRole], library: Library | None = None) -> None:
+        """roles: what the formula needs, by name (see `mixed_roles`), loaded; `load` does that.
+
+        Raises: VocabularyMismatchError, OutOfMemoryError.
+        """
+        self._recipe = recipe
+        self._library = library or Library()
+        self._roles = dict(roles)
+        self._mixed = tuple(roles)
+        self._busy = threading.Lock()
+        self._running: Slots | None = None
+        width = common_width(roles)
+        self._mixture = Mixture(width, unused_tokens(roles["base"].vocabulary, width))
+        warn_of_capped_logits(roles)
+        self._slots = {"eft": Slots(roles, context=recipe.context, outputs=_SCORED_ROWS)}
+
+    @classmethod
+    def load(cls, recipe: Recipe | str | Path, *, progress: LoadProgress | None = None) -> Emulator:
+        """Load every role of a recipe, given itself, by name or by path.
+
+        progress: called with a role's name and 0…1; returning False cancels.
+        Raises: RecipeError, ModelNotFoundError, ModelFileError, UnsupportedModelError, PromptError,
+            VocabularyMismatchError, OutOfMemoryError, Cancelled.
+        """
+        if not isinstance(recipe, Recipe):
+            recipe = find_recipe(recipe)
+        with ExitStack() as cleanup:
+            library = Library()
+            cleanup.callback(library.close)
+            roles = {
+                name: library.load(recipe, name, role, progress) for name, role in mixed_roles(recipe).items()
+            }
+            emulator = cls(recipe, roles, library)
+            cleanup.pop_all()
+        return emulator
+
+    @property
+    def recipe(self) -> Recipe:
+        """What is run. Assign a changed one (`emulator.recipe = emulator.recipe.replace(beta=1.2)`) and the next token
+        obeys, also in the middle of an answer. Raises: RecipeError if the change needs other models or contexts.
+        """
+        return self._recipe
+
+    @recipe.setter
+    def recipe(self, recipe: Recipe) -> None:
+        if recipe.load_key() != self._recipe.load_key():
+            raise RecipeError(
+                "models, placement and context cannot change while they are loaded; use Emulator.load(recipe)"
+            )
+        self._recipe = recipe
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        """The roles of the mixture: base, antiexpert, the experts, and own antiexperts as `NAME.antiexpert`."""
+        return self._mixed
+
+    @property
+    def systems(self) -> tuple[str, ...]:
+        """What `only` accepts."""
+        return (MIXTURE, *self._mixed, "expert", *self._recipe.compare)
+
+    def stream(
+        self,
+        messages_or_prompt: Prompt,
+        *,
+        only: str = MIXTURE,
+        max_tokens: int | None = None,
+        seed: int | None = None,
+        top: int = 0,
+        facts: bool = True,
+        prefix: Sequence[int] = (),
+    ) -> Iterator[Step]:
+        """Write one answer, token by token; stop reading at any time.
+
+        only: run one role alone (see `systems`). max_tokens, seed: in place of the recipe's.
+        facts: what each role thinks of every token (`Step.roles`, `change`); top: so many candidates per role.
+        prefix: token ids that the answer already has, to be continued.
+        Raises: PromptError, UsageError, ContextOverflowError, EvaluationError, BusyError.
+        """
+        return self._steps(only, self._line(only, messages_or_prompt, max_tokens, seed, prefix, facts, top))
+
+    def chat(
+        self,
+        messages_or_prompt: Prompt,
+        *,
+        only: str = MIXTURE,
+        max_tokens: int | None = None,
+        seed: int | None = None,
+        prefix: Sequence[int] = (),
+        on_step: Callable[[Step], None] | None = None,
+    ) -> Answer:
+        """Write one answer and return it whole; arguments and errors as in `stream`.
+
+        on_step: called with each step (without facts) as it is made.
+        """
+        line = self._line(only, messages_or_prompt, max_tokens, seed, prefix)
+        for step in self._steps(only, line):
+            if on_step:
+                on_step(step)
+        return line.answer()
+
+    def generate(
+        self,
+        prompts: Iterable[Prompt],
+        *,
+        only: str = MIXTURE,
+        max_tokens: int | None = None,
+        seed: int | None = None,
+        prefixes: Sequence[Sequence[int]] | None = None,
+        parallel: int = 8,
+        progress: Callable[[int], None] | None = None,
+    ) -> list[Answer]:
+        """Answer many prompts, `parallel` of them side by side: one batch per role and step.
+
+        Each gets what it would get alone (the same seed for all). prefixes: one per prompt.
+        progress: called with the number of finished answers. After `cancel`, unfinished answers have the finish
+        reason "cancelled". Raises: as `stream`.
+        """
+        prompts = list(prompts)
+        if parallel < 1:
+            raise UsageError(f"parallel = {parallel}: at least 1 answer must be written at a time")
+        if prefixes is not None and len(prefixes) != len(prompts):
+            raise UsageError(f"{len(prefixes)} prefixes were given for {len(prompts)} prompts")
+        lines = [
+            self._line(only, prompt, max_tokens, seed, prefixes[index] if prefixes else ())
+            for index, prompt in enumerate(prompts)
+        ]
+        if not lines:
+            return []
+        with self._answering(only, lines, min(parallel, len(lines))) as (slots, system):
+            finished = 0
+            for _, step in write(slots, system, lines, lambda: self._recipe, min(parallel, len(lines))):
+                if step.finish_reason:
+                    finished += 1
+                    if progress:
+                        progress(finished)
+        return [line.answer() for line in lines]
+
+    def score(self, messages_or_prompt: Prompt, continuation: str, *, only: str = MIXTURE) -> Score:
+        """Return how likely a given continuation is: verbatim, tokenised once without special tokens.
+
+        Raises: PromptError, UsageError, ContextOverflowError, EvaluationError, BusyError, Cancelled.
+        """
+        line = self._line(only, messages_or_prompt, None, 0, ())
+        with self._answering(only) as (slots, system):
+            tokens = system.vocabulary.tokenize(continuation, add_special=False, parse_special=False)
+            return score(slots, system, line.prompts, tokens, self._recipe)
+
+    def cancel(self) -> None:
+        """Stop what is running, soon, from any thread; the answer keeps its partial text."""
+        running = self._running
+        if running:
+            running.abort()
+
+    def close(self) -> None:
+        """Free all contexts and models."""
+        for slots in self._slots.values():
+            slots.close()
+        self._slots = {}
+        self._library.close()
+
+    def __enter__(self) -> Emulator:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _steps(self, only: str, line: Line) -> Iterator[Step]:
+        with self._answering(only) as (slots, system):
+            for _, step in write(slots, system, [line], lambda: self._recipe):
+                yield step
+
+    def _line(
+        self,
+        only: str,
+        messages_or_prompt: Prompt,
+        max_tokens: int | None,
+        seed: int | None,
+        prefix: Sequence[int],
+        facts: bool = False,
+        top: int = 0,
+    ) -> Line:
+        if max_tokens is not None and max_tokens < 1:
+            raise UsageError(f"max_tokens = {max_tokens}: at least 1 token must be asked for")
+        messages = conversation(messages_or_prompt)
+        prompts = {}
+        for name in self._names(only):
+            prompts[name] = self._role(name).tokens(messages)
+            if not prompts[name]:
+                raise PromptError(f"the prompt of {name} is empty: its template rendered nothing; give it another prompt")
+        seed = seed if seed is not None else self._recipe.sampling.seed
+        return Line(
+            prompts,
+            seed=secrets.randbits(32) if seed is None else seed,
+            max_tokens=max_tokens,
+            prefix=tuple(prefix),
+            facts=facts,
+            top=top,
+        )
+
+    def _names(self, only: str) -> tuple[str, ...]:
+        """The roles that a system evaluates. Raises: UsageError."""
+        if only == MIXTURE:
+            return self._mixed
+        if only == "expert":
+            return (next(iter(self._recipe.experts)),)
+        if only in self._mixed or only in self._recipe.compare:
+            return (only,)
+        raise UsageError(
+            f"there is no system {only!r} in recipe {self._recipe.name!r}; use one of {', '.join(self.systems)}"
+        )
+
+    def _role(self, name: str) -> LoadedRole:
+        """A loaded role; models under [compare] are loaded when they are first asked for."""
+        if name not in self._roles:
+            self._roles[name] = self._library.load(self._recipe, name, self._recipe.compare[name], None)
+        return self._roles[name]
+
+    def _system(self, only: str) -> System:
+        names = self._names(only)
+        loaded = {name: self._role(name) for name in names}
+        # What the tuned model calls an end is an end; so is what the base does.
+        speakers = [loaded[name] for name in names if name == "base" or name in self._recipe.experts] or [
+            loaded[names[0]]
+        ]
+        voice = speakers[-1] if only != MIXTURE else loaded[next(iter(self._recipe.experts))]
+        n_vocab = self._mixture.n_vocab if only in (MIXTURE, *self._mixed, "expert") else voice.vocabulary.n_tokens
+        return System(
+            roles=names,
+            mixture=self._mixture if only == MIXTURE else None,
+            vocabulary=voice.vocabulary,
+            n_vocab=n_vocab,
+            ends=lambda token: any(speaker.vocabulary.is_eog(token) for speaker in speakers),
+            sampler=lambda sampling: Sampler(voice.vocabulary, sampling, n_vocab, self._recipe.context),
+        )
+
+    @contextmanager
+    def _answering(
+        self, only: str, lines: Sequence[Line] | None = None, parallel: int = 1
+    ) -> Iterator[tuple[Slots, System]]:
+        """Hold the emulator for one call, with the contexts that it needs. Raises: BusyError."""
+        if not self._busy.acquire(blocking=False):
+            raise BusyError("another answer is being written; close its stream, or wait, or load a second Emulator")
+        try:
+            system = self._system(only)
+            slots = self._own_slots(system) if lines is None else self._batch_slots(system, lines, parallel)
+            self._running = slots
+            slots.resume()
+            try:
+                yield slots, system
+            finally:
+                self._running = None
+                if lines is not None:
+                    slots.close()
+        finally:
+            self._busy.release()
+
+    def _own_slots(self, system: System) -> Slots:
+        """The contexts that stay open from turn to turn."""
+        name = "eft" if system.roles[0] in self._mixed else system.roles[0]
+        if name not in self._slots:
+            roles = {role: self._role(role) for role in system.roles}
+            self._slots[name] = Slots(roles, context=self._recipe.context, outputs=_SCORED_ROWS)
+        return self._slots[name]
+
+    def _batch_slots(self, system: System, lines: Sequence[Line], parallel: int) -> Slots:
+        """Contexts for one batch, as large as its longest answer can get and no larger."""
+        limit = self._recipe.context
+
+        def longest(name: str) -> int:
+            asked = (line.max_tokens or self._recipe.sampling.max_tokens or limit for line in lines)
+            return max(
+                min(limit, len(line.prompts[name]) + len(line.prefix) + room)
+                for line, room in zip(lines, asked, strict=True)
+            )
+
+        return Slots(
+            {name: self._role(name) for name in system.roles},
+            context=limit,
+            slots=parallel,
+            cells={name: parallel * longest(name) for name in system.roles},
+        )

@@ -1,0 +1,153 @@
+"""From a recipe to loaded roles: each file once, vocabularies compared before anything is generated."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from eft_local.llama import ChatTemplate, Model, supports_gpu_offload
+from eft_local.prompts import Message, Template, render, template_for
+from eft_local.protocols import Evaluator, LanguageModel, Vocabulary
+from eft_local.recipe import Placement, Recipe, Role
+from eft_local.references import resolve_model
+from eft_local.vocabulary import UNUSED, compare
+
+log = logging.getLogger("eft_local")
+
+LoadProgress = Callable[[str, float], bool | None]
+"""Called with a role's name and 0…1 while its weights are loaded; returning False cancels the load."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LoadedRole:
+    """A role with its model: all it needs to see a conversation and to evaluate tokens."""
+
+    role: Role
+    placement: Placement
+    model: LanguageModel
+    template: Template | None = None
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        return self.model.vocabulary
+
+    def tokens(self, messages: Sequence[Message]) -> list[int]:
+        """Return the conversation as this role's prompt. Raises: PromptError."""
+        rendered = render(self.role.prompt, messages, self.template)
+        tokens = self.vocabulary.tokenize(
+            rendered.text, add_special=rendered.add_special, parse_special=rendered.parse_special
+        )
+        bos = self.vocabulary.bos
+        if rendered.ensure_bos and self.vocabulary.add_bos and bos is not None and tokens[:1] != [bos]:
+            tokens.insert(0, bos)
+        return tokens
+
+    def open(self, *, n_ctx: int, n_seq: int, n_outputs: int) -> Evaluator:
+        """Make a context for this role's model. Raises: OutOfMemoryError."""
+        placement = self.placement
+        return self.model.open(
+            n_ctx=n_ctx,
+            n_seq=n_seq,
+            n_outputs=n_outputs,
+            n_batch=placement.batch,
+            n_ubatch=placement.ubatch,
+            n_threads=placement.threads,
+            n_threads_batch=placement.threads_batch,
+            kv_type=placement.kv_type,
+            flash_attention=placement.flash_attention,
+        )
+
+
+def mixed_roles(recipe: Recipe) -> dict[str, Role]:
+    """The roles that the formula needs, by name: base, antiexpert, experts, and `NAME.antiexpert` for own ones."""
+    roles = {"base": recipe.base}
+    if recipe.antiexpert:
+        roles["antiexpert"] = recipe.antiexpert
+    roles.update(recipe.experts)
+    for name, expert in recipe.experts.items():
+        if expert.antiexpert:
+            roles[f"{name}.antiexpert"] = expert.antiexpert
+    return roles
+
+
+def antiexpert_name(recipe: Recipe, expert: str) -> str:
+    """The role that this expert is compared with."""
+    return f"{expert}.antiexpert" if recipe.experts[expert].antiexpert else "antiexpert"
+
+
+class Library:
+    """The models that are open, each file once however many roles use it."""
+
+    def __init__(self) -> None:
+        self._models: dict[tuple[object, ...], Model] = {}
+        self._cleanup = ExitStack()
+
+    def load(self, recipe: Recipe, name: str, role: Role, progress: LoadProgress | None) -> LoadedRole:
+        """Load one role. Raises: ModelNotFoundError, PromptError, and what `Model.load` raises."""
+        path = resolve_model(role.model, recipe.folder)
+        placement = recipe.placement_of(role)
+        layers = placement.offload
+        if layers == "auto":
+            layers = -1 if supports_gpu_offload() else 0
+        key = (path.resolve(), layers, placement.mmap, placement.mlock)
+        if key not in self._models:
+            self._models[key] = self._cleanup.enter_context(
+                Model.load(
+                    path,
+                    n_gpu_layers=layers,
+                    mmap=placement.mmap,
+                    mlock=placement.mlock,
+                    progress=(lambda fraction: progress(name, fraction)) if progress else None,
+                )
+            )
+        model = self._models[key]
+        template = template_for(role.prompt, model.chat_template, _compiler(model), recipe.folder, str(path))
+        return LoadedRole(role, placement, model, template)
+
+    def close(self) -> None:
+        self._cleanup.close()
+
+
+def _compiler(model: Model) -> Callable[[str], Template]:
+    vocabulary = model.vocabulary
+    return lambda source: ChatTemplate(
+        source, bos=vocabulary.text(vocabulary.bos), eos=vocabulary.text(vocabulary.eos), origin=model.path.name
+    )
+
+
+def common_width(roles: Mapping[str, LoadedRole]) -> int:
+    """Compare all roles' vocabularies with the base's; return how many ids they have in common.
+
+    Raises: VocabularyMismatchError.
+    """
+    base = roles["base"]
+    widths = [
+        compare(base.vocabulary, loaded.vocabulary, ("base", name))
+        for name, loaded in _distinct(roles).items()
+    ]
+    return min(widths)
+
+
+def unused_tokens(vocabulary: Vocabulary, width: int) -> npt.NDArray[np.intp]:
+    """Ids below `width` that stand for nothing: padding inside a vocabulary, which is never offered."""
+    return np.flatnonzero(vocabulary.attributes()[:width] & UNUSED)
+
+
+def warn_of_capped_logits(roles: Mapping[str, LoadedRole]) -> None:
+    """Warn where logits are soft-capped in some roles only: their deltas are on another scale."""
+    capped = {name for name, loaded in roles.items() if getattr(loaded.model, "caps_logits", False)}
+    if capped and capped != set(roles):
+        log.warning("%s cap their logits and the other roles do not: deltas are on different scales", sorted(capped))
+
+
+def _distinct(roles: Mapping[str, LoadedRole]) -> dict[str, LoadedRole]:
+    """One role per model; the base always, as its own comparison gives its width."""
+    seen: dict[int, str] = {}
+    for name, loaded in roles.items():
+        seen.setdefault(id(loaded.model), name)
+    return {name: roles[name] for name in seen.values()}

@@ -1,0 +1,105 @@
+"""One step of the mixture: the roles' logits in, the scores that are sampled from out, and what each role thinks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import numpy.typing as npt
+
+from eft_local import mix
+from eft_local.emulator.loading import antiexpert_name
+from eft_local.emulator.results import Candidate, RoleView
+from eft_local.protocols import Floats, Vocabulary
+from eft_local.recipe import Recipe
+
+MIXTURE = "eft"
+
+
+class Mixture:
+    """Applies a recipe's formula to rows of logits; its buffer is reused from step to step."""
+
+    def __init__(self, n_vocab: int, unused: npt.NDArray[np.intp]) -> None:
+        """n_vocab: ids that all roles have in common; unused: those of them that are padding and never offered."""
+        self.n_vocab = n_vocab
+        self._unused = unused
+        self._scores = np.empty((0, n_vocab), np.float32)
+
+    def scores(self, recipe: Recipe, logits: Mapping[str, Floats]) -> Floats:
+        """Return the mixture's scores, float32 [rows, n_vocab], valid until the next call.
+
+        logits: per role, [rows, at least n_vocab]. A row's scores are log-probabilities up to a constant.
+        """
+        views = {name: rows[:, : self.n_vocab] for name, rows in logits.items()}
+        base = views["base"]
+        keep = None
+        if recipe.conservative_filter is not None:
+            # The filter mixes two scales of one token, so a per-model constant would no longer drop out.
+            views = {name: mix.log_softmax(rows) for name, rows in views.items()}
+            first = next(iter(recipe.experts))
+            keep = mix.top_p_mask(views[first], recipe.conservative_filter)
+        scores = mix.mix(
+            views["base"],
+            [views[name] for name in recipe.experts],
+            [views[antiexpert_name(recipe, name)] for name in recipe.experts],
+            list(recipe.alphas.values()),
+            recipe.beta,
+            keep,
+            out=self._buffer(len(base)),
+        )
+        if recipe.plausibility_mask is not None or recipe.plausibility_top_p is not None:
+            reference = mix.log_softmax(base) if recipe.plausibility_top_p is not None else base
+            scores[~mix.plausible(reference, recipe.plausibility_mask, recipe.plausibility_top_p)] = -np.inf
+        if self._unused.size:
+            scores[:, self._unused] = -np.inf
+        return scores
+
+    def _buffer(self, rows: int) -> Floats:
+        if len(self._scores) < rows:
+            self._scores = np.empty((rows, self.n_vocab), np.float32)
+        return self._scores[:rows]
+
+
+def views(
+    rows: Mapping[str, Floats], token: int, top: int, vocabulary: Vocabulary
+) -> tuple[dict[str, RoleView], float | None, bool | None]:
+    """Return what each role thinks of a token, and how far the mixture is from the base.
+
+    rows: per role (and "eft") one row of logits [n_vocab]. top: candidates per role.
+    Returns (views, total variation between base and mixture, whether the top choice differs); the latter two are
+    None when one role runs alone.
+    """
+    normalisers = {name: log_normaliser(row) for name, row in rows.items()}
+    seen = {
+        name: RoleView(
+            mix.rank(row, token),
+            float(row[token]) - normalisers[name],
+            _candidates(row, normalisers[name], top, vocabulary),
+        )
+        for name, row in rows.items()
+    }
+    if MIXTURE not in rows or "base" not in rows:
+        return seen, None, None
+    base, mixed = rows["base"], rows[MIXTURE]
+    difference = np.exp(base - np.float32(normalisers["base"]))
+    difference -= np.exp(mixed - np.float32(normalisers[MIXTURE]))
+    change = min(1.0, 0.5 * float(np.abs(difference, out=difference).sum()))
+    return seen, change, int(base.argmax()) != int(mixed.argmax())
+
+
+def log_normaliser(row: Floats) -> float:
+    """Return log Σ exp(row) of one row of logits: what to subtract to get log-probabilities."""
+    highest = row.max()
+    return float(highest + np.log(np.exp(row - highest).sum(dtype=np.float64)))
+
+
+def _candidates(row: Floats, normaliser: float, top: int, vocabulary: Vocabulary) -> tuple[Candidate, ...]:
+    if top <= 0:
+        return ()
+    top = min(top, row.size)
+    ids = np.argpartition(row, row.size - top)[row.size - top :]
+    ids = ids[np.lexsort((ids, -row[ids]))]
+    return tuple(
+        Candidate(int(token), vocabulary.piece(int(token)).decode("utf-8", "replace"), float(row[token]) - normaliser)
+        for token in ids
+    )

@@ -1,0 +1,93 @@
+"""What the emulator gives back: steps while an answer is written, the answer, and scores of a given text."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from eft_local.protocols import Floats
+
+FinishReason = Literal["stop", "length", "context", "cancelled"]
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A token that a role might have chosen, with its log-probability (natural logarithm) under that role."""
+
+    token: int
+    text: str
+    logprob: float
+
+
+@dataclass(frozen=True, slots=True)
+class RoleView:
+    """What one role thinks of the chosen token: its rank (0 = top) and log-probability; `top` candidates if asked."""
+
+    rank: int
+    logprob: float
+    top: tuple[Candidate, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One token of an answer.
+
+    token: its id; None in the closing step of a cancelled answer.
+    text: what became readable with it: never half a character, never the start of a stop string; may be empty.
+    logprob: under the mixture (or the one role that runs), before the samplers.
+    drafted: whether a draft proposed it.
+    roles: per role, and for the mixture under "eft", what it thinks of the token; empty when facts are off.
+    change: total variation distance, 0…1, between the base's and the mixture's distribution here.
+    top_changed: whether the mixture's most likely token is another than the base's.
+    finish_reason: set in the last step of every answer, and only there.
+    """
+
+    token: int | None
+    text: str
+    logprob: float | None = None
+    drafted: bool = False
+    roles: Mapping[str, RoleView] = field(default_factory=dict)
+    change: float | None = None
+    top_changed: bool | None = None
+    finish_reason: FinishReason | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RoleTiming:
+    """Milliseconds that llama.cpp spent for one role: on the prompt (with the first token) and on the rest."""
+
+    prompt_ms: float
+    generation_ms: float
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A finished answer.
+
+    text, tokens: what was written now, without the end token and without a `prefix` that was given.
+    prompt_tokens: per role, tokens of its prompt; evaluated_tokens: those of them that no cache held.
+    timings: per role; where sequences share an evaluation, each has an equal share of its time.
+    overhead_ms: everything outside llama.cpp: mixing, sampling, text.
+    tokens_per_second: after the first token, whose time is the prompt's.
+    seed: reproduces the answer.
+    """
+
+    text: str
+    tokens: tuple[int, ...]
+    finish_reason: FinishReason
+    prompt_tokens: Mapping[str, int]
+    evaluated_tokens: Mapping[str, int]
+    timings: Mapping[str, RoleTiming]
+    overhead_ms: float
+    tokens_per_second: float
+    seed: int
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """Log-probabilities of a given continuation, one per token: of the mixture, and `by_role`; float32 [n]."""
+
+    tokens: tuple[int, ...]
+    logprobs: Floats
+    by_role: Mapping[str, Floats]

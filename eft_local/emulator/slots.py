@@ -1,0 +1,174 @@
+"""Slots: a context for each role, with room for several answers that are being written at the same time.
+
+A role's prompt in a slot is one sequence of a context. Roles on the same weights are sequences of one context, so that
+their rows go through the weights together. What a sequence's cache holds is kept as a list of token ids: the next
+prompt in that slot evaluates only what follows the longest common prefix.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+
+from eft_local.emulator.loading import LoadedRole
+from eft_local.errors import ContextOverflowError
+from eft_local.protocols import Evaluator, Floats, Rows
+
+
+@dataclass(slots=True)
+class _Sequence:
+    """One role's tokens in one slot: `cached` are in the context's memory, `pending` are to be evaluated next."""
+
+    evaluator: Evaluator
+    number: int
+    cached: list[int] = field(default_factory=list)
+    pending: list[int] = field(default_factory=list)
+
+    @property
+    def length(self) -> int:
+        return len(self.cached) + len(self.pending)
+
+    def begin(self, prompt: Sequence[int]) -> int:
+        """Make `prompt` the sequence's content; return how many of its tokens must be evaluated."""
+        # The last token is always evaluated: its logits choose the first token of the answer.
+        kept = min(common_prefix(self.cached, prompt), len(prompt) - 1)
+        if kept < len(self.cached):
+            kept = self.evaluator.rewind(self.number, kept)
+            del self.cached[kept:]
+        self.pending = list(prompt[kept:])
+        return len(self.pending)
+
+    def settle(self) -> None:
+        """What was pending has been evaluated."""
+        self.cached += self.pending
+        self.pending = []
+
+
+@dataclass(slots=True)
+class _Group:
+    """Roles on the same weights: one context, whose sequences are numbered role by role."""
+
+    evaluator: Evaluator
+    roles: list[str]
+
+
+class Slots:
+    """Contexts for `roles`, each with `slots` sequences of at most `context` tokens."""
+
+    def __init__(
+        self,
+        roles: Mapping[str, LoadedRole],
+        *,
+        context: int,
+        slots: int = 1,
+        cells: Mapping[str, int] | None = None,
+        outputs: int = 1,
+    ) -> None:
+        """cells: tokens that all slots of a role have room for, by role; default context × slots.
+        outputs: rows of logits that `evaluate` can return per slot.
+
+        Raises: OutOfMemoryError.
+        """
+        self.context = context
+        self.outputs = outputs
+        self.seconds: dict[str, float] = dict.fromkeys(roles, 0.0)
+        self._groups: list[_Group] = []
+        self._sequences: dict[tuple[str, int], _Sequence] = {}
+        with ExitStack() as cleanup:
+            for names in _by_weights(roles):
+                evaluator = roles[names[0]].open(
+                    n_ctx=sum(cells[name] if cells else context * slots for name in names),
+                    n_seq=len(names) * slots,
+                    n_outputs=len(names) * slots * outputs,
+                )
+                cleanup.callback(evaluator.close)
+                self._groups.append(_Group(evaluator, names))
+                for index, name in enumerate(names):
+                    for slot in range(slots):
+                        self._sequences[name, slot] = _Sequence(evaluator, index * slots + slot)
+            self._cleanup = cleanup.pop_all()
+
+    def begin(self, slot: int, prompts: Mapping[str, Sequence[int]], room: int = 0) -> dict[str, int]:
+        """Give a slot a prompt per role; return how many tokens of each must be evaluated.
+
+        room: tokens that must fit behind each prompt. Raises: ContextOverflowError if they do not.
+        """
+        for name, prompt in prompts.items():
+            if len(prompt) + room > self.context:
+                behind = f" and {room} follow" if room > 0 else ""
+                raise ContextOverflowError(
+                    f"the prompt of {name} has {len(prompt)} tokens{behind}; the context holds {self.context}: "
+                    "shorten the conversation or raise `context` in the recipe"
+                )
+        return {name: self._sequences[name, slot].begin(prompt) for name, prompt in prompts.items()}
+
+    def push(self, slot: int, roles: Sequence[str], tokens: Sequence[int]) -> None:
+        """Append tokens to a slot's sequences; they are evaluated with the next `evaluate`."""
+        for name in roles:
+            self._sequences[name, slot].pending += tokens
+
+    def has_room(self, slot: int, roles: Sequence[str]) -> bool:
+        """Whether one more token fits into the slot's sequence of every role."""
+        return all(self._sequences[name, slot].length < self.context for name in roles)
+
+    def evaluate(self, slots: Sequence[int], roles: Sequence[str], outputs: int = 1) -> dict[str, Floats]:
+        """Evaluate what is pending in these slots; return per role the logits [len(slots) * outputs, n_vocab].
+
+        All roles are submitted before the first is read: on a GPU they overlap. The arrays are views, valid until
+        the next call. Adds to `seconds`.
+        Raises: Cancelled, EvaluationError, ContextOverflowError; each sequence is then as it was, or evaluated.
+        """
+        active = [(group, [name for name in group.roles if name in roles]) for group in self._groups]
+        active = [(group, names) for group, names in active if names]
+        for group, names in active:
+            started = time.perf_counter()
+            sequences = [self._sequences[name, slot] for name in names for slot in slots]
+            group.evaluator.submit([Rows(each.number, each.pending, outputs) for each in sequences])
+            for each in sequences:
+                each.settle()
+            self._count(names, started)
+        logits: dict[str, Floats] = {}
+        for group, names in active:
+            started = time.perf_counter()
+            rows = group.evaluator.logits()
+            per_role = len(slots) * outputs
+            for index, name in enumerate(names):
+                logits[name] = rows[index * per_role : (index + 1) * per_role]
+            self._count(names, started)
+        return logits
+
+    def abort(self) -> None:
+        """Stop a running `evaluate`; callable from any thread."""
+        for group in self._groups:
+            group.evaluator.abort()
+
+    def resume(self) -> None:
+        """Allow evaluations again after `abort`."""
+        for group in self._groups:
+            group.evaluator.resume()
+
+    def close(self) -> None:
+        self._cleanup.close()
+
+    def _count(self, names: Sequence[str], started: float) -> None:
+        seconds = (time.perf_counter() - started) / len(names)
+        for name in names:
+            self.seconds[name] += seconds
+
+
+def common_prefix(first: Sequence[int], second: Sequence[int]) -> int:
+    """Length of the longest common prefix."""
+    for index, (left, right) in enumerate(zip(first, second, strict=False)):
+        if left != right:
+            return index
+    return min(len(first), len(second))
+
+
+def _by_weights(roles: Mapping[str, LoadedRole]) -> list[list[str]]:
+    """Names of roles that can share a context: same weights, same placement."""
+    groups: dict[tuple[int, object], list[str]] = {}
+    for name, role in roles.items():
+        groups.setdefault((id(role.model), role.placement), []).append(name)
+    return list(groups.values())

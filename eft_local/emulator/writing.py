@@ -1,0 +1,224 @@
+"""The plain loop: evaluate every role, mix, choose, append; for one answer or for many side by side."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from eft_local.emulator.mixture import MIXTURE, Mixture, log_normaliser, views
+from eft_local.emulator.results import Answer, FinishReason, RoleTiming, Step
+from eft_local.emulator.slots import Slots
+from eft_local.emulator.text import TextStream
+from eft_local.errors import Cancelled
+from eft_local.llama import Sampler
+from eft_local.protocols import Floats, Vocabulary
+from eft_local.recipe import Recipe, Sampling
+
+
+@dataclass(frozen=True, slots=True)
+class System:
+    """What writes an answer: the mixture, or one role alone.
+
+    roles: names of those that are evaluated; mixture: None for one role alone.
+    vocabulary: gives tokens their text; n_vocab: width of the logits that are sampled from.
+    ends: whether a token ends the answer.
+    """
+
+    roles: tuple[str, ...]
+    mixture: Mixture | None
+    vocabulary: Vocabulary
+    n_vocab: int
+    ends: Callable[[int], bool]
+    sampler: Callable[[Sampling], Sampler]
+
+    def scores(self, recipe: Recipe, logits: Mapping[str, Floats]) -> Floats:
+        """Return what the next token is sampled from, [rows, n_vocab]."""
+        if self.mixture:
+            return self.mixture.scores(recipe, logits)
+        return logits[self.roles[0]][:, : self.n_vocab]
+
+
+@dataclass(slots=True, eq=False)
+class Line:
+    """One answer in the making."""
+
+    prompts: Mapping[str, Sequence[int]]
+    seed: int
+    max_tokens: int | None
+    prefix: Sequence[int] = ()
+    facts: bool = False
+    top: int = 0
+    index: int = 0
+    slot: int = -1
+    tokens: list[int] = field(default_factory=list)
+    text: list[str] = field(default_factory=list)
+    finish_reason: FinishReason | None = None
+    evaluated: dict[str, int] = field(default_factory=dict)
+    prompt_seconds: dict[str, float] = field(default_factory=dict)
+    role_seconds: dict[str, float] = field(default_factory=dict)
+    first_seconds: float = 0.0
+    wall_seconds: float = 0.0
+    stream: TextStream = field(default_factory=TextStream)
+    sampler: Sampler | None = None
+    sampling: Sampling | None = None
+
+    @property
+    def position(self) -> int:
+        """Where in the answer the next token stands; draws are keyed by it."""
+        return len(self.prefix) + len(self.tokens)
+
+    def begin(self, slots: Slots, slot: int, system: System, sampling: Sampling) -> None:
+        """Take a slot. Raises: ContextOverflowError."""
+        self.slot = slot
+        sequences = {name: [*prompt, *self.prefix] for name, prompt in self.prompts.items()}
+        self.evaluated = slots.begin(slot, sequences)
+        self.role_seconds = dict.fromkeys(self.prompts, 0.0)
+        self.stream = TextStream(sampling.stop, b"".join(map(system.vocabulary.piece, self.prefix)))
+
+    def choose(self, system: System, scores: Floats, sampling: Sampling) -> int:
+        """Draw the next token from one row of scores, with the samplers that the recipe asks for now."""
+        if sampling != self.sampling:
+            self.close()
+            self.sampler, self.sampling = system.sampler(sampling), sampling
+            for token in (*self.prefix, *self.tokens):
+                self.sampler.accept(token)
+        assert self.sampler is not None
+        token = self.sampler.pick(scores, self.seed, self.position)
+        self.sampler.accept(token)
+        return token
+
+    def add(self, token: int, system: System, sampling: Sampling) -> str:
+        """Append a chosen token; return the text to show, and set `finish_reason` where the answer ends."""
+        if system.ends(token):
+            self.finish_reason = "stop"
+            text = self.stream.flush()
+        else:
+            self.tokens.append(token)
+            text = self.stream.push(system.vocabulary.piece(token))
+            if self.stream.stopped:
+                self.finish_reason = "stop"
+            elif len(self.tokens) == (self.max_tokens or sampling.max_tokens):
+                self.finish_reason = "length"
+        self.text.append(text)
+        return text
+
+    def end(self, reason: FinishReason) -> str:
+        """Finish for a reason that lies outside the text; return what text was held back."""
+        self.finish_reason = reason
+        self.text.append(self.stream.flush())
+        return self.text[-1]
+
+    def close(self) -> None:
+        if self.sampler:
+            self.sampler.close()
+        self.sampler = self.sampling = None
+
+    def count(self, seconds: Mapping[str, float], wall: float) -> None:
+        """Add this line's share of a step's time."""
+        for name in self.role_seconds:
+            self.role_seconds[name] += seconds[name]
+        self.wall_seconds += wall
+        if not self.prompt_seconds:
+            self.prompt_seconds = dict(self.role_seconds)
+            self.first_seconds = wall
+
+    def answer(self) -> Answer:
+        """Return the finished answer."""
+        assert self.finish_reason is not None
+        prompt = self.prompt_seconds or self.role_seconds
+        later, seconds = len(self.tokens) - 1, self.wall_seconds - self.first_seconds
+        return Answer(
+            text="".join(self.text),
+            tokens=tuple(self.tokens),
+            finish_reason=self.finish_reason,
+            prompt_tokens={name: len(tokens) for name, tokens in self.prompts.items()},
+            evaluated_tokens=self.evaluated,
+            timings={
+                name: RoleTiming(1000 * prompt[name], 1000 * (total - prompt[name]))
+                for name, total in self.role_seconds.items()
+            },
+            overhead_ms=1000 * (self.wall_seconds - sum(self.role_seconds.values())),
+            tokens_per_second=later / seconds if later > 0 and seconds > 0 else 0.0,
+            seed=self.seed,
+        )
+
+
+def write(
+    slots: Slots, system: System, lines: Iterable[Line], recipe: Callable[[], Recipe], parallel: int = 1
+) -> Iterator[tuple[Line, Step]]:
+    """Write answers, `parallel` of them side by side; yield each step with its line as it is made.
+
+    recipe: asked before each token, so that changed strengths and samplers act from the next one on. A consumer may
+    stop at any step: caches hold exactly the tokens that their lists say. After an abort every line that has begun
+    gets its closing step; the others get none.
+    """
+    waiting = deque(lines)
+    free = deque(range(parallel))
+    live: list[Line] = []
+    try:
+        while waiting or live:
+            while waiting and free:
+                line = waiting.popleft()
+                line.begin(slots, free.popleft(), system, recipe().sampling)
+                live.append(line)
+            yield from _step(slots, system, tuple(live), recipe())
+            for line in [line for line in live if line.finish_reason]:
+                live.remove(line)
+                free.append(line.slot)
+                line.close()
+    except Cancelled:
+        for line in live:
+            yield line, Step(None, line.end("cancelled"), finish_reason="cancelled")
+    finally:
+        for line in live:
+            line.close()
+
+
+def _step(
+    slots: Slots, system: System, live: Sequence[Line], recipe: Recipe
+) -> Iterator[tuple[Line, Step]]:
+    """Give every live line its next token."""
+    started = time.perf_counter()
+    before = dict(slots.seconds)
+    logits = slots.evaluate([line.slot for line in live], system.roles)
+    scores = system.scores(recipe, logits)
+    steps = []
+    for row, line in enumerate(live):
+        token = line.choose(system, scores[row], recipe.sampling)
+        text = line.add(token, system, recipe.sampling)
+        if line.finish_reason is None:
+            if slots.has_room(line.slot, system.roles):
+                slots.push(line.slot, system.roles, [token])
+            else:
+                text += line.end("context")
+        rows = {name: logits[name][row, : system.n_vocab] for name in system.roles}
+        if system.mixture:
+            rows[MIXTURE] = scores[row]
+        steps.append(_describe(line, token, text, rows, scores[row], system.vocabulary))
+    share = 1 / len(live)
+    seconds = {name: share * (total - before[name]) for name, total in slots.seconds.items()}
+    wall = share * (time.perf_counter() - started)
+    for line in live:
+        line.count(seconds, wall)
+    yield from zip(live, steps, strict=True)
+
+
+def _describe(
+    line: Line, token: int, text: str, rows: Mapping[str, Floats], scores: Floats, vocabulary: Vocabulary
+) -> Step:
+    if not (line.facts or line.top):
+        logprob = float(scores[token]) - log_normaliser(scores)
+        return Step(token, text, logprob, finish_reason=line.finish_reason)
+    seen, change, top_changed = views(rows, token, line.top, vocabulary)
+    logprob = seen[MIXTURE if MIXTURE in seen else next(iter(seen))].logprob
+    return Step(
+        token,
+        text,
+        logprob,
+        roles=seen,
+        change=change,
+        top_changed=top_changed,
+        finish_reason=line.finish_reason,
+    )

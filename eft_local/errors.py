@@ -1,0 +1,87 @@
+"""Every error that eft-local raises on purpose.
+
+    EftError                      exit code 1
+    ├── UsageError                2   an argument is wrong (NaN alpha, unknown system, ...)
+    │   ├── RecipeError           2   a recipe cannot be read, or says something impossible
+    │   └── PromptError           2   an empty prompt, a missing chat template, a broken template
+    ├── ModelNotFoundError        3   a file or bundled name that does not exist
+    ├── VocabularyMismatchError   4   the roles' tokens differ, so their logits cannot be combined
+    ├── ModelFileError            1   truncated, corrupted, not GGUF, or refused by llama.cpp
+    ├── UnsupportedModelError     1   a model that cannot do what was asked (rewind, decode)
+    ├── ContextOverflowError      1   a prompt longer than the context
+    ├── EvaluationError           1   llama.cpp failed while it evaluated
+    ├── OutOfMemoryError          1   no memory for weights or context
+    ├── OutputError               1   a result could not be written (disk full, no permission)
+    ├── BusyError                 1   the emulator already writes another answer
+    └── Cancelled               130   stopped on request, where there is no answer to keep
+
+Each message is one line that says what was wrong, with the value, and what to do.
+"""
+
+from __future__ import annotations
+
+
+class EftError(Exception):
+    """Base of all errors of eft-local; `exit_code` is what the command line ends with."""
+
+    exit_code = 1
+
+
+class UsageError(EftError):
+    """An argument has a value that cannot be used."""
+
+    exit_code = 2
+
+
+class RecipeError(UsageError):
+    """A recipe cannot be read, or one of its keys or values is wrong."""
+
+
+class PromptError(UsageError):
+    """The conversation cannot be rendered for a role."""
+
+
+class ModelNotFoundError(EftError):
+    """A model reference leads to no file."""
+
+    exit_code = 3
+
+
+class VocabularyMismatchError(EftError):
+    """Two roles do not share a vocabulary."""
+
+    exit_code = 4
+
+
+class ModelFileError(EftError):
+    """A file is not a usable GGUF model."""
+
+
+class UnsupportedModelError(EftError):
+    """A model lacks an ability that was asked for."""
+
+
+class ContextOverflowError(EftError):
+    """A prompt needs more tokens than the context has."""
+
+
+class EvaluationError(EftError):
+    """llama.cpp reported a failure while evaluating tokens."""
+
+
+class OutOfMemoryError(EftError):
+    """Memory for weights or a context could not be had."""
+
+
+class OutputError(EftError):
+    """A result could not be written."""
+
+
+class BusyError(EftError):
+    """The emulator is in use by another answer."""
+
+
+class Cancelled(EftError):  # noqa: N818 - an interruption, not a fault
+    """Stopped on request before there was anything to return."""
+
+    exit_code = 130

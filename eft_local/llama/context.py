@@ -1,0 +1,228 @@
+"""A context: a cache of several token sequences on one model, and the evaluation that extends them."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Iterator, Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+import llama_cpp
+import numpy as np
+
+from eft_local.errors import Cancelled, ContextOverflowError, EvaluationError, OutOfMemoryError, UsageError
+from eft_local.llama import library
+from eft_local.protocols import Floats, Rows
+
+if TYPE_CHECKING:
+    from eft_local.llama.model import Model
+
+KV_TYPES = {"f32": 0, "f16": 1, "q4_0": 2, "q4_1": 3, "q5_0": 6, "q5_1": 7, "q8_0": 8, "iq4_nl": 20, "bf16": 30}
+_FLASH_ATTENTION = {"auto": -1, False: 0, True: 1}
+_ABORTED = 2
+_NO_SLOT = 1
+
+
+class Context:
+    """Implements `protocols.Evaluator` on llama.cpp. Not for two threads at once, but for `abort`."""
+
+    def __init__(
+        self,
+        model: Model,
+        *,
+        n_ctx: int,
+        n_seq: int = 1,
+        n_outputs: int = 1,
+        n_batch: int = 2048,
+        n_ubatch: int = 512,
+        n_threads: int | None = None,
+        n_threads_batch: int | None = None,
+        kv_type: str = "f16",
+        flash_attention: bool | str = "auto",
+    ) -> None:
+        """Make room for `n_ctx` tokens that `n_seq` sequences share, and for `n_outputs` rows of logits at a time.
+
+        n_outputs bounds a buffer of n_outputs × n_vocab floats: keep it small.
+        Raises: OutOfMemoryError; UsageError for an unknown KV type.
+        """
+        if kv_type not in KV_TYPES:
+            raise UsageError(f"unknown KV cache type {kv_type!r}; use one of {', '.join(KV_TYPES)}")
+        self.model = model
+        self.n_seq = n_seq
+        self.n_vocab = model.n_vocab
+        self.n_outputs = max(n_outputs, n_seq)
+        self._lengths = [0] * n_seq
+        self._stop = library.StopFlag()
+        self._rows = 0
+        threads = n_threads or library.default_threads()
+        params = library.fill(
+            llama_cpp.llama_context_default_params(),
+            n_ctx=n_ctx,
+            n_batch=n_batch,
+            n_ubatch=min(n_ubatch, n_batch),
+            n_seq_max=n_seq,
+            n_outputs_max=self.n_outputs,
+            n_outputs_max_per_seq=self.n_outputs,
+            n_threads=threads,
+            n_threads_batch=n_threads_batch or threads,
+            type_k=KV_TYPES[kv_type],
+            type_v=KV_TYPES[kv_type],
+            flash_attn_type=_FLASH_ATTENTION[flash_attention],
+            abort_callback=self._stop.callback,
+            abort_callback_data=self._stop.data,
+            kv_unified=True,  # otherwise every sequence gets its share of n_ctx and its own graph
+            swa_full=True,  # a pruned sliding window could not be rewound
+        )
+        library.forget_complaints()
+        self.handle = llama_cpp.llama_init_from_model(model.handle, params)
+        if not self.handle:
+            raise OutOfMemoryError(
+                f"llama.cpp could not make a context of {n_ctx} tokens for {model.path} "
+                f"({library.last_complaint() or 'no reason given'}); try a smaller context, "
+                'kv_type = "q8_0", or fewer layers on the GPU'
+            )
+        self._memory = llama_cpp.llama_get_memory(self.handle)
+        self.n_ctx = int(llama_cpp.llama_n_ctx(self.handle))
+        self._batch = _Batch(int(llama_cpp.llama_n_batch(self.handle)))
+
+    def length(self, sequence: int) -> int:
+        return self._lengths[sequence]
+
+    def submit(self, batch: Sequence[Rows]) -> None:
+        self._check_open()
+        outputs = sum(rows.outputs for rows in batch)
+        new = sum(len(rows.tokens) for rows in batch)
+        if outputs > self.n_outputs:
+            raise UsageError(f"{outputs} rows of logits were asked for; this context has room for {self.n_outputs}")
+        if sum(self._lengths) + new > self.n_ctx:
+            raise ContextOverflowError(
+                f"{sum(self._lengths) + new} tokens do not fit into a context of {self.n_ctx}; "
+                "shorten the conversation or raise `context`"
+            )
+        try:
+            for chunk in self._chunks(batch):
+                self._decode(chunk)
+        except BaseException:
+            for rows in batch:
+                self.rewind(rows.sequence, self._lengths[rows.sequence])
+            raise
+        for rows in batch:
+            self._lengths[rows.sequence] += len(rows.tokens)
+        self._rows = outputs
+
+    def logits(self) -> Floats:
+        self._check_open()
+        llama_cpp.llama_synchronize(self.handle)
+        if self._stop:
+            raise Cancelled("the evaluation was stopped")
+        pointer = llama_cpp.llama_get_logits(self.handle)
+        return np.ctypeslib.as_array(pointer, (self._rows, self.n_vocab))
+
+    def rewind(self, sequence: int, length: int) -> int:
+        """Forget everything beyond `length` tokens; return how many are left.
+
+        Models with a recurrent state (Mamba, RWKV, hybrids) cannot drop the end of a sequence: they start over at 0.
+        """
+        self._check_open()
+        if not llama_cpp.llama_memory_seq_rm(self._memory, sequence, length, -1):
+            library.log.warning("%s cannot rewind; its sequence starts over", self.model.path.name)
+            llama_cpp.llama_memory_seq_rm(self._memory, sequence, -1, -1)
+            length = 0
+        self._lengths[sequence] = min(self._lengths[sequence], length)
+        return self._lengths[sequence]
+
+    def copy(self, source: int, target: int) -> None:
+        self._check_open()
+        llama_cpp.llama_memory_seq_rm(self._memory, target, -1, -1)
+        llama_cpp.llama_memory_seq_cp(self._memory, source, target, -1, -1)
+        self._lengths[target] = self._lengths[source]
+
+    def abort(self) -> None:
+        self._stop.set()
+
+    def resume(self) -> None:
+        self._stop.clear()
+
+    def close(self) -> None:
+        if self.handle:
+            llama_cpp.llama_free(self.handle)
+            self.handle = None
+
+    def __enter__(self) -> Context:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _check_open(self) -> None:
+        if not self.handle:
+            raise EvaluationError(f"the context on {self.model.path} is closed; load it again")
+
+    def _chunks(self, batch: Sequence[Rows]) -> Iterator[list[_Row]]:
+        """Split a batch into evaluations of at most n_batch tokens; all rows with logits are in the last one."""
+        silent: list[_Row] = []
+        loud: list[_Row] = []
+        for rows in batch:
+            first = self._lengths[rows.sequence]
+            spoken = len(rows.tokens) - rows.outputs
+            for offset, token in enumerate(rows.tokens):
+                row = (token, first + offset, rows.sequence, offset >= spoken)
+                (loud if row[3] else silent).append(row)
+        size = self._batch.size
+        while len(silent) + len(loud) > size:
+            head, silent = silent[:size], silent[size:]
+            yield head
+        if silent or loud:
+            yield silent + loud
+
+    def _decode(self, rows: list[_Row]) -> None:
+        if self._stop:
+            raise Cancelled("the evaluation was stopped")
+        status = llama_cpp.llama_decode(self.handle, self._batch.fill(rows))
+        if status == _ABORTED:
+            raise Cancelled("the evaluation was stopped")
+        if status == _NO_SLOT:
+            raise ContextOverflowError(f"the context of {self.n_ctx} tokens is full; raise `context`")
+        if status != 0:
+            raise EvaluationError(
+                f"llama.cpp failed to evaluate {len(rows)} tokens on {self.model.path} (status {status}"
+                f"{': ' + library.last_complaint() if library.last_complaint() else ''})"
+            )
+
+
+_Row = tuple[int, int, int, bool]  # token, position, sequence, whether its logits are wanted
+
+
+class _Batch:
+    """One `llama_batch` of NumPy arrays, reused for every evaluation: no allocation per token."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self._tokens = np.zeros(size, np.int32)
+        self._positions = np.zeros(size, np.int32)
+        self._counts = np.ones(size, np.int32)
+        self._sequences = np.zeros(size, np.int32)
+        self._wanted = np.zeros(size, np.int8)
+        # seq_id is an array of pointers, one per token, into _sequences.
+        self._pointers = self._sequences.ctypes.data + np.arange(size, dtype=np.uintp) * 4
+        self._struct = llama_cpp.llama_batch(
+            n_tokens=0,
+            token=_pointer(self._tokens, llama_cpp.llama_token),
+            embd=None,
+            pos=_pointer(self._positions, llama_cpp.llama_pos),
+            n_seq_id=_pointer(self._counts, ctypes.c_int32),
+            seq_id=ctypes.cast(self._pointers.ctypes.data, ctypes.POINTER(ctypes.POINTER(llama_cpp.llama_seq_id))),
+            logits=_pointer(self._wanted, ctypes.c_int8),
+        )
+
+    def fill(self, rows: list[_Row]) -> llama_cpp.llama_batch:
+        n = len(rows)
+        self._tokens[:n], self._positions[:n], self._sequences[:n], self._wanted[:n] = zip(*rows, strict=True)
+        self._struct.n_tokens = n
+        return self._struct
+
+
+def _pointer(array: np.ndarray[tuple[int], np.dtype[np.generic]], kind: type) -> ctypes._Pointer[ctypes._CData]:
+    return ctypes.cast(array.ctypes.data, ctypes.POINTER(kind))

@@ -1,0 +1,109 @@
+"""llama.cpp as a library: started once, its log sent to `logging`, its parameter structs set without typos."""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import os
+import sys
+from collections import deque
+from functools import cache
+from typing import Any, TypeVar
+
+import llama_cpp
+import psutil
+
+log = logging.getLogger("eft_local.llama")
+
+# ggml_log_level: 1 debug, 2 info, 3 warn, 4 error, 5 continues the line before
+_LEVELS = {1: logging.DEBUG, 2: logging.INFO, 3: logging.WARNING, 4: logging.ERROR}
+_CONTINUED = 5
+
+Struct = TypeVar("Struct", bound=ctypes.Structure)
+
+
+class _LogBridge:
+    """Sends llama.cpp's log lines to `logging` and remembers the last complaints for error messages."""
+
+    def __init__(self) -> None:
+        self.complaints: deque[str] = deque(maxlen=20)
+        self._level = logging.DEBUG
+        # llama.cpp keeps the pointer only: the callback object must live as long as the process.
+        self.callback = llama_cpp.llama_log_callback(self._write)
+
+    def _write(self, level: int, text: bytes | None, _user: int | None) -> None:
+        if level != _CONTINUED:
+            self._level = _LEVELS.get(level, logging.DEBUG)
+        line = (text or b"").decode("utf-8", "replace").strip()
+        if not line:
+            return
+        if self._level >= logging.WARNING:
+            self.complaints.append(line)
+        # llama.cpp's own errors become exceptions of ours: in the log they are detail, not news.
+        log.log(min(self._level, logging.INFO), line)
+
+
+_bridge = _LogBridge()
+
+
+@cache
+def start() -> None:
+    """Start llama.cpp's backends once in this process, with its log going to the logger `eft_local.llama`."""
+    llama_cpp.llama_log_set(_bridge.callback, ctypes.c_void_p(0))
+    llama_cpp.llama_backend_init()
+
+
+def forget_complaints() -> None:
+    """Forget warnings so far, so that `last_complaint` speaks of what comes next."""
+    _bridge.complaints.clear()
+
+
+def last_complaint() -> str:
+    """The most telling recent line of llama.cpp's log, or an empty string."""
+    lines = [line for line in _bridge.complaints if "error" in line.lower() or "failed" in line.lower()]
+    return (lines or list(_bridge.complaints) or [""])[0]
+
+
+def fill(struct: Struct, **values: Any) -> Struct:
+    """Set fields of a ctypes struct. ctypes would accept a name that the struct does not have in silence; this does not."""
+    known = {field[0] for field in struct._fields_}
+    for name, value in values.items():
+        if name not in known:
+            raise AttributeError(f"{type(struct).__name__} of this llama.cpp has no field {name!r}")
+        setattr(struct, name, value)
+    return struct
+
+
+def supports_gpu_offload() -> bool:
+    """Whether this build of llama.cpp can put layers on a GPU."""
+    start()
+    return bool(llama_cpp.llama_supports_gpu_offload())
+
+
+def default_threads() -> int:
+    """Physical cores this process may use: more threads than that make llama.cpp slower."""
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(usable, psutil.cpu_count(logical=False) or usable))
+
+
+class StopFlag:
+    """A flag that llama.cpp polls while it computes, without ever entering Python.
+
+    The abort callback is libc's `strlen` on a one-byte buffer: an empty string is 0 (go on), `x` is 1 (stop). A Python
+    callback would be called for every node of every graph and take the interpreter lock each time.
+    """
+
+    def __init__(self) -> None:
+        libc = ctypes.cdll.msvcrt if sys.platform == "win32" else ctypes.CDLL(None)
+        self.callback = ctypes.cast(libc.strlen, llama_cpp.ggml_abort_callback)
+        self._buffer = ctypes.create_string_buffer(2)
+        self.data = ctypes.cast(self._buffer, ctypes.c_void_p)
+
+    def __bool__(self) -> bool:
+        return bool(self._buffer[0] != b"\0")
+
+    def set(self) -> None:
+        self._buffer[0] = b"x"
+
+    def clear(self) -> None:
+        self._buffer[0] = b"\0"

@@ -1,0 +1,201 @@
+"""A GGUF model: its weights, its vocabulary, its metadata."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import llama_cpp
+
+from eft_local.errors import Cancelled, ModelFileError, OutOfMemoryError, UnsupportedModelError
+from eft_local.llama import library
+from eft_local.llama.context import Context
+from eft_local.llama.gguf import check_gguf
+from eft_local.llama.vocabulary import LlamaVocabulary
+
+Progress = Callable[[float], bool | None]
+"""Called with 0…1 while weights are loaded; returning False cancels the load."""
+
+
+class Model:
+    """Weights of one GGUF file, shared by every context that is made from them. Close it after its contexts."""
+
+    def __init__(self, handle: int, path: Path) -> None:
+        self.handle = handle
+        self.path = path
+        self.vocabulary = LlamaVocabulary(llama_cpp.llama_model_get_vocab(handle))
+        self.metadata = _metadata(handle)
+
+    @classmethod
+    def load(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        n_gpu_layers: int = 0,
+        mmap: bool = True,
+        mlock: bool = False,
+        progress: Progress | None = None,
+    ) -> Model:
+        """Load the weights of a GGUF file.
+
+        n_gpu_layers: layers to keep on the GPU; -1 for all.
+        Raises: ModelNotFoundError, ModelFileError (damaged or refused), UnsupportedModelError (no decoder),
+            OutOfMemoryError, Cancelled (progress returned False).
+        """
+        path = Path(path)
+        check_gguf(path)
+        library.start()
+        library.forget_complaints()
+        watcher = _ProgressWatcher(progress)
+        params = library.fill(
+            llama_cpp.llama_model_default_params(),
+            n_gpu_layers=n_gpu_layers,
+            load_mode=_load_mode(mmap, mlock),
+            progress_callback=watcher.callback,
+        )
+        handle = llama_cpp.llama_model_load_from_file(os.fsencode(path), params)
+        if handle is None:
+            raise watcher.failure or _load_error(path)
+        model = cls(handle, path)
+        if not llama_cpp.llama_model_has_decoder(handle) or llama_cpp.llama_model_has_encoder(handle):
+            model.close()
+            raise UnsupportedModelError(
+                f"{path} is not a decoder-only text model; emulated fine-tuning needs one that generates text"
+            )
+        return model
+
+    @property
+    def chat_template(self) -> str | None:
+        """The Jinja source of the model's own chat template."""
+        return self.metadata.get("tokenizer.chat_template")
+
+    @property
+    def n_vocab(self) -> int:
+        return self.vocabulary.n_tokens
+
+    @property
+    def n_layer(self) -> int:
+        return int(llama_cpp.llama_model_n_layer(self.handle))
+
+    @property
+    def n_ctx_train(self) -> int:
+        """Tokens of context that the model was trained with."""
+        return int(llama_cpp.llama_model_n_ctx_train(self.handle))
+
+    @property
+    def n_params(self) -> int:
+        return int(llama_cpp.llama_model_n_params(self.handle))
+
+    @property
+    def size(self) -> int:
+        """Bytes of all tensors."""
+        return int(llama_cpp.llama_model_size(self.handle))
+
+    @property
+    def keeps_recurrent_state(self) -> bool:
+        """Whether the model (Mamba, RWKV, hybrids) has a state that cannot be rewound token by token."""
+        handle = self.handle
+        return bool(llama_cpp.llama_model_is_recurrent(handle) or llama_cpp.llama_model_is_hybrid(handle))
+
+    @property
+    def caps_logits(self) -> bool:
+        """Whether the model soft-caps its logits (Gemma-2): its deltas are on another scale than other models'."""
+        return any(key.endswith(".final_logit_softcapping") for key in self.metadata)
+
+    def open(
+        self,
+        *,
+        n_ctx: int,
+        n_seq: int = 1,
+        n_outputs: int = 1,
+        n_batch: int = 2048,
+        n_ubatch: int = 512,
+        n_threads: int | None = None,
+        n_threads_batch: int | None = None,
+        kv_type: str = "f16",
+        flash_attention: bool | str = "auto",
+    ) -> Context:
+        """Make a context on these weights; see `Context`."""
+        return Context(
+            self,
+            n_ctx=n_ctx,
+            n_seq=n_seq,
+            n_outputs=n_outputs,
+            n_batch=n_batch,
+            n_ubatch=n_ubatch,
+            n_threads=n_threads,
+            n_threads_batch=n_threads_batch,
+            kv_type=kv_type,
+            flash_attention=flash_attention,
+        )
+
+    def close(self) -> None:
+        if self.handle:
+            llama_cpp.llama_model_free(self.handle)
+            self.handle = 0
+
+    def __enter__(self) -> Model:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class _ProgressWatcher:
+    """The C callback around a `Progress`; keeps what the Python side raised or asked for."""
+
+    def __init__(self, progress: Progress | None) -> None:
+        self._progress = progress
+        self.failure: BaseException | None = None
+        self.callback = llama_cpp.llama_progress_callback(self._report)
+
+    def _report(self, fraction: float, _user: int | None) -> bool:
+        if self._progress is None:
+            return True
+        try:
+            if self._progress(fraction) is False:
+                self.failure = Cancelled("loading was cancelled")
+        except BaseException as error:  # an exception must not unwind through C++
+            self.failure = error
+        return self.failure is None
+
+
+def _load_mode(mmap: bool, mlock: bool) -> int:
+    if mlock:
+        return int(llama_cpp.LLAMA_LOAD_MODE_MMAP_MLOCK if mmap else llama_cpp.LLAMA_LOAD_MODE_MLOCK)
+    return int(llama_cpp.LLAMA_LOAD_MODE_MMAP if mmap else llama_cpp.LLAMA_LOAD_MODE_NONE)
+
+
+def _load_error(path: Path) -> Exception:
+    reason = library.last_complaint() or "no reason given"
+    if "alloc" in reason or "out of memory" in reason.lower():
+        return OutOfMemoryError(
+            f"not enough memory to load {path} ({reason}); put fewer layers on the GPU (offload = N), "
+            "or choose a smaller quantisation"
+        )
+    return ModelFileError(f"llama.cpp refused {path}: {reason}; download or convert the file again")
+
+
+def _metadata(handle: int) -> dict[str, str]:
+    def read(call: Any, index: int) -> str:
+        size = 256
+        while True:
+            buffer = ctypes.create_string_buffer(size)
+            length = call(handle, index, buffer, size)
+            if length < size:
+                return buffer.raw[: max(length, 0)].decode("utf-8", "replace")
+            size = length + 1
+
+    count = llama_cpp.llama_model_meta_count(handle)
+    return {
+        read(llama_cpp.llama_model_meta_key_by_index, i): read(
+            llama_cpp.llama_model_meta_val_str_by_index, i
+        )
+        for i in range(count)
+    }

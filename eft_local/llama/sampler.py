@@ -1,0 +1,207 @@
+"""llama.cpp's sampler chain applied to logits of ours, with draws keyed by (seed, position, token)."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import llama_cpp
+import numpy as np
+import numpy.typing as npt
+
+from eft_local.errors import EvaluationError, UsageError
+from eft_local.llama import grammar
+from eft_local.llama.noise import gumbel, key
+from eft_local.llama.vocabulary import LlamaVocabulary
+from eft_local.protocols import Floats, Vocabulary
+from eft_local.sampling import Sampling
+
+_CANDIDATE = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])
+_DRY_BREAKERS = (b"\n", b":", b'"', b"*")
+
+
+class Sampler:
+    """Chooses the next token from mixed logits and remembers the answer so far (penalties, DRY, grammar).
+
+    `pick` leaves that memory alone; `accept` extends it. Close it before its model.
+    """
+
+    def __init__(self, vocabulary: Vocabulary, sampling: Sampling, n_vocab: int, window: int) -> None:
+        """vocabulary: read by grammar, biases and DRY; n_vocab: width of the logits that `pick` gets.
+        window: tokens that "the whole answer" (-1) means to the penalties.
+
+        Raises: UsageError for a grammar, schema or bias that cannot be used.
+        """
+        self._sampling = sampling
+        self._ids = np.arange(n_vocab, dtype=np.int32)
+        self._candidates = np.zeros(n_vocab, _CANDIDATE)
+        self._grammar = self._chain = self._temperature = None
+        try:
+            self._grammar = _grammar(vocabulary, sampling)
+            self._chain = _chain(vocabulary, sampling, n_vocab, window)
+            self._temperature = llama_cpp.llama_sampler_init_temp(sampling.temperature)
+        except BaseException:
+            self.close()
+            raise
+        self._bare = llama_cpp.llama_sampler_chain_n(self._chain) == 0
+
+    @property
+    def greedy(self) -> bool:
+        return self._sampling.temperature == 0
+
+    def pick(self, scores: Floats, seed: int, position: int) -> int:
+        """Return the next token for logits `scores` [n_vocab] at `position` in the answer.
+
+        Raises: EvaluationError if nothing may be chosen.
+        """
+        if self.greedy and self._bare:
+            token = int(scores.argmax())
+            if not np.isfinite(scores[token]):
+                raise EvaluationError("the models left no token to choose (their logits are NaN or all masked)")
+        else:
+            token = self._draw(scores, seed, position, constrained=False)
+        if self._grammar and not self._grammar_allows(token):
+            # As llama.cpp does: the grammar looks at every candidate only where the free choice breaks it.
+            token = self._draw(scores, seed, position, constrained=True)
+        return token
+
+    def accept(self, token: int) -> None:
+        """Remember a chosen token. Raises: EvaluationError if the grammar forbids it (llama.cpp would abort)."""
+        if self._grammar:
+            if not self._grammar_allows(token):
+                raise EvaluationError(f"token {token} breaks the grammar")
+            llama_cpp.llama_sampler_accept(self._grammar, token)
+        llama_cpp.llama_sampler_accept(self._chain, token)
+
+    def close(self) -> None:
+        for sampler in (self._chain, self._temperature, self._grammar):
+            if sampler:
+                llama_cpp.llama_sampler_free(sampler)
+        self._chain = self._temperature = self._grammar = None
+
+    def _draw(self, scores: Floats, seed: int, position: int, *, constrained: bool) -> int:
+        array = self._fill(scores)
+        if constrained:
+            llama_cpp.llama_sampler_apply(self._grammar, array)
+        llama_cpp.llama_sampler_apply(self._chain, array)
+        if not self.greedy:
+            with _xtc(self._sampling, seed, position) as xtc:
+                if xtc:
+                    llama_cpp.llama_sampler_apply(xtc, array)
+            llama_cpp.llama_sampler_apply(self._temperature, array)
+        left = _view(array)
+        logits = left["logit"]
+        if not left.size or not np.isfinite(logits.max()):
+            raise EvaluationError(
+                "no token may be chosen here: the grammar allows none of them"
+                if constrained
+                else "the models left no token to choose (their logits are NaN or all masked)"
+            )
+        if self.greedy:
+            return int(left["id"][logits == logits.max()].min())
+        return int(left["id"][np.argmax(logits + gumbel(seed, position, left["id"]))])
+
+    def _fill(self, scores: Floats) -> Any:
+        self._candidates["id"] = self._ids
+        self._candidates["logit"] = scores
+        return ctypes.byref(_token_data_array(self._candidates))
+
+    def _grammar_allows(self, token: int) -> bool:
+        single = np.array([(token, 0.0, 0.0)], _CANDIDATE)
+        array = _token_data_array(single)
+        llama_cpp.llama_sampler_apply(self._grammar, ctypes.byref(array))
+        return bool(np.isfinite(single["logit"][0]))
+
+
+def _token_data_array(candidates: npt.NDArray[np.void]) -> llama_cpp.llama_token_data_array:
+    data = ctypes.cast(candidates.ctypes.data, llama_cpp.llama_token_data_p)
+    return llama_cpp.llama_token_data_array(data=data, size=candidates.size, selected=-1, sorted=False)
+
+
+def _view(array: Any) -> npt.NDArray[np.void]:
+    """The candidates that are left; samplers may shrink, reorder or move the array."""
+    struct = array._obj
+    if not struct.size:
+        return np.zeros(0, _CANDIDATE)
+    address = ctypes.cast(struct.data, ctypes.c_void_p).value
+    memory = (ctypes.c_char * (struct.size * _CANDIDATE.itemsize)).from_address(address)
+    return np.frombuffer(memory, _CANDIDATE)
+
+
+def _chain(vocabulary: Vocabulary, sampling: Sampling, n_vocab: int, window: int) -> Any:
+    """llama.cpp's usual order; temperature and XTC follow in `_draw`, the draw itself is keyed noise."""
+    chain = llama_cpp.llama_sampler_chain_init(llama_cpp.llama_sampler_chain_default_params())
+    for sampler in _stages(vocabulary, sampling, n_vocab, window):
+        llama_cpp.llama_sampler_chain_add(chain, sampler)
+    return chain
+
+
+def _stages(vocabulary: Vocabulary, s: Sampling, n_vocab: int, window: int) -> Iterator[Any]:
+    if s.logit_bias:
+        biases = [(_bias_token(vocabulary, text, n_vocab), bias) for text, bias in s.logit_bias.items()]
+        table = (llama_cpp.llama_logit_bias * len(biases))(*biases)
+        yield llama_cpp.llama_sampler_init_logit_bias(n_vocab, len(biases), table)
+    if s.repeat_penalty != 1 or s.presence_penalty or s.frequency_penalty:
+        last_n = s.repeat_last_n if s.repeat_last_n >= 0 else window
+        yield llama_cpp.llama_sampler_init_penalties(
+            n_vocab, last_n, s.repeat_penalty, s.frequency_penalty, s.presence_penalty
+        )
+    if s.dry_multiplier:
+        last_n = s.dry_penalty_last_n if s.dry_penalty_last_n >= 0 else window
+        breakers = (ctypes.c_char_p * len(_DRY_BREAKERS))(*_DRY_BREAKERS)
+        yield llama_cpp.llama_sampler_init_dry(
+            _handle(vocabulary), s.dry_multiplier, s.dry_base, s.dry_allowed_length, last_n,
+            breakers, len(_DRY_BREAKERS),
+        )  # fmt: skip
+    if s.temperature == 0:
+        return  # greedy: what follows never removes the best candidate
+    if s.top_k:
+        yield llama_cpp.llama_sampler_init_top_k(s.top_k)
+    if s.typical_p < 1:
+        yield llama_cpp.llama_sampler_init_typical(s.typical_p, 1)
+    if s.top_p < 1:
+        yield llama_cpp.llama_sampler_init_top_p(s.top_p, 1)
+    if s.min_p:
+        yield llama_cpp.llama_sampler_init_min_p(s.min_p, 1)
+
+
+@contextmanager
+def _xtc(s: Sampling, seed: int, position: int) -> Iterator[Any]:
+    """XTC tosses a coin per token: made anew for each position, its coin is keyed like every other draw."""
+    sampler = None
+    if s.xtc_probability:
+        coin = key(seed, position) & 0xFFFFFFFF
+        sampler = llama_cpp.llama_sampler_init_xtc(s.xtc_probability, s.xtc_threshold, 1, coin)
+    try:
+        yield sampler
+    finally:
+        if sampler:
+            llama_cpp.llama_sampler_free(sampler)
+
+
+def _bias_token(vocabulary: Vocabulary, text: str, n_vocab: int) -> int:
+    if text.isdecimal():
+        token = int(text)
+        if token >= n_vocab:
+            raise UsageError(f"logit_bias names token {token}; the vocabulary has {n_vocab} tokens")
+        return token
+    tokens = vocabulary.tokenize(text, add_special=False, parse_special=True)
+    if len(tokens) != 1:
+        raise UsageError(f"logit_bias names {text!r}, which is {len(tokens)} tokens, not one; name a token, or its id")
+    return tokens[0]
+
+
+def _grammar(vocabulary: Vocabulary, s: Sampling) -> Any:
+    source = s.grammar if s.grammar is not None else s.json_schema and grammar.from_json_schema(s.json_schema)
+    if source is None:
+        return None
+    text = grammar.checked(source).encode()
+    return llama_cpp.llama_sampler_init_grammar(_handle(vocabulary), text, b"root")
+
+
+def _handle(vocabulary: Vocabulary) -> int:
+    if not isinstance(vocabulary, LlamaVocabulary):
+        raise UsageError("grammars and DRY read llama.cpp's own vocabulary; this one is not")
+    return vocabulary.handle

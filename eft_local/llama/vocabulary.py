@@ -1,0 +1,83 @@
+"""A model's vocabulary as llama.cpp sees it: texts to token ids and back."""
+
+from __future__ import annotations
+
+import ctypes
+from functools import cached_property
+
+import llama_cpp
+import numpy as np
+import numpy.typing as npt
+
+from eft_local.errors import EvaluationError
+
+
+class LlamaVocabulary:
+    """Implements `protocols.Vocabulary` on llama.cpp. Valid while its model is open."""
+
+    def __init__(self, handle: int) -> None:
+        self.handle = handle
+
+    @cached_property
+    def n_tokens(self) -> int:
+        return int(llama_cpp.llama_vocab_n_tokens(self.handle))
+
+    @cached_property
+    def bos(self) -> int | None:
+        token = int(llama_cpp.llama_vocab_bos(self.handle))
+        return token if token >= 0 else None
+
+    @cached_property
+    def eos(self) -> int | None:
+        token = int(llama_cpp.llama_vocab_eos(self.handle))
+        return token if token >= 0 else None
+
+    @cached_property
+    def add_bos(self) -> bool:
+        return bool(llama_cpp.llama_vocab_get_add_bos(self.handle))
+
+    def is_eog(self, token: int) -> bool:
+        return bool(llama_cpp.llama_vocab_is_eog(self.handle, token))
+
+    def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
+        """Return the ids of `text`. add_special: with BOS and its like, as the vocabulary says.
+
+        parse_special: read markup such as <|im_end|> as the control tokens that it names.
+        """
+        data = text.encode("utf-8")
+        room = len(data) + 8
+        while True:
+            tokens = (llama_cpp.llama_token * room)()
+            count = llama_cpp.llama_tokenize(
+                self.handle, data, len(data), tokens, room, add_special, parse_special
+            )
+            if count >= 0:
+                return list(tokens[:count])
+            if -count <= room:
+                raise EvaluationError(f"llama.cpp could not tokenise a text of {len(data)} bytes")
+            room = -count
+
+    def piece(self, token: int) -> bytes:
+        return self._piece(token, special=False)
+
+    def _piece(self, token: int, *, special: bool) -> bytes:
+        size = 64
+        while True:
+            buffer = ctypes.create_string_buffer(size)
+            length = llama_cpp.llama_token_to_piece(self.handle, token, buffer, size, 0, special)
+            if length >= 0:
+                return buffer.raw[:length]
+            size = -length
+
+    def text(self, token: int | None) -> str:
+        """The visible form of a token, special tokens too (`<s>`); empty for None."""
+        return "" if token is None else self._piece(token, special=True).decode("utf-8", "replace")
+
+    def texts(self) -> list[bytes]:
+        get = llama_cpp.llama_vocab_get_text
+        return [get(self.handle, token) or b"" for token in range(self.n_tokens)]
+
+    def attributes(self) -> npt.NDArray[np.int32]:
+        get = llama_cpp.llama_vocab_get_attr
+        ids = range(self.n_tokens)
+        return np.fromiter((get(self.handle, token) for token in ids), np.int32, self.n_tokens)

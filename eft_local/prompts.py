@@ -1,0 +1,187 @@
+"""Conversations, and how each role sees them: through a chat template, or in the papers' frame."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol, TypedDict, cast
+
+from eft_local import locations
+from eft_local.checks import shown
+from eft_local.errors import PromptError
+from eft_local.recipe import Frame, Prompt
+
+_ROLES = ("system", "user", "assistant")
+
+
+class Message(TypedDict):
+    """One turn of a conversation."""
+
+    role: Literal["system", "user", "assistant"]
+    content: str
+
+
+class Template(Protocol):
+    """A compiled chat template. Raises: PromptError if it cannot render these messages."""
+
+    def __call__(self, messages: Sequence[Message], args: Mapping[str, Any]) -> str: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Rendered:
+    """A prompt as text, and how it becomes tokens.
+
+    add_special: let the tokeniser add what the vocabulary asks for (BOS).
+    parse_special: read markup such as <|im_end|> as the control tokens it names, rather than as text.
+    ensure_bos: put one BOS in front if the vocabulary adds one and the text lacks it.
+    """
+
+    text: str
+    add_special: bool
+    parse_special: bool
+    ensure_bos: bool
+
+
+def conversation(
+    messages_or_prompt: str | Sequence[Mapping[str, object]], system: str | None = None
+) -> tuple[Message, ...]:
+    """Return a checked conversation: perhaps a system turn, then user and assistant by turns, a user last.
+
+    messages_or_prompt: a bare text is one user turn; otherwise mappings with exactly `role` and `content`.
+    system: a system text to put in front. An empty one is kept: it silences a template's own default.
+    Raises: PromptError.
+    """
+    if messages_or_prompt is None:
+        raise PromptError("prompt = None: a text or a list of messages is needed")
+    if isinstance(messages_or_prompt, str):
+        messages_or_prompt = [{"role": "user", "content": messages_or_prompt}]
+    if isinstance(messages_or_prompt, bytes) or not isinstance(messages_or_prompt, Sequence):
+        raise PromptError(f"prompt = {shown(messages_or_prompt)}: a text or a list of messages is needed")
+    turns = [_message(number, given) for number, given in enumerate(messages_or_prompt, start=1)]
+    if system is not None:
+        if turns and turns[0]["role"] == "system":
+            raise PromptError("there is a system text already, in message 1; give it once")
+        turns.insert(0, _message(0, {"role": "system", "content": system}))
+    _check_order(turns)
+    return tuple(turns)
+
+
+def _message(number: int, given: Any) -> Message:
+    """Return message `number` (counted from 1; 0 is the separate system text) if it can be used."""
+    name = f"message {number}" if number else "the system text"
+    if not isinstance(given, Mapping) or set(given) != {"role", "content"}:
+        raise PromptError(f'{name} = {shown(given)}: {{"role": …, "content": …}} is needed')
+    role, content = given["role"], given["content"]
+    if role not in _ROLES:
+        raise PromptError(f"{name} has the role {shown(role)}; the roles are {', '.join(_ROLES)}")
+    if not isinstance(content, str):
+        raise PromptError(f"{name} has the content {shown(content)}; a text is needed")
+    if role == "user" and not content.strip():
+        raise PromptError(f"{name} is an empty prompt ({shown(content)}); write a question")
+    try:
+        content.encode()
+    except UnicodeEncodeError as error:
+        raise PromptError(
+            f"{name} is not valid Unicode at character {error.start}; send UTF-8 text"
+        ) from None
+    return cast(Message, {"role": role, "content": content})
+
+
+def _check_order(turns: Sequence[Message]) -> None:
+    """Raise PromptError unless the turns alternate, as templates and frames expect, and end with a user's."""
+    roles = [turn["role"] for turn in turns]
+    if roles[:1] == ["system"]:
+        del roles[0]
+    if not roles:
+        raise PromptError("the conversation has no user turn; add a question")
+    if any(role != ("user", "assistant")[position % 2] for position, role in enumerate(roles)):
+        raise PromptError(
+            f"the conversation runs {', '.join(turn['role'] for turn in turns)}; after one optional "
+            "system text at the start, user and assistant must take turns, the user first"
+        )
+    if roles[-1] != "user":
+        raise PromptError(
+            "the conversation ends with an assistant turn; end it with a user turn "
+            "(to continue an answer, leave it out of the messages and pass its tokens as prefix=)"
+        )
+
+
+def template_for(
+    prompt: Prompt,
+    own: str | None,
+    factory: Callable[[str], Template],
+    folder: Path | None,
+    model: str = "the model",
+) -> Template | None:
+    """Return the compiled template that `render` needs for this prompt; None for plain and few-shot.
+
+    own: the chat template inside the model's file, if it has one.  factory: compiles a template's source.
+    folder: where a relative Jinja file is looked for.  model: what errors call the model.
+    Raises: PromptError if there is no template or its file cannot be read, and what `factory` raises.
+    """
+    if prompt.is_framed:
+        return None
+    if prompt.is_file:
+        return factory(_read_template(prompt.style, folder))
+    if own is None:
+        raise PromptError(f'{model} has no chat template; use prompt = "plain" or a Jinja file')
+    return factory(own)
+
+
+def _read_template(style: str, folder: Path | None) -> str:
+    path = (folder or Path.cwd()) / locations.expanded(style)
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise PromptError(
+            f"template {path}: byte {error.start} is not UTF-8; save the file as UTF-8"
+        ) from None
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise PromptError(
+            f"template {path} cannot be read ({reason}); correct prompt = {shown(style)}"
+        ) from None
+
+
+def render(prompt: Prompt, messages: Sequence[Message], template: Template | None) -> Rendered:
+    """Return the text that a role continues. messages: from `conversation`; template: from `template_for`.
+
+    Raises: PromptError if the template is missing or cannot render these messages.
+    """
+    if prompt.is_framed:
+        text = _framed(prompt.frame, messages, prompt.examples)
+        return Rendered(text, add_special=True, parse_special=False, ensure_bos=False)
+    if template is None:
+        raise PromptError(
+            f'prompt = {shown(prompt.style)} needs a template; use prompt = "plain" or a Jinja file'
+        )
+    text = template(messages, prompt.template_args)
+    return Rendered(text, add_special=False, parse_special=True, ensure_bos=True)
+
+
+def _framed(frame: Frame, messages: Sequence[Message], examples: Sequence[tuple[str, str]]) -> str:
+    """Write the system text, the examples, then the turns in the frame's words.
+
+    An empty system text is none here: what it silences elsewhere, a template's default, does not exist.
+    """
+    system = [turn for turn in messages if turn["role"] == "system" and turn["content"]]
+    turns = [turn for turn in messages if turn["role"] != "system"]
+    shots: list[Message] = []
+    for question, answer in examples:
+        shots += [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+    return "".join(_written(frame, turn) for turn in (*system, *shots, *turns))
+
+
+def _written(frame: Frame, turn: Message) -> str:
+    """Put a turn into its slot; the turn's own braces mean nothing.
+
+    The white space before an answer is written once, by the frame or by the answer: one that was generated
+    after "Answer:" begins with a space, so it reads in the next turn as it was written, token for token.
+    """
+    before, after = getattr(frame, turn["role"]).split("{text}")
+    text = turn["content"]
+    if turn["role"] == "assistant":
+        gap = before[len(before.rstrip()) :]
+        text = text.removeprefix(gap)
+    return str(before + text + after)

@@ -1,0 +1,127 @@
+"""The seam: what the emulator needs from a model, and nothing more.
+
+`llama.Context` and `llama.Vocabulary` implement these on llama.cpp; the tests' fake implements them with tables,
+so that loops and user interfaces are tested without a GGUF file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+Floats = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """One sequence's share of a batch: append `tokens` to `sequence`, with logits of the last `outputs` of them."""
+
+    sequence: int
+    tokens: Sequence[int]
+    outputs: int = 1
+
+
+class Vocabulary(Protocol):
+    """A model's tokens."""
+
+    @property
+    def n_tokens(self) -> int: ...
+
+    @property
+    def bos(self) -> int | None:
+        """The beginning-of-sequence token, if the vocabulary has one."""
+
+    @property
+    def add_bos(self) -> bool:
+        """Whether prompts begin with `bos`."""
+
+    def is_eog(self, token: int) -> bool:
+        """Whether this token ends a generation (EOS, end of turn, ...)."""
+
+    def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]: ...
+
+    def piece(self, token: int) -> bytes:
+        """The bytes that this token adds to a text; control tokens add none."""
+
+    def texts(self) -> list[bytes]:
+        """Every token's text as the vocabulary stores it."""
+
+    def attributes(self) -> npt.NDArray[np.int32]:
+        """Every token's attribute bits (llama.cpp's `llama_token_attr`)."""
+
+
+class Evaluator(Protocol):
+    """Something that evaluates token ids to logits, with a cache for several sequences."""
+
+    @property
+    def n_vocab(self) -> int: ...
+
+    @property
+    def n_ctx(self) -> int:
+        """Tokens that all sequences together have room for."""
+
+    def length(self, sequence: int) -> int:
+        """Tokens of this sequence that the cache holds."""
+
+    def submit(self, batch: Sequence[Rows]) -> None:
+        """Evaluate new tokens at the end of their sequences; on a GPU this may return before the work is done.
+
+        After an error or abort every sequence of the batch is as it was before.
+        Raises: ContextOverflowError, EvaluationError, Cancelled (after `abort`).
+        """
+
+    def logits(self) -> Floats:
+        """Logits of the last `submit`, float32 [sum of outputs, n_vocab] in batch order.
+
+        A view, valid until the next `submit`. Waits for the evaluation. Raises: Cancelled.
+        """
+
+    def rewind(self, sequence: int, length: int) -> int:
+        """Forget everything of this sequence beyond `length` tokens; return how many are left.
+
+        A model with a recurrent state cannot drop the end of a sequence: it starts over at 0.
+        """
+
+    def copy(self, source: int, target: int) -> None:
+        """Make `target` hold the same tokens as `source`."""
+
+    def abort(self) -> None:
+        """Stop a running evaluation soon; callable from any thread. Lasts until `resume`."""
+
+    def resume(self) -> None:
+        """Allow evaluations again."""
+
+    def close(self) -> None:
+        """Free everything."""
+
+
+class LanguageModel(Protocol):
+    """Weights that contexts can be made from."""
+
+    @property
+    def vocabulary(self) -> Vocabulary: ...
+
+    def open(
+        self,
+        *,
+        n_ctx: int,
+        n_seq: int,
+        n_outputs: int,
+        n_batch: int,
+        n_ubatch: int,
+        n_threads: int | None,
+        n_threads_batch: int | None,
+        kv_type: str,
+        flash_attention: bool | str,
+    ) -> Evaluator:
+        """Make a context of `n_ctx` tokens that `n_seq` sequences share; at most `n_outputs` rows of logits at a time.
+
+        Raises: OutOfMemoryError.
+        """
+
+    def close(self) -> None:
+        """Free the weights; every context must be closed before."""

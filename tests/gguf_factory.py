@@ -1,0 +1,218 @@
+"""Writes llama models as GGUF files: small ones with random weights by seed, or zeros of any size."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from math import prod, sqrt
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType, TokenType
+
+SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+MERGES = ("h e", "l l", "Ġ t", "he ll", "Ġt he", "o r")
+CHATML = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A llama model's hyper-parameters."""
+
+    n_embd: int = 32
+    n_layer: int = 2
+    n_head: int = 4
+    n_head_kv: int = 2
+    n_ff: int = 64
+    n_ctx: int = 512
+    rope_base: float = 10000.0
+    epsilon: float = 1e-5
+    tied: bool = False  # the output shares the embedding's weights
+
+    def tensors(self, n_vocab: int) -> Iterator[tuple[str, tuple[int, ...]]]:
+        """Yield (name, shape as NumPy has it: [out, in]) of every tensor."""
+        n_kv = self.n_embd // self.n_head * self.n_head_kv
+        yield "token_embd.weight", (n_vocab, self.n_embd)
+        yield "output_norm.weight", (self.n_embd,)
+        if not self.tied:
+            yield "output.weight", (n_vocab, self.n_embd)
+        for layer in range(self.n_layer):
+            for name, shape in {
+                "attn_norm": (self.n_embd,),
+                "attn_q": (self.n_embd, self.n_embd),
+                "attn_k": (n_kv, self.n_embd),
+                "attn_v": (n_kv, self.n_embd),
+                "attn_output": (self.n_embd, self.n_embd),
+                "ffn_norm": (self.n_embd,),
+                "ffn_gate": (self.n_ff, self.n_embd),
+                "ffn_up": (self.n_ff, self.n_embd),
+                "ffn_down": (self.n_embd, self.n_ff),
+            }.items():
+                yield f"blk.{layer}.{name}.weight", shape
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """A tokenizer as GGUF stores it."""
+
+    model: str
+    texts: list[str]
+    types: list[int]
+    scores: list[float] | None = None
+    merges: list[str] | None = None
+    bos: int | None = None
+    eos: int | None = None
+    add_bos: bool = False
+
+    def padded(self, count: int) -> Tokens:
+        """Return the same tokens and `count` unused ids after them."""
+        first = len(self.texts)
+        return Tokens(
+            model=self.model,
+            texts=self.texts + [f"[PAD{first + i}]" for i in range(count)],
+            types=self.types + [TokenType.UNUSED] * count,
+            scores=None if self.scores is None else self.scores + [-1000.0] * count,
+            merges=self.merges,
+            bos=self.bos,
+            eos=self.eos,
+            add_bos=self.add_bos,
+        )
+
+
+def bpe(merges: Sequence[str] = MERGES, special: Sequence[str] = SPECIAL, add_bos: bool = False) -> Tokens:
+    """Byte-level BPE: 256 bytes, merges, control tokens; BOS is the first of these, EOS the last."""
+    texts = [*_byte_letters(), *("".join(merge.split(" ")) for merge in merges), *special]
+    return Tokens(
+        model="gpt2",
+        texts=texts,
+        types=[TokenType.NORMAL] * (len(texts) - len(special)) + [TokenType.CONTROL] * len(special),
+        merges=list(merges),
+        bos=len(texts) - len(special),
+        eos=len(texts) - 1,
+        add_bos=add_bos,
+    )
+
+
+def spm(words: Sequence[str] = ("▁", "▁the", "▁hello", "e", "t", "h", "o", "l", "he")) -> Tokens:
+    """SentencePiece: <unk> <s> </s>, 256 byte tokens, the words."""
+    return Tokens(
+        model="llama",
+        texts=["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), *words],
+        types=[
+            TokenType.UNKNOWN,
+            *[TokenType.CONTROL] * 2,
+            *[TokenType.BYTE] * 256,
+            *[TokenType.NORMAL] * len(words),
+        ],
+        scores=[0.0] * 259 + [-float(i) for i in range(len(words))],
+        bos=1,
+        eos=2,
+        add_bos=True,
+    )
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """All that determines a file. The same spec gives the same bytes."""
+
+    shape: Shape = field(default_factory=Shape)
+    tokens: Tokens = field(default_factory=bpe)
+    seed: int = 0
+    zero: bool = False  # weights are zero: any size, written as a hole in the file
+    quantization: str = "F32"  # of the matrices; norms stay F32
+    template: str | None = None
+    metadata: dict[str, Any] = field(default_factory=dict)  # more keys: str, bool, int or float
+    name: str = "tiny"
+
+
+def write_model(path: Path, spec: ModelSpec | None = None) -> Path:
+    """Write the model, one tensor in memory at a time, and return the path."""
+    spec = spec or ModelSpec()
+    writer = gguf.GGUFWriter(path, "llama")
+    _add_metadata(writer, spec)
+    tensors = [
+        (name, shape, _type(spec, shape)) for name, shape in spec.shape.tensors(len(spec.tokens.texts))
+    ]
+    for name, shape, kind in tensors:
+        # NumPy's dtype is not read when the raw one is given, but for its size.
+        writer.add_tensor_info(name, shape, np.dtype(np.float32), _size(shape, kind), raw_dtype=kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_ti_data_to_file()
+    writer.close()
+    with path.open("r+b") as file:
+        end = file.seek(0, 2)
+        for name, shape, kind in tensors:
+            start = -(-end // gguf.GGUF_DEFAULT_ALIGNMENT) * gguf.GGUF_DEFAULT_ALIGNMENT
+            end = start + _size(shape, kind)
+            if not spec.zero:
+                file.seek(start)
+                file.write(gguf.quants.quantize(_random(name, shape, spec.seed), kind).tobytes())
+        file.truncate(-(-end // gguf.GGUF_DEFAULT_ALIGNMENT) * gguf.GGUF_DEFAULT_ALIGNMENT)
+    return path
+
+
+def _add_metadata(writer: gguf.GGUFWriter, spec: ModelSpec) -> None:
+    shape, tokens = spec.shape, spec.tokens
+    writer.add_name(spec.name)
+    writer.add_block_count(shape.n_layer)
+    writer.add_context_length(shape.n_ctx)
+    writer.add_embedding_length(shape.n_embd)
+    writer.add_feed_forward_length(shape.n_ff)
+    writer.add_head_count(shape.n_head)
+    writer.add_head_count_kv(shape.n_head_kv)
+    writer.add_rope_dimension_count(shape.n_embd // shape.n_head)
+    writer.add_rope_freq_base(shape.rope_base)
+    writer.add_layer_norm_rms_eps(shape.epsilon)
+    writer.add_vocab_size(len(tokens.texts))
+    writer.add_tokenizer_model(tokens.model)
+    if tokens.model == "gpt2":
+        writer.add_tokenizer_pre("gpt-2")
+    writer.add_token_list(tokens.texts)
+    writer.add_token_types(tokens.types)
+    if tokens.scores is not None:
+        writer.add_token_scores(tokens.scores)
+    if tokens.merges is not None:
+        writer.add_token_merges(tokens.merges)
+    if tokens.bos is not None:
+        writer.add_bos_token_id(tokens.bos)
+    if tokens.eos is not None:
+        writer.add_eos_token_id(tokens.eos)
+    writer.add_add_bos_token(tokens.add_bos)
+    if spec.template is not None:
+        writer.add_chat_template(spec.template)
+    add = {bool: writer.add_bool, str: writer.add_string, int: writer.add_uint32, float: writer.add_float32}
+    for key, value in spec.metadata.items():
+        add[type(value)](key, value)
+
+
+def _type(spec: ModelSpec, shape: tuple[int, ...]) -> GGMLQuantizationType:
+    return GGMLQuantizationType[spec.quantization] if len(shape) > 1 else GGMLQuantizationType.F32
+
+
+def _size(shape: tuple[int, ...], kind: GGMLQuantizationType) -> int:
+    block, size = GGML_QUANT_SIZES[kind]
+    return prod(shape) // block * size
+
+
+def _random(name: str, shape: tuple[int, ...], seed: int) -> np.ndarray:
+    """Weights that keep activations near 1 and give logits of a few units."""
+    generator = np.random.default_rng([seed, *name.encode()])
+    values = generator.standard_normal(shape, dtype=np.float32)
+    if len(shape) == 1:
+        return 1 + values / 10
+    if name == "token_embd.weight":
+        return values
+    return values * np.float32((3 if name == "output.weight" else 1) / sqrt(shape[1]))
+
+
+def _byte_letters() -> list[str]:
+    """GPT-2's letters for the bytes 0 … 255: printable ones are themselves, others follow from U+0100."""
+    printable = {*range(33, 127), *range(161, 173), *range(174, 256)}
+    others = iter(range(256, 512))
+    return [chr(byte if byte in printable else next(others)) for byte in range(256)]

@@ -1,0 +1,220 @@
+"""Damaged GGUF files never take the process down: we refuse them, or llama.cpp does, or they load and decode.
+
+Child processes change bytes, check, load and decode; a child that dies or hangs is blamed on the file it was
+at, and that file is kept. EFT_FUZZ_MUTATIONS sets how many files are tried per model, EFT_FUZZ_SEED which ones,
+and EFT_FUZZ_KEEP where those are kept that took a child down.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import random
+import subprocess
+import sys
+import threading
+from collections import Counter
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+from gguf import GGUFReader
+from gguf_factory import CHATML, ModelSpec, Shape, bpe, spm, write_model
+
+from eft_local.errors import EftError
+from eft_local.llama import Model
+from eft_local.llama.gguf import check_gguf
+from eft_local.protocols import Rows
+
+MUTATIONS = int(os.environ.get("EFT_FUZZ_MUTATIONS", "120"))
+SEED = int(os.environ.get("EFT_FUZZ_SEED", "1"))
+PATIENCE = 5.0  # seconds for one file
+
+SMALL = Shape(n_embd=16, n_layer=2, n_head=2, n_head_kv=1, n_ff=32)
+MORE_KEYS = {  # what real files say as well
+    "general.alignment": 32,
+    "general.type": "model",
+    "llama.attention.key_length": 8,
+    "llama.attention.value_length": 8,
+    "llama.attention.layer_norm_epsilon": 1e-5,
+    "llama.attention.causal": True,
+    "llama.expert_count": 0,
+    "llama.expert_used_count": 0,
+    "llama.rope.scaling.type": "yarn",
+    "llama.rope.scaling.factor": 2.0,
+    "llama.rope.scaling.original_context_length": 256,
+    "tokenizer.ggml.add_eos_token": False,
+    "tokenizer.ggml.add_space_prefix": True,
+    "tokenizer.ggml.padding_token_id": 0,
+    "tokenizer.ggml.eot_token_id": 2,
+}
+MODELS = {
+    "bpe": ModelSpec(shape=SMALL, tokens=bpe(), template=CHATML),
+    "spm": ModelSpec(shape=replace(SMALL, tied=True), tokens=spm(), seed=1, metadata=MORE_KEYS),
+    "quantised": ModelSpec(
+        shape=Shape(n_embd=32, n_layer=1, n_head=4, n_head_kv=2, n_ff=64),
+        tokens=bpe().padded(3),
+        quantization="Q4_0",
+    ),
+}
+
+REFUSED_BY_US, REFUSED_BY_LLAMA, DECODED = "refused by the check", "refused by llama.cpp", "decoded"
+
+
+@dataclass(frozen=True)
+class Target:
+    """A sound file and where its meaning is."""
+
+    path: Path
+    data: bytes
+    header: int  # bytes before the first tensor's data
+    numbers: list[
+        tuple[int, int]
+    ]  # (offset, bytes) of every number, length, type and dimension in the header
+
+    @classmethod
+    def read(cls, path: Path) -> Target:
+        reader = GGUFReader(path)
+        fields = [*reader.fields.values(), *(tensor.field for tensor in reader.tensors)]
+        start = reader.data.ctypes.data
+        # The first few of each: a vocabulary's hundreds of lengths shall not crowd out the rest.
+        parts = [part for field in fields for part in [p for p in field.parts if p.dtype != "u1"][:8]]
+        return cls(
+            path,
+            path.read_bytes(),
+            int(reader.data_offset),
+            [(part.ctypes.data - start, part.nbytes) for part in parts],
+        )
+
+    def mutation(self, number: int, seed: int) -> bytes:
+        """Return a damaged copy: most changes hit the header, and half of these a number."""
+        chance = random.Random(f"{seed} {number}")
+        damaged = bytearray(self.data)
+        for _ in range(chance.choice((1, 1, 1, 2, 4))):
+            self._damage(damaged, chance)
+        if chance.random() < 0.05:
+            del damaged[chance.randrange(len(damaged)) :]
+        return bytes(damaged)
+
+    def _damage(self, damaged: bytearray, chance: random.Random) -> None:
+        if chance.random() < 0.5:
+            at, size = chance.choice(self.numbers)
+            at += chance.randrange(size)
+        else:
+            at = chance.randrange(self.header if chance.random() < 0.8 else len(self.data))
+        at = min(at, len(damaged) - 1)
+        match chance.randrange(8):
+            case 0 | 1:
+                damaged[at] ^= 1 << chance.randrange(8)
+            case 2:
+                damaged[at] = chance.randrange(256)
+            case 3:
+                damaged[at] = chance.choice((0, 1, 0x7F, 0x80, 0xFF))
+            case 4:
+                damaged[at : at + 4] = chance.choice((0, 1, 0x7FFFFFFF, 0xFFFFFFFF, 0x7FC00000)).to_bytes(
+                    4, "little"
+                )
+            case 5:
+                damaged[at:at] = chance.randbytes(chance.choice((1, 4, 8, 32)))
+            case 6:
+                del damaged[at : at + chance.choice((1, 4, 8, 32))]
+            case 7:
+                other, size = chance.choice(self.numbers)
+                damaged[at : at + size] = self.data[other : other + size]
+
+
+def try_file(path: Path) -> str:
+    """Check, load, tokenise and decode, as the emulator does; any error of ours is a refusal."""
+    try:
+        check_gguf(path)
+    except EftError:
+        return REFUSED_BY_US
+    try:
+        with Model.load(path) as model, model.open(n_ctx=64, n_batch=16, n_ubatch=16, n_threads=1) as context:
+            vocabulary = model.vocabulary
+            vocabulary.texts(), vocabulary.attributes()
+            tokens = vocabulary.tokenize(
+                "Hello, ünï ▁ \x00\x01 <|im_end|> 123\n", add_special=True, parse_special=True
+            )
+            b"".join(vocabulary.piece(token) for token in range(vocabulary.n_tokens))
+            tokens = (tokens or [0])[:24]
+            for _ in range(3):
+                context.submit([Rows(0, tokens)])
+                tokens = [int(context.logits()[0].argmax())]
+    except EftError:
+        return REFUSED_BY_LLAMA
+    return DECODED
+
+
+def child(source: Path, seed: int, first: int, last: int) -> None:
+    """Try the mutations first … last − 1, naming each before it starts and what became of it after."""
+    target = Target.read(source)
+    path = source.with_name(f"{source.stem}-{first}.mutated")
+    for number in range(first, last):
+        path.write_bytes(target.mutation(number, seed))
+        print(f"try {number}", flush=True)
+        print(f"done {try_file(path)}", flush=True)
+    path.unlink(missing_ok=True)
+
+
+def fuzz(source: Path, seed: int, count: int) -> tuple[Counter[str], dict[int, str]]:
+    """Return what became of the mutations, and those that ended or hung a child."""
+    outcomes: Counter[str] = Counter()
+    killers: dict[int, str] = {}
+    first = 0
+    while first < count:
+        number, fate = _run_child(source, seed, first, count, outcomes)
+        if fate is not None:
+            killers[number] = fate
+        first = number + 1
+    return outcomes, killers
+
+
+def _run_child(
+    source: Path, seed: int, first: int, last: int, outcomes: Counter[str]
+) -> tuple[int, str | None]:
+    """Return the last mutation that a child tried and, if that ended or hung it, how."""
+    command = [sys.executable, __file__, *map(str, (source, seed, first, last))]
+    lines: queue.SimpleQueue[str] = queue.SimpleQueue()
+    number, fate, patience = first, None, 60.0  # imports come before the first file
+    with (
+        source.with_suffix(".stderr").open("w+", errors="replace") as noise,
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=noise, text=True) as process,
+    ):
+        reader = threading.Thread(target=lambda: [*map(lines.put, process.stdout), lines.put("")])
+        reader.start()
+        try:
+            while line := lines.get(timeout=patience):
+                word, _, rest = line.strip().partition(" ")
+                if word == "try":
+                    number, patience = int(rest), PATIENCE
+                else:
+                    outcomes[rest] += 1
+        except queue.Empty:
+            process.kill()
+            fate = "hung"
+        reader.join()
+        if process.wait() and fate is None:
+            noise.seek(0)
+            fate = f"ended the process with {process.returncode}: {noise.read()[-600:]}"
+    return number, fate
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_damaged_files_never_end_the_process(name, tmp_path, capsys):
+    source = write_model(tmp_path / f"{name}.gguf", MODELS[name])
+    assert try_file(source) == DECODED  # undamaged
+    outcomes, killers = fuzz(source, SEED, MUTATIONS)
+    with capsys.disabled():
+        print(f"\n{name}: {MUTATIONS} damaged files, {dict(outcomes)}", end=" ")
+    for number in killers:
+        path = Path(os.environ.get("EFT_FUZZ_KEEP", tmp_path)) / f"{name}-killer-{SEED}-{number}.gguf"
+        path.write_bytes(Target.read(source).mutation(number, SEED))
+    assert not killers, killers
+    assert outcomes.total() == MUTATIONS
+    assert outcomes[REFUSED_BY_US] > 0  # otherwise nothing was tried
+    assert outcomes[DECODED] > 0
+
+
+if __name__ == "__main__":
+    child(Path(sys.argv[1]), *map(int, sys.argv[2:]))

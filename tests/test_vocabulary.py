@@ -1,0 +1,144 @@
+"""Comparing vocabularies, with lists of (text, attributes) in place of models."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+
+from eft_local.errors import VocabularyMismatchError
+from eft_local.vocabulary import BYTE, CONTROL, NORMAL, UNKNOWN, UNUSED, compare
+
+USER_DEFINED = 1 << 4
+
+
+@dataclass
+class Tokens:
+    """As much of a vocabulary as `compare` reads."""
+
+    tokens: list[tuple[bytes, int]]
+
+    @property
+    def n_tokens(self):
+        return len(self.tokens)
+
+    def texts(self):
+        return [text for text, _ in self.tokens]
+
+    def attributes(self):
+        return np.array([attributes for _, attributes in self.tokens], dtype=np.int32)
+
+
+WORDS = [(b"<s>", CONTROL), (b"<0x0A>", BYTE), (b"a", NORMAL), (b"b", NORMAL)]
+
+
+def pads(first, count, attributes=UNUSED, text="[PAD{}]"):
+    return [(text.format(token).encode(), attributes) for token in range(first, first + count)]
+
+
+def changed(token, text=None, attributes=None):
+    tokens = list(WORDS)
+    tokens[token] = (
+        tokens[token][0] if text is None else text,
+        tokens[token][1] if attributes is None else attributes,
+    )
+    return Tokens(tokens)
+
+
+def test_equal_vocabularies_share_their_whole_width():
+    assert compare(Tokens(WORDS), Tokens(WORDS)) == 4
+
+
+@pytest.mark.parametrize("count", [0, 1, 5])
+@pytest.mark.parametrize(
+    "padding",
+    [
+        {},
+        {"text": "<dummy{}>", "attributes": USER_DEFINED},
+        {"text": "[EMPTY_{}]", "attributes": NORMAL},
+        {"text": "whatever {}", "attributes": UNUSED | CONTROL},
+    ],
+)
+def test_padded_tails_of_any_length_and_name_are_left_out(count, padding):
+    padded = Tokens(WORDS + pads(4, count, **padding))
+    assert compare(padded, Tokens(WORDS)) == 4
+    assert compare(Tokens(WORDS), padded) == 4
+    assert compare(padded, Tokens(WORDS + pads(4, 3))) == 4
+    assert compare(padded, padded) == 4
+
+
+def test_unused_ids_before_the_tail_keep_their_place():
+    tokens = [*WORDS, (b"<unused0>", UNUSED | CONTROL), (b"c", NORMAL)]
+    renamed = [*WORDS, (b"[PAD4]", UNUSED), (b"c", NORMAL)]
+    assert compare(Tokens(tokens), Tokens(renamed)) == 6
+
+
+@pytest.mark.parametrize(
+    ("token", "attributes"),
+    [
+        (0, USER_DEFINED),  # an added token, shown or not
+        (0, UNKNOWN),
+        (0, CONTROL | 1 << 8),  # strips spaces at its right
+        (2, USER_DEFINED),
+        (2, UNUSED),  # one converter's opinion
+        (2, 0),
+    ],
+)
+def test_attributes_that_do_not_tell(token, attributes):
+    assert compare(Tokens(WORDS), changed(token, attributes=attributes)) == 4
+    assert compare(changed(token, attributes=attributes), Tokens(WORDS)) == 4
+
+
+@pytest.mark.parametrize(
+    ("token", "attributes", "words"),
+    [
+        (0, NORMAL, r"1 id differs: id 0 is '<s>' \(control\) in base and '<s>' \(normal\) in expert"),
+        (1, NORMAL, r"id 1 is '<0x0A>' \(byte\) in base and '<0x0A>' \(normal\) in expert"),
+        (2, CONTROL, r"id 2 is 'a' \(normal\) in base and 'a' \(control\) in expert"),
+        (2, UNKNOWN, r"id 2 is 'a' \(normal\) in base and 'a' \(unknown\) in expert"),
+    ],
+)
+def test_attributes_that_tell(token, attributes, words):
+    with pytest.raises(VocabularyMismatchError, match=words):
+        compare(Tokens(WORDS), changed(token, attributes=attributes))
+    with pytest.raises(VocabularyMismatchError, match=f"1 id differs: id {token} is"):
+        compare(changed(token, attributes=attributes), Tokens(WORDS))
+
+
+def test_the_error_names_the_first_differences_and_counts_the_rest():
+    other = Tokens([(b"\xffx\n", NORMAL), *WORDS])
+    with pytest.raises(VocabularyMismatchError) as raised:
+        compare(Tokens(WORDS), other, names=("base", "experts.kind"))
+    assert str(raised.value) == (
+        "base (4 tokens) and experts.kind (5 tokens) do not share a vocabulary: 5 ids differ: "
+        "id 0 is '<s>' (control) in base and '\\\\xffx\\n' (normal) in experts.kind, "
+        "id 1 is '<0x0A>' (byte) in base and '<s>' (control) in experts.kind, "
+        "id 2 is 'a' (normal) in base and '<0x0A>' (byte) in experts.kind; use models of one family"
+    )
+
+
+def test_equal_widths_prove_nothing():
+    with pytest.raises(VocabularyMismatchError, match="1 id differs: id 3 is 'b'"):
+        compare(Tokens(WORDS), changed(3, text=b"B"))
+
+
+@pytest.mark.parametrize("padding", [0, 2])
+def test_a_token_that_the_other_lacks_is_a_difference(padding):
+    longer = Tokens([*WORDS, (b"<think>", USER_DEFINED)])
+    shorter = Tokens(WORDS + pads(4, padding))
+    with pytest.raises(VocabularyMismatchError, match=r"1 id differs: id 4 .*'<think>'"):
+        compare(longer, shorter)
+    with pytest.raises(VocabularyMismatchError, match=r"1 id differs: id 4 .*'<think>'"):
+        compare(shorter, longer)
+
+
+def test_a_padding_name_within_the_vocabulary_is_a_token():
+    with pytest.raises(VocabularyMismatchError, match="id 2"):
+        compare(Tokens(WORDS), changed(2, text=b"[PAD2]"))
+
+
+@pytest.mark.parametrize("tokens", [[], pads(0, 3)])
+def test_models_without_tokens_cannot_be_combined(tokens):
+    with pytest.raises(VocabularyMismatchError, match="no token is common"):
+        compare(Tokens(tokens), Tokens(tokens))
