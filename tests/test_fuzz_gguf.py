@@ -1,18 +1,17 @@
 """Damaged GGUF files never take the process down: we refuse them, or llama.cpp does, or they load and decode.
 
 Child processes change bytes, check, load and decode; a child that dies or hangs is blamed on the file it was
-at, and that file is kept. EFT_FUZZ_MUTATIONS sets how many files are tried per model, EFT_FUZZ_SEED which ones,
+at, and that file is kept. EFT_FUZZ_MUTATIONS sets how many files are tried per model, EFT_FUZZ_SEED which,
 and EFT_FUZZ_KEEP where those are kept that took a child down.
 """
 
 from __future__ import annotations
 
 import os
-import queue
 import random
+import signal
 import subprocess
 import sys
-import threading
 from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,7 +27,7 @@ from eft_local.protocols import Rows
 
 MUTATIONS = int(os.environ.get("EFT_FUZZ_MUTATIONS", "120"))
 SEED = int(os.environ.get("EFT_FUZZ_SEED", "1"))
-PATIENCE = 5.0  # seconds for one file
+PATIENCE = 5.0  # seconds of computing for one file
 
 SMALL = Shape(n_embd=16, n_layer=2, n_head=2, n_head_kv=1, n_ff=32)
 MORE_KEYS = {  # what real files say as well
@@ -68,9 +67,7 @@ class Target:
     path: Path
     data: bytes
     header: int  # bytes before the first tensor's data
-    numbers: list[
-        tuple[int, int]
-    ]  # (offset, bytes) of every number, length, type and dimension in the header
+    numbers: list[tuple[int, int]]  # (offset, bytes) of every number, length, type and dimension in the header
 
     @classmethod
     def read(cls, path: Path) -> Target:
@@ -111,9 +108,7 @@ class Target:
             case 3:
                 damaged[at] = chance.choice((0, 1, 0x7F, 0x80, 0xFF))
             case 4:
-                damaged[at : at + 4] = chance.choice((0, 1, 0x7FFFFFFF, 0xFFFFFFFF, 0x7FC00000)).to_bytes(
-                    4, "little"
-                )
+                damaged[at : at + 4] = chance.choice((0, 1, 0x7FFFFFFF, 0xFFFFFFFF, 0x7FC00000)).to_bytes(4, "little")
             case 5:
                 damaged[at:at] = chance.randbytes(chance.choice((1, 4, 8, 32)))
             case 6:
@@ -133,9 +128,7 @@ def try_file(path: Path) -> str:
         with Model.load(path) as model, model.open(n_ctx=64, n_batch=16, n_ubatch=16, n_threads=1) as context:
             vocabulary = model.vocabulary
             vocabulary.texts(), vocabulary.attributes()
-            tokens = vocabulary.tokenize(
-                "Hello, ünï ▁ \x00\x01 <|im_end|> 123\n", add_special=True, parse_special=True
-            )
+            tokens = vocabulary.tokenize("Hello, ünï ▁ \x00\x01 <|im_end|> 123\n", add_special=True, parse_special=True)
             b"".join(vocabulary.piece(token) for token in range(vocabulary.n_tokens))
             tokens = (tokens or [0])[:24]
             for _ in range(3):
@@ -153,6 +146,7 @@ def child(source: Path, seed: int, first: int, last: int) -> None:
     for number in range(first, last):
         path.write_bytes(target.mutation(number, seed))
         print(f"try {number}", flush=True)
+        signal.setitimer(signal.ITIMER_VIRTUAL, PATIENCE)  # its signal ends the process, wherever it is
         print(f"done {try_file(path)}", flush=True)
     path.unlink(missing_ok=True)
 
@@ -170,34 +164,28 @@ def fuzz(source: Path, seed: int, count: int) -> tuple[Counter[str], dict[int, s
     return outcomes, killers
 
 
-def _run_child(
-    source: Path, seed: int, first: int, last: int, outcomes: Counter[str]
-) -> tuple[int, str | None]:
-    """Return the last mutation that a child tried and, if that ended or hung it, how."""
-    command = [sys.executable, __file__, *map(str, (source, seed, first, last))]
-    lines: queue.SimpleQueue[str] = queue.SimpleQueue()
-    number, fate, patience = first, None, 60.0  # imports come before the first file
-    with (
-        source.with_suffix(".stderr").open("w+", errors="replace") as noise,
-        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=noise, text=True) as process,
-    ):
-        reader = threading.Thread(target=lambda: [*map(lines.put, process.stdout), lines.put("")])
-        reader.start()
-        try:
-            while line := lines.get(timeout=patience):
-                word, _, rest = line.strip().partition(" ")
-                if word == "try":
-                    number, patience = int(rest), PATIENCE
-                else:
-                    outcomes[rest] += 1
-        except queue.Empty:
-            process.kill()
-            fate = "hung"
-        reader.join()
-        if process.wait() and fate is None:
-            noise.seek(0)
-            fate = f"ended the process with {process.returncode}: {noise.read()[-600:]}"
-    return number, fate
+def _run_child(source: Path, seed: int, first: int, last: int, outcomes: Counter[str]) -> tuple[int, str | None]:
+    """Return the last mutation that a child tried and, if that ended the child, how."""
+    process = subprocess.run(
+        [sys.executable, __file__, *map(str, (source, seed, first, last))],
+        capture_output=True,
+        text=True,
+        errors="replace",
+        env=os.environ | {"GGML_NO_BACKTRACE": "1"},  # it would start a debugger
+        check=False,
+    )
+    number = first
+    for line in process.stdout.splitlines():
+        word, _, rest = line.partition(" ")
+        if word == "try":
+            number = int(rest)
+        elif word == "done":
+            outcomes[rest] += 1
+    if process.returncode == -signal.SIGVTALRM:
+        return number, "hung"
+    if process.returncode:
+        return number, f"ended the process with {process.returncode}: {process.stderr[-600:]}"
+    return number, None
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -25,9 +25,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_one_variable_moves_every_folder(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folders = (locations.recipes, locations.models, locations.chats, locations.cache)
-    assert [folder() for folder in folders] == [
-        home / name for name in ("recipes", "models", "chats", "cache")
-    ]
+    assert [folder() for folder in folders] == [home / name for name in ("recipes", "models", "chats", "cache")]
     monkeypatch.setenv("EFT_HOME", "")
     elsewhere = {folder() for folder in folders}
     assert len(elsewhere) == 4
@@ -68,9 +66,7 @@ def test_a_missing_model_says_where_it_was_looked_for(tmp_path: Path) -> None:
     assert caught.value.exit_code == 3
     with pytest.raises(ModelNotFoundError) as caught:
         resolve_model("/no/such.gguf", tmp_path)
-    assert (
-        str(caught.value) == 'model "/no/such.gguf" is not at /no/such.gguf; correct the path or put it there'
-    )
+    assert str(caught.value) == 'model "/no/such.gguf" is not at /no/such.gguf; correct the path or put it there'
     with pytest.raises(ModelNotFoundError, match="is a folder"):
         resolve_model(str(tmp_path), None)
 
@@ -91,9 +87,7 @@ def test_demo_models_are_bundled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert resolve_model("demo:base", tmp_path) == demo / "base.gguf"
     with pytest.raises(ModelNotFoundError) as caught:
         resolve_model("demo:bass", tmp_path)
-    assert (
-        str(caught.value) == f'model "demo:bass" is no demo model in {demo}; there are demo:base, demo:small'
-    )
+    assert str(caught.value) == f'model "demo:bass" is no demo model in {demo}; there are demo:base, demo:small'
     with pytest.raises(ModelNotFoundError, match="is no demo model"):
         resolve_model("demo:../outside", tmp_path)
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from contextlib import closing
+from typing import TYPE_CHECKING, Any, cast
 
 from eft_local.cli import output
 from eft_local.cli.interrupt import Interrupt
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Generator, Iterator
 
     from eft_local.emulator import Answer, Step
 
@@ -27,7 +28,7 @@ class Printer:
         shown = piece if self.text else piece.lstrip()
         if shown:
             self.text += shown
-            output.write(shown)
+            output.write(output.safe(shown))
             output.flush()
 
     def end(self) -> None:
@@ -54,13 +55,15 @@ def stream(steps: Iterator[Step], printer: Printer, interrupt: Interrupt, cancel
     """Write an answer as it comes and return its finish reason; Ctrl+C ends it as "cancelled"."""
     reason = None
     stop_if_asked = heed(interrupt, cancel)
-    try:
-        for step in steps:
-            printer.write(step.text)
-            reason = step.finish_reason or reason
-            stop_if_asked(step)
-    finally:
-        printer.end()
+    # Closed here, not by the garbage collector: after an error that may come later than the emulator's own end.
+    with closing(cast("Generator[Step]", steps)):
+        try:
+            for step in steps:
+                printer.write(step.text)
+                reason = step.finish_reason or reason
+                stop_if_asked(step)
+        finally:
+            printer.end()
     return reason or "cancelled"
 
 
@@ -87,6 +90,4 @@ def as_dict(answer: Answer) -> dict[str, Any]:
 
 def context_full(context: int) -> str:
     """Return the line for an answer that the context's end cut off."""
-    return (
-        f"the context of {context} tokens is full: the answer ends here; set a larger context in the recipe"
-    )
+    return f"the context of {context} tokens is full: the answer ends here; set a larger context in the recipe"

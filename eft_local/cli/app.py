@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from difflib import get_close_matches
 from importlib import import_module
@@ -94,10 +93,7 @@ def eft(ctx: click.Context) -> Any:
     return None
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command line and end the process with the documented exit code."""
+def run(arguments: Sequence[str]) -> int:
+    """Run the command that the arguments name and return its exit code."""
     session = Session()
-    given = list(sys.argv[1:] if arguments is None else arguments)
-    sys.exit(
-        exit_code_of(lambda: eft.main(given, prog_name="eft", standalone_mode=False, obj=session), session)
-    )
+    return exit_code_of(lambda: eft.main(list(arguments), prog_name="eft", standalone_mode=False, obj=session), session)

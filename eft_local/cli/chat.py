@@ -115,9 +115,7 @@ class PlainChat:
             output.note("(stopped)")
         elif reason == "context":
             context = self.emulator.recipe.context
-            output.complain(
-                f"the context of {context} tokens is full: the answer ends here; /reset starts anew"
-            )
+            output.complain(f"the context of {context} tokens is full: the answer ends here; /reset starts anew")
 
     def messages(self, question: str) -> tuple[Message, ...]:
         """Return the whole conversation with a new question at its end. Raises: PromptError."""
@@ -200,9 +198,7 @@ COMMANDS = {
     "alpha": SlashCommand(
         "[NAME=]X", "strength of what tuning changed", lambda chat, x: chat.change(alpha=alpha_changes((x,)))
     ),
-    "beta": SlashCommand(
-        "X", "strength of what scale knows", lambda chat, x: chat.change(beta=_number(x, "beta"))
-    ),
+    "beta": SlashCommand("X", "strength of what scale knows", lambda chat, x: chat.change(beta=_number(x, "beta"))),
     "system": SlashCommand("[TEXT]", "set the system prompt, or remove it", PlainChat.set_system),
     "seed": SlashCommand("[N]", "the same seed gives the same answer", _seed),
     "retry": SlashCommand("", "answer the last question again", lambda chat, _: chat.retry()),

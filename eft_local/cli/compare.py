@@ -56,9 +56,7 @@ NARROWEST_COLUMN = 24  # characters in which prose can still be read
 @system_option
 @json_option
 @click.pass_obj
-def compare(
-    session: Session, question: tuple[str, ...], systems: str, system: str | None, as_json: bool
-) -> int:
+def compare(session: Session, question: tuple[str, ...], systems: str, system: str | None, as_json: bool) -> int:
     """Show the answers of base, expert and mixture to one QUESTION, side by side.
 
     They answer one after the other, each up to 200 tokens unless the recipe or --max-tokens says otherwise:
@@ -77,9 +75,7 @@ def compare(
         check_systems(chosen, emulator.systems)
         answered = dict(_answers(emulator, messages, chosen, interrupt))
     if as_json:
-        output.write_json(
-            {"question": text, "systems": {name: answers.as_dict(a) for name, a in answered.items()}}
-        )
+        output.write_json({"question": text, "systems": {name: answers.as_dict(a) for name, a in answered.items()}})
     else:
         output.write(_side_by_side(answered))
     return INTERRUPTED if interrupt.asked else 0
@@ -124,7 +120,7 @@ def _side_by_side(answered: dict[str, Answer]) -> str:
         table = Table(expand=True, show_lines=True)
         for name in columns:
             table.add_column(Text(name), ratio=1, overflow="fold")
-        table.add_row(*(Text(answer.text.strip()) for answer in columns.values()))
+        table.add_row(*(Text(output.safe(answer.text.strip())) for answer in columns.values()))
         table.add_row(*(Text(_facts(answer), style="dim") for answer in columns.values()))
         console.print(table)
     file: Any = console.file
@@ -135,4 +131,4 @@ def _facts(answer: Answer) -> str:
     """Return how the answer ended, how long it is and how fast it came."""
     ends = {"stop": "ended by itself", "length": "cut off", "context": "context full", "cancelled": "stopped"}
     speed = f"{answer.tokens_per_second:.0f} tokens/s"
-    return f"{ends[answer.finish_reason]}, {len(answer.tokens)} tokens, {speed}"
+    return f"{len(answer.tokens)} tokens, {speed}\n{ends[answer.finish_reason]}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import platform
+import shlex
 import shutil
 import sys
 from dataclasses import asdict
@@ -17,9 +18,7 @@ from eft_local.cli import output
 from eft_local.cli.options import Command, example, json_option
 
 PACKAGES = ("llama-cpp-python", "numpy", "jinja2", "huggingface-hub", "rich", "textual", "matplotlib")
-REBUILD = (
-    "python -m pip install --force-reinstall --no-cache-dir --no-binary llama-cpp-python llama-cpp-python"
-)
+REBUILD = "python -m pip install --force-reinstall --no-cache-dir --no-binary llama-cpp-python llama-cpp-python"
 BUNDLED = Path(str(resources.files("eft_local.models")))
 FOLDERS = ("recipes", "models", "chats", "cache")
 
@@ -122,17 +121,15 @@ def _missing(facts: dict[str, Any]) -> Any:
     if "demo" not in facts["recipes"]:
         yield _item("the bundled recipe demo", _restore(), needed=True)
     if importlib.util.find_spec("matplotlib") is None:
-        yield _item(
-            "matplotlib, for eft eval --plot", "python -m pip install 'eft-local[plot]'", needed=False
-        )
+        yield _item("matplotlib, for eft eval --plot", "python -m pip install 'eft-local[plot]'", needed=False)
     if llama.get("gpu_offload") is False:
         yield from _missing_gpu()
 
 
 def _restore() -> str:
-    """Return the command that brings back bundled files: they are in the clone's history, or in the package."""
+    """Return the command that brings back bundled files: from the clone, or from the package index."""
     if (BUNDLED.parent / ".git").exists():
-        return f"git -C {BUNDLED.parent} checkout -- {BUNDLED.name}"
+        return f"git -C {shlex.quote(str(BUNDLED.parent))} checkout -- {BUNDLED.name}"
     return "python -m pip install --force-reinstall --no-deps eft-local"
 
 
@@ -145,9 +142,7 @@ def _missing_gpu() -> Any:
             needed=False,
         )
     if sys.platform == "darwin" and platform.machine() == "arm64":
-        yield _item(
-            "llama.cpp was built without Metal", f'CMAKE_ARGS="-DGGML_METAL=on" {REBUILD}', needed=False
-        )
+        yield _item("llama.cpp was built without Metal", f'CMAKE_ARGS="-DGGML_METAL=on" {REBUILD}', needed=False)
 
 
 def _item(what: str, mend: str, *, needed: bool) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from eft_local.cli import output, reports
+from eft_local.cli import output
 from eft_local.cli.interrupt import Interrupt, interruptible
 from eft_local.cli.loading import loaded
 from eft_local.cli.options import Command, Option, Session, example, json_option, recipe_option
@@ -48,15 +48,11 @@ def _sweep(*names: str, **settings: Any) -> Callable[[Any], Any]:
 @_sweep("--beta", help="Values of β for eft.")
 @_sweep("--mix", help="Values of λ for two experts: α = (1−λ, λ).")
 @_sweep("--steer-first", help="Also run the mixture for so many tokens only, then the base alone.")
-@click.option(
-    "--split", default="held-out", show_default=True, help='Which questions; "all" for both halves.'
-)
+@click.option("--split", default="held-out", show_default=True, help='Which questions; "all" for both halves.')
 @click.option("--kind", default="short", show_default=True, help='"short", "long" or "all".')
 @click.option("--limit", type=click.IntRange(min=1), metavar="N", help="N questions, spread evenly.")
 @click.option("--parallel", type=click.IntRange(min=1), metavar="N", default=8, show_default=True)
-@click.option(
-    "--max-tokens", type=click.IntRange(min=1), metavar="N", help="[default: 48 for short, else 256]"
-)
+@click.option("--max-tokens", type=click.IntRange(min=1), metavar="N", help="[default: 48 for short, else 256]")
 @click.option("--temperature", type=float, default=0.0, show_default=True, help="0 is greedy.")
 @click.option("--seed", type=int, metavar="N", help="For a temperature above 0.")
 @click.option("--plot", type=click.Path(path_type=Path), metavar="FILE.png", help="Draw the shares.")
@@ -105,9 +101,7 @@ def evaluate(
     if answers_file:
         output.check_writable(answers_file)
     file = read_questions(questions or demo_questions())
-    chosen = file.select(
-        split=None if split == "all" else split, kind=None if kind == "all" else kind, limit=limit
-    )
+    chosen = file.select(split=None if split == "all" else split, kind=None if kind == "all" else kind, limit=limit)
     recipe = session.recipe().replace(temperature=temperature, seed=seed)
     default = ("base", "expert", "eft", *recipe.compare)
     planned = evaluation.plan(

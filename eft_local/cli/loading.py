@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from eft_local.cli.interrupt import Interrupt, interruptible
+from eft_local.errors import Cancelled
 
 if TYPE_CHECKING:
     from eft_local.emulator import Emulator
@@ -22,6 +23,8 @@ def loaded(recipe: Recipe) -> Iterator[Emulator]:
     with interruptible() as interrupt, _progress(interrupt) as progress:
         emulator = Emulator.load(recipe, progress=progress)
     with emulator:
+        if interrupt.asked:  # too late for the progress callback
+            raise Cancelled("loading was cancelled")
         yield emulator
 
 

@@ -76,9 +76,9 @@ def _debug() -> click.Option:
 
 def debug_option(command: Decorated) -> Decorated:
     """Add --debug to a group; commands have it already."""
-    return click.option(
-        "--debug", is_flag=True, expose_value=False, callback=_set_debug, help="Show tracebacks."
-    )(command)
+    return click.option("--debug", is_flag=True, expose_value=False, callback=_set_debug, help="Show tracebacks.")(
+        command
+    )
 
 
 def _set_debug(ctx: click.Context, _parameter: click.Parameter, value: bool) -> None:
@@ -155,9 +155,9 @@ def _change_alpha(ctx: click.Context, parameter: click.Parameter, value: tuple[s
 def _change_bias(ctx: click.Context, parameter: click.Parameter, value: tuple[str, ...]) -> None:
     biases: dict[str, float] = {}
     for text in value:
-        token, _, bias = text.rpartition("=")
+        token, equals, bias = text.rpartition("=")
         try:
-            biases[token] = float(bias)
+            biases[token] = float(bias if equals else "")
         except ValueError:
             raise UsageError(f"--logit-bias {text}: needs TOKEN=NUMBER, as 42=-5 or yes=1") from None
     _change(ctx, parameter, biases or None)
@@ -220,25 +220,17 @@ SAMPLING = (
     _changing("Sampling", "--temperature", "-t", type=float, metavar="X", help="0 is greedy."),
     _changing("Sampling", "--top-k", type=int, metavar="N", help="The N likeliest tokens; 0 is off."),
     _changing("Sampling", "--top-p", type=float, metavar="P", help="The smallest set of mass P; 1 is off."),
-    _changing(
-        "Sampling", "--min-p", type=float, metavar="P", help="At least P times the likeliest; 0 is off."
-    ),
+    _changing("Sampling", "--min-p", type=float, metavar="P", help="At least P times the likeliest; 0 is off."),
     _changing("Sampling", "--typical-p", type=float, metavar="P", help="Locally typical tokens; 1 is off."),
     _changing("Sampling", "--repeat-penalty", type=float, metavar="X", help="1 is off."),
-    _changing(
-        "Sampling", "--repeat-last-n", type=int, metavar="N", help="Tokens of the answer that penalties see."
-    ),
+    _changing("Sampling", "--repeat-last-n", type=int, metavar="N", help="Tokens of the answer that penalties see."),
     _changing("Sampling", "--presence-penalty", type=float, metavar="X", help="0 is off."),
     _changing("Sampling", "--frequency-penalty", type=float, metavar="X", help="0 is off."),
-    _changing(
-        "Sampling", "--dry-multiplier", type=float, metavar="X", help="Against repeated phrases; 0: off."
-    ),
+    _changing("Sampling", "--dry-multiplier", type=float, metavar="X", help="Against repeated phrases; 0: off."),
     _changing("Sampling", "--dry-base", type=float, metavar="X", help="How fast DRY grows."),
     _changing("Sampling", "--dry-allowed-length", type=int, metavar="N", help="Repeats that DRY allows."),
     _changing("Sampling", "--dry-penalty-last-n", type=int, metavar="N", help="Tokens DRY sees; -1 is all."),
-    _changing(
-        "Sampling", "--xtc-probability", type=float, metavar="P", help="Leave out top choices; 0: off."
-    ),
+    _changing("Sampling", "--xtc-probability", type=float, metavar="P", help="Leave out top choices; 0: off."),
     _changing("Sampling", "--xtc-threshold", type=float, metavar="P", help="What XTC calls a top choice."),
     _changing(
         "Sampling",
@@ -306,9 +298,7 @@ def question_text(words: tuple[str, ...]) -> str:
         try:
             text.encode()
         except UnicodeEncodeError:
-            raise UsageError(
-                f"the question is not valid text in this terminal's encoding: {text!r}"
-            ) from None
+            raise UsageError(f"the question is not valid text in this terminal's encoding: {text!r}") from None
         return text
     if sys.stdin.isatty():
         click.echo("Type the question, then Ctrl+D.", err=True)

@@ -6,7 +6,6 @@ import contextlib
 import json
 import os
 import sys
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,14 @@ def write(text: str) -> None:
     """Write to stdout. Raises: OutputError (disk full, ...), BrokenPipeError."""
     with _told_as_output_error():
         sys.stdout.write(text)
+
+
+_CONTROLS = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
+
+
+def safe(text: str) -> str:
+    """Return what a model wrote as it may be shown: on a terminal, control characters could do anything."""
+    return text.translate(_CONTROLS) if sys.stdout.isatty() else text
 
 
 def flush() -> None:
@@ -64,6 +71,8 @@ def abandon() -> None:
 
 def save(path: Path, content: bytes) -> None:
     """Write a file whole or not at all: under another name beside it first. Raises: OutputError."""
+    import tempfile  # slow to import, and help needs none
+
     temporary = None
     try:
         with tempfile.NamedTemporaryFile(

@@ -56,17 +56,13 @@ def save_plot(reports: Sequence[Report], path: Path, title: str) -> None:
 def _sweep(reports: Sequence[Report]) -> tuple[str, list[tuple[float, Report]]] | None:
     """Return the setting that most systems differ in, with its values; None if there are not two of them."""
     for key in SWEPT:
-        points = [
-            (value, r) for r in reports if isinstance(value := r.system.settings().get(key), int | float)
-        ]
+        points = [(value, r) for r in reports if isinstance(value := r.system.settings().get(key), int | float)]
         if len({value for value, _ in points}) > 1:
             return key, sorted(points, key=lambda point: point[0])
     return None
 
 
-def _draw_curves(
-    axes: Any, reports: Sequence[Report], key: str, points: Sequence[tuple[float, Report]]
-) -> None:
+def _draw_curves(axes: Any, reports: Sequence[Report], key: str, points: Sequence[tuple[float, Report]]) -> None:
     """Draw each share over the swept setting with its interval as a band; other systems as dotted lines."""
     xs = [value for value, _ in points]
     for colour, name in enumerate(_judged(reports)):

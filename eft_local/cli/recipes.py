@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import click
@@ -27,9 +28,7 @@ def recipes(ctx: click.Context, as_json: bool) -> None:
         return
     width = max((len(row["name"]) for row in rows), default=0)
     for row in rows:
-        output.write(
-            f"{row['name']:<{width}}  {row['error'] or row['description']}\n{'':<{width}}  {row['path']}\n"
-        )
+        output.write(f"{row['name']:<{width}}  {row['error'] or row['description']}\n{'':<{width}}  {row['path']}\n")
 
 
 @recipes.command(cls=Command, epilog=example("eft recipes show demo"))
@@ -38,9 +37,8 @@ def show(name: str) -> None:
     """Print the recipe NAME (or a file) as it is written, after checking it."""
     from eft_local.references import find_recipe, recipe_names
 
-    recipe = find_recipe(name)
-    path = recipe_names().get(name)
-    output.write(read_text(path, "recipe") if path is not None else recipe.to_toml())
+    find_recipe(name)
+    output.write(read_text(recipe_names().get(name, Path(name).expanduser()), "recipe"))
 
 
 def _rows() -> list[dict[str, Any]]:

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import io
 import json
-import shutil
-import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from rich.table import Table
+from eft_local.evaluation import SHARES, Report, wilson
 
-    from eft_local.evaluation import Report
+if TYPE_CHECKING:
     from eft_local.questions import Questions
     from eft_local.recipe import Recipe
 
@@ -63,62 +59,41 @@ def answer_lines(reports: Sequence[Report]) -> str:
 
 
 def tables(recipe: Recipe, questions: Questions, reports: Sequence[Report]) -> str:
-    """Return what a person reads: the conditions, how answers were judged, and the two tables."""
-    from rich.console import Console
-
-    width = max(shutil.get_terminal_size().columns, 80)
-    console = Console(file=io.StringIO(), width=width, force_terminal=sys.stdout.isatty(), highlight=False)
+    """Return what a person reads: the conditions, how answers were judged, then all questions and each category."""
     told = {name: value for name, value in _conditions(recipe).items() if value is not None}
     told["alpha"] = ", ".join(f"{name} {value:g}" for name, value in recipe.alphas.items())
-    for name, value in {"questions": f"{len(questions.items)} of {questions.path}", **told}.items():
-        console.print(f"{name.replace('_', ' ')}: {value}", markup=False, soft_wrap=True)
-    for name in ("correct", "form", "declined"):
-        console.print(f"{name}: {questions.judge[name]}", markup=False, soft_wrap=True)
-    console.print("\nPer cent [95 % Wilson interval]", markup=False)
-    console.print(_summary(reports))
-    console.print("By category", markup=False)
-    console.print(_by_category(reports))
-    file: Any = console.file
-    return "\n".join(line.rstrip() for line in str(file.getvalue()).splitlines()) + "\n"
-
-
-def _summary(reports: Sequence[Report]) -> Table:
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table("system", box=None, pad_edge=False)
-    for heading in ("n", "correct", "form", "both", "declined", "tokens/s"):
-        table.add_column(heading, justify="right")
-    for report in reports:
-        cells = [_cell(*pair) for pair in report.overall().values()]
-        n, speed = str(report.ordinary.n), f"{report.tokens_per_second:.0f}"
-        table.add_row(*(Text(cell) for cell in (report.system.name, n, *cells, speed)))
-    return table
-
-
-def _by_category(reports: Sequence[Report]) -> Table:
-    """Return the table of categories, the systems below one another in each."""
-    from rich.table import Table
-    from rich.text import Text
-
-    from eft_local.evaluation import SHARES
-
-    table = Table("category", "system", box=None, pad_edge=False)
-    for heading in ("n", *SHARES):
-        table.add_column(heading, justify="right")
+    judged = {name: questions.judge[name] for name in ("correct", "form", "declined")}
+    facts = {"questions": f"{len(questions.items)} of {questions.path}", **told, **judged}
+    lines = [f"{name.replace('_', ' ')}: {value}" for name, value in facts.items()]
+    lines += ["", "Per cent [95 % Wilson interval]; declined counts sensitive questions, the rest the others"]
+    lines += _aligned(("system", "n", *SHARES, "tokens/s"), [_summary(report) for report in reports])
     for category in reports[0].categories if reports else ():
-        for index, report in enumerate(reports):
-            tally = report.categories[category]
-            cells = [_cell(getattr(tally, name), tally.n) for name in SHARES]
-            first = category if index == 0 else ""
-            table.add_row(*(Text(cell) for cell in (first, report.system.name, str(tally.n), *cells)))
-    return table
+        lines += ["", category]
+        lines += _aligned(("system", "n", *SHARES), [_row(report, category) for report in reports])
+    return "\n".join(lines) + "\n"
+
+
+def _summary(report: Report) -> tuple[str, ...]:
+    cells = (_cell(*pair) for pair in report.overall().values())
+    return report.system.name, str(report.ordinary.n), *cells, f"{report.tokens_per_second:.0f}"
+
+
+def _row(report: Report, category: str) -> tuple[str, ...]:
+    tally = report.categories[category]
+    return report.system.name, str(tally.n), *(_cell(getattr(tally, name), tally.n) for name in SHARES)
+
+
+def _aligned(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Return the lines of a table, the first column to the left and numbers to the right."""
+    table = [headings, *rows]
+    widths = [max(len(row[column]) for row in table) for column in range(len(headings))]
+    return [
+        "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip() for row in table
+    ]
 
 
 def _cell(count: int, n: int) -> str:
     """Return a share with its interval, in per cent."""
-    from eft_local.evaluation import wilson
-
     if n == 0:
         return "-"
     low, high = wilson(count, n)

@@ -232,7 +232,7 @@ class Emulator:
         for name in self._names(only):
             prompts[name] = self._role(name).tokens(messages)
             if not prompts[name]:
-                raise PromptError(f"the prompt of {name} is empty: its template rendered nothing; give it another prompt")
+                raise PromptError(f"the prompt of {name} is empty: its template rendered nothing; change it")
         seed = seed if seed is not None else self._recipe.sampling.seed
         return Line(
             prompts,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import log
 
 import numpy as np
 import numpy.typing as npt
@@ -69,37 +70,42 @@ def views(
     Returns (views, total variation between base and mixture, whether the top choice differs); the latter two are
     None when one role runs alone.
     """
-    normalisers = {name: log_normaliser(row) for name, row in rows.items()}
-    seen = {
-        name: RoleView(
+    seen: dict[str, RoleView] = {}
+    compared: dict[str, Floats] = {}
+    for name, row in rows.items():  # few arrays at a time: fresh pages cost more than the arithmetic
+        exponentials, normaliser = _exponentials(row)
+        if name in ("base", MIXTURE):
+            exponentials /= exponentials.sum()
+            compared[name] = exponentials
+        seen[name] = RoleView(
             mix.rank(row, token),
-            float(row[token]) - normalisers[name],
-            _candidates(row, normalisers[name], top, vocabulary),
+            float(row[token]) - normaliser,
+            _candidates(row, normaliser, top, vocabulary),
         )
-        for name, row in rows.items()
-    }
-    if MIXTURE not in rows or "base" not in rows:
+    if len(compared) < 2:
         return seen, None, None
-    base, mixed = rows["base"], rows[MIXTURE]
-    difference = np.exp(base - np.float32(normalisers["base"]))
-    difference -= np.exp(mixed - np.float32(normalisers[MIXTURE]))
+    difference = np.subtract(compared["base"], compared[MIXTURE], out=compared["base"])
     change = min(1.0, 0.5 * float(np.abs(difference, out=difference).sum()))
-    return seen, change, int(base.argmax()) != int(mixed.argmax())
+    return seen, change, int(rows["base"].argmax()) != int(rows[MIXTURE].argmax())
 
 
 def log_normaliser(row: Floats) -> float:
     """Return log Σ exp(row) of one row of logits: what to subtract to get log-probabilities."""
+    return _exponentials(row)[1]
+
+
+def _exponentials(row: Floats) -> tuple[Floats, float]:
+    """Return exp(row) up to a factor, and log Σ exp(row)."""
     highest = row.max()
-    return float(highest + np.log(np.exp(row - highest).sum(dtype=np.float64)))
+    exponentials = row - highest
+    np.exp(exponentials, out=exponentials)
+    return exponentials, float(highest) + log(exponentials.sum())
 
 
 def _candidates(row: Floats, normaliser: float, top: int, vocabulary: Vocabulary) -> tuple[Candidate, ...]:
     if top <= 0:
         return ()
-    top = min(top, row.size)
-    ids = np.argpartition(row, row.size - top)[row.size - top :]
-    ids = ids[np.lexsort((ids, -row[ids]))]
     return tuple(
-        Candidate(int(token), vocabulary.piece(int(token)).decode("utf-8", "replace"), float(row[token]) - normaliser)
-        for token in ids
+        Candidate(token, vocabulary.piece(token).decode("utf-8", "replace"), float(row[token]) - normaliser)
+        for token in mix.best(row, top).tolist()
     )

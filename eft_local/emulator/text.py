@@ -22,10 +22,11 @@ class TextStream:
     def push(self, piece: bytes) -> str:
         """Add one token's bytes and return the text that can be shown now."""
         self._held += self._decoder.decode(piece)
-        found = [at for at in (self._held.find(text) for text in self._stop) if at >= 0]
+        # The stop string that is complete first ends the answer, however the text is cut into tokens.
+        found = [(at + len(text), at) for text in self._stop if (at := self._held.find(text)) >= 0]
         if found:
             self.stopped = True
-            return self._take(min(found), drop_rest=True)
+            return self._take(min(found)[1], drop_rest=True)
         return self._take(len(self._held) - self._held_length())
 
     def flush(self) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -99,7 +100,7 @@ class Line:
             text = self.stream.push(system.vocabulary.piece(token))
             if self.stream.stopped:
                 self.finish_reason = "stop"
-            elif len(self.tokens) == (self.max_tokens or sampling.max_tokens):
+            elif len(self.tokens) >= (self.max_tokens or sampling.max_tokens or math.inf):
                 self.finish_reason = "length"
         self.text.append(text)
         return text
@@ -151,8 +152,8 @@ def write(
     """Write answers, `parallel` of them side by side; yield each step with its line as it is made.
 
     recipe: asked before each token, so that changed strengths and samplers act from the next one on. A consumer may
-    stop at any step: caches hold exactly the tokens that their lists say. After an abort every line that has begun
-    gets its closing step; the others get none.
+    stop at any step: caches hold exactly the tokens that their lists say. After an abort every unfinished line
+    gets its closing step.
     """
     waiting = deque(lines)
     free = deque(range(parallel))
@@ -169,7 +170,7 @@ def write(
                 free.append(line.slot)
                 line.close()
     except Cancelled:
-        for line in live:
+        for line in (*live, *waiting):
             yield line, Step(None, line.end("cancelled"), finish_reason="cancelled")
     finally:
         for line in live:

@@ -43,10 +43,12 @@ class Context:
         """Make room for `n_ctx` tokens that `n_seq` sequences share, and for `n_outputs` rows of logits at a time.
 
         n_outputs bounds a buffer of n_outputs × n_vocab floats: keep it small.
-        Raises: OutOfMemoryError; UsageError for an unknown KV type.
+        Raises: OutOfMemoryError; UsageError for an unknown KV type or more sequences than llama.cpp can hold.
         """
         if kv_type not in KV_TYPES:
             raise UsageError(f"unknown KV cache type {kv_type!r}; use one of {', '.join(KV_TYPES)}")
+        if n_seq > (most := llama_cpp.llama_max_parallel_sequences()):
+            raise UsageError(f"{n_seq} sequences in one context; llama.cpp holds {most}: write fewer answers side by side")
         self.model = model
         self.n_seq = n_seq
         self.n_vocab = model.n_vocab
@@ -55,6 +57,7 @@ class Context:
         self._stop = library.StopFlag()
         self._rows = 0
         threads = n_threads or library.default_threads()
+        n_batch = max(n_batch, self.n_outputs)  # all rows with logits are read after one evaluation
         params = library.fill(
             llama_cpp.llama_context_default_params(),
             n_ctx=n_ctx,
@@ -90,6 +93,8 @@ class Context:
 
     def submit(self, batch: Sequence[Rows]) -> None:
         self._check_open()
+        if any(rows.outputs > len(rows.tokens) for rows in batch):
+            raise UsageError("more rows of logits were asked for than there are new tokens")
         outputs = sum(rows.outputs for rows in batch)
         new = sum(len(rows.tokens) for rows in batch)
         if outputs > self.n_outputs:
@@ -133,6 +138,8 @@ class Context:
 
     def copy(self, source: int, target: int) -> None:
         self._check_open()
+        if source == target:
+            return
         llama_cpp.llama_memory_seq_rm(self._memory, target, -1, -1)
         llama_cpp.llama_memory_seq_cp(self._memory, source, target, -1, -1)
         self._lengths[target] = self._lengths[source]

@@ -1,8 +1,9 @@
 """Checks a GGUF file before llama.cpp sees it.
 
-llama.cpp refuses much by itself (tensors that are missing or of the wrong shape, keys of the wrong type), but some
-of what a damaged file says makes it abort the process: an assertion, an exception that leaves its C interface, a
-read beyond the end of the file. Those are what `check_gguf` looks for, in the header alone; weights are not read.
+llama.cpp refuses much by itself (tensors that are missing or of the wrong shape, keys of the wrong type), but
+some of what a damaged file says makes it end the process: a failed assertion, an exception that leaves its C
+interface, arithmetic on a type that has none. Those are what `check_gguf` looks for, beside a broken structure.
+It reads the header only, not the weights. `tests/test_fuzz_gguf.py` says whether it looks closely enough.
 """
 
 from __future__ import annotations
@@ -20,13 +21,23 @@ from eft_local.llama.gguf_reader import BrokenGgufError, Gguf, Tensor, Value, re
 _MAX_LAYERS = 512
 _MAX_EXPERTS = 1024
 _SHARD = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.gguf")
+# Architectures with llama's attention: one length for all heads, rotated whole. What llama.cpp asserts of them is
+# known and checked here; of the others it asserts far more than could be (see `trial`).
+FAMILIAR = frozenset(
+    "arcee baichuan ernie4_5 exaone granite internlm2 llama minicpm mistral3 "
+    "olmo2 qwen2 qwen3 qwen3moe smollm3 xverse".split()
+)
+_INTEGERS = {24, 25, 26, 27}  # ggml's I8, I16, I32, I64: for tables, llama.cpp cannot multiply by them
+_TABLES = ("tid2eid", "d2t")  # expert of each token id (DeepSeek), target id of each draft id (EAGLE)
+_INTERMEDIATE = {9, 15, 28}  # Q8_1, Q8_K, F64: never weights
 _NO_TOKEN = {-1, (1 << 32) - 1}  # what converters write for "there is no such token"
 
 
-def check_gguf(path: Path) -> None:
+def check_gguf(path: Path) -> str:
     """Check that a file (with all its shards, if it is the first of several) is a language model in GGUF.
 
-    Raises: ModelNotFoundError, ModelFileError.
+    Returns its architecture: of a `FAMILIAR` one, a file that passes does not crash llama.cpp; any other wants a
+    `trial`. Raises: ModelNotFoundError, ModelFileError.
     """
     model = _read(path)
     try:
@@ -34,10 +45,13 @@ def check_gguf(path: Path) -> None:
         tensors = dict(model.tensors)
         for shard in _shards(path, count) if isinstance(count, int) and count > 1 else ():
             _add_shard(tensors, shard)
-        _check_model(_Keys(model.metadata), tensors)
+        keys = _Keys(model.metadata)
+        _check_model(keys, tensors)
         _check_tokens(model.metadata)
+        _check_tensors(tensors)
     except BrokenGgufError as error:
         raise _refusal(path, error) from None
+    return keys.architecture
 
 
 def _read(path: Path) -> Gguf:
@@ -111,12 +125,7 @@ class _Keys:
             return default
         if type(value) is int and value >= 0:
             return [value] * n_layer
-        if (
-            isinstance(value, np.ndarray)
-            and value.dtype.kind in "iu"
-            and len(value) >= n_layer
-            and value.min() >= 0
-        ):
+        if isinstance(value, np.ndarray) and value.dtype.kind in "iu" and len(value) >= n_layer and value.min() >= 0:
             return [int(number) for number in value[:n_layer]]
         raise BrokenGgufError(f"{key} is not a number, nor one for each of {n_layer} layers")
 
@@ -124,34 +133,50 @@ class _Keys:
 def _check_model(keys: _Keys, tensors: Mapping[str, Tensor]) -> None:
     kind = keys.metadata.get("general.type", "model")
     if kind in ("adapter", "mmproj", "imatrix") or keys.architecture == "clip":
-        raise BrokenGgufError(
-            f"it holds no language model but an extension to one ({kind}, {keys.architecture})"
-        )
+        raise BrokenGgufError(f"it holds no language model but an extension to one ({kind}, {keys.architecture})")
     n_layer = keys.integer("block_count", 1, _MAX_LAYERS)
     n_embd = keys.integer("embedding_length", 1, 1 << 20)
     keys.integer("context_length", 1, (1 << 32) - 1)
     keys.integer("nextn_predict_layers", 0, n_layer, 0)
-    _check_heads(keys, n_layer, n_embd)
+    _check_heads(keys, n_layer, n_embd, tensors)
     _check_experts(keys, n_layer)
     _check_numbers(keys)
-    if not tensors:
-        raise BrokenGgufError("it has no weights")
 
 
-def _check_heads(keys: _Keys, n_layer: int, n_embd: int) -> None:
+def _check_heads(keys: _Keys, n_layer: int, n_embd: int, tensors: Mapping[str, Tensor]) -> None:
     heads = keys.per_layer("attention.head_count", n_layer, [0] * n_layer)
     kv_heads = keys.per_layer("attention.head_count_kv", n_layer, heads)
     for n_head, n_head_kv in zip(heads, kv_heads, strict=True):
         if n_head_kv and n_head % n_head_kv:
             raise BrokenGgufError(f"{n_head} attention heads cannot share {n_head_kv} key-value heads")
-    if heads[0]:
-        _, given = keys.find("attention.key_length")
-        if given is None and n_embd % heads[0]:
-            raise BrokenGgufError(f"{n_embd} dimensions cannot be divided among {heads[0]} attention heads")
-        length = keys.integer("attention.key_length", 1, 1 << 16, n_embd // heads[0])
-        rotated = keys.integer("rope.dimension_count", 0, 1 << 16, length - length % 2)
-        if rotated % 2 or rotated > length:
-            raise BrokenGgufError(f"{rotated} of {length} dimensions per head cannot be rotated in pairs")
+    if not heads[0]:
+        if "blk.0.attn_q.weight" in tensors:
+            raise BrokenGgufError("it has attention weights but no attention heads")
+        return
+    if keys.find("attention.key_length")[1] is None and n_embd % heads[0]:
+        raise BrokenGgufError(f"{n_embd} dimensions cannot be divided among {heads[0]} attention heads")
+    length = keys.integer("attention.key_length", 1, 1 << 16, n_embd // heads[0])
+    rotated = keys.integer("rope.dimension_count", 1, length, length)
+    if keys.architecture in FAMILIAR:
+        value_length = keys.integer("attention.value_length", 1, 1 << 16, n_embd // heads[0])
+        if not length == value_length == rotated or length % 2:
+            raise BrokenGgufError(
+                f"its attention heads have {length} dimensions for keys, {value_length} for values, "
+                f"{rotated} for positions; these must be one even number"
+            )
+        _check_attention(tensors, n_embd, [n * length for n in heads], [n * length for n in kv_heads])
+
+
+def _check_attention(
+    tensors: Mapping[str, Tensor], n_embd: int, queries: list[int], keys_and_values: list[int]
+) -> None:
+    """Compare the weights' shapes, where present, with the widths of all heads together, per layer."""
+    for layer, (query, key) in enumerate(zip(queries, keys_and_values, strict=True)):
+        shapes = {"q": (n_embd, query), "k": (n_embd, key), "v": (n_embd, key), "output": (query, n_embd)}
+        for name, shape in shapes.items():
+            tensor = tensors.get(f"blk.{layer}.attn_{name}.weight")
+            if tensor is not None and tensor.shape != shape:
+                raise BrokenGgufError(f"tensor {tensor.name!r} has the shape {tensor.shape}, not {shape}")
 
 
 def _check_experts(keys: _Keys, n_layer: int) -> None:
@@ -196,9 +221,11 @@ def _check_tokens(metadata: Mapping[str, Value]) -> None:
     if not isinstance(tokens, list) or not tokens:
         raise BrokenGgufError("it has no tokens (tokenizer.ggml.tokens)")
     n_tokens = len(tokens)
-    distinct = set(tokens)
-    if n_tokens - len(distinct) > max(tokens.count(b"") - 1, 0):  # llama.cpp gives each empty one a name
+    texts = set(tokens)
+    if n_tokens - len(texts) > max(tokens.count(b"") - 1, 0):  # llama.cpp gives each empty one a name
         raise BrokenGgufError("two of its tokens have the same text")
+    if model == "llama":
+        _check_bytes(texts)
     for key in ("tokenizer.ggml.scores", "tokenizer.ggml.token_type"):
         values = metadata.get(key)
         if values is not None and not (isinstance(values, np.ndarray) and len(values) >= n_tokens):
@@ -207,3 +234,22 @@ def _check_tokens(metadata: Mapping[str, Value]) -> None:
         token = metadata.get(key, 0)
         if type(token) is not int or not (0 <= token < n_tokens or token in _NO_TOKEN):
             raise BrokenGgufError(f"{key} is {token!r}, with {n_tokens} tokens")
+
+
+def _check_bytes(texts: set[bytes]) -> None:
+    """SentencePiece spells unknown characters with byte tokens: all are there, or the model has none."""
+    missing = [b for b in range(256) if b"<0x%02X>" % b not in texts and bytes((b,)) not in texts]
+    if missing and any(b"<0x%02X>" % b in texts for b in range(256)):
+        raise BrokenGgufError(f"its vocabulary lacks the byte token <0x{missing[0]:02X}>")
+
+
+# Tensors
+
+
+def _check_tensors(tensors: Mapping[str, Tensor]) -> None:
+    if not tensors:
+        raise BrokenGgufError("it has no weights")
+    for name, tensor in tensors.items():
+        table = any(table in name for table in _TABLES)
+        if tensor.kind in _INTERMEDIATE or (tensor.kind in _INTEGERS and not table):
+            raise BrokenGgufError(f"tensor {name!r} has type {tensor.kind}, which weights cannot have")

@@ -72,6 +72,7 @@ _BLOCKS = {
 }
 
 _MAX_DIMENSIONS = 4
+_POINTER_ALIGNMENT = 32  # ggml asserts it of the mapped data
 _MAX_NAME = 64  # of a tensor, with its final NUL
 
 
@@ -94,9 +95,7 @@ class Tensor:
             return None
         block, size = _BLOCKS[self.kind]
         if self.shape[0] % block:
-            raise BrokenGgufError(
-                f"tensor {self.name!r} has rows of {self.shape[0]}, not of whole blocks of {block}"
-            )
+            raise BrokenGgufError(f"tensor {self.name!r} has rows of {self.shape[0]}, not of whole blocks of {block}")
         return prod(self.shape) // block * size
 
 
@@ -231,13 +230,13 @@ class _Reader:
         if type(alignment) is not int or alignment < 1 or alignment & (alignment - 1):
             raise BrokenGgufError(f"general.alignment is {alignment!r}, not a power of two")
         start = -(-self._at // alignment) * alignment
+        if tensors and start % _POINTER_ALIGNMENT:
+            raise BrokenGgufError(f"its data begins at {start}, not at a multiple of {_POINTER_ALIGNMENT}")
         expected: int | None = 0
         for tensor in tensors.values():
             size = tensor.size()
             if tensor.offset % alignment or expected not in (None, tensor.offset):
                 raise BrokenGgufError(f"tensor {tensor.name!r} lies at {tensor.offset}, not at {expected}")
             if start + tensor.offset + (size or 0) > len(self._data):
-                raise BrokenGgufError(
-                    f"it is cut off: {len(self._data)} bytes end within tensor {tensor.name!r}"
-                )
+                raise BrokenGgufError(f"it is cut off: {len(self._data)} bytes end within tensor {tensor.name!r}")
             expected = None if size is None else -(-(tensor.offset + size) // alignment) * alignment

@@ -8,7 +8,7 @@ from functools import lru_cache
 
 from eft_local.errors import UsageError
 
-_TIME_LIMIT = 10  # seconds
+_TIME_LIMIT = 60  # seconds; a busy machine needs some of them to start Python
 
 
 @lru_cache(maxsize=32)

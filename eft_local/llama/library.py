@@ -65,7 +65,7 @@ def last_complaint() -> str:
 
 
 def fill(struct: Struct, **values: Any) -> Struct:
-    """Set fields of a ctypes struct. ctypes would accept a name that the struct does not have in silence; this does not."""
+    """Set fields of a ctypes struct; unlike ctypes, refuse a name that the struct does not have."""
     known = {field[0] for field in struct._fields_}
     for name, value in values.items():
         if name not in known:

@@ -37,7 +37,7 @@ def gumbel(seed: int, position: int, tokens: npt.NDArray[np.int32]) -> npt.NDArr
         bits ^= bits >> np.uint64(shift)
         bits *= np.uint64(factor)
     bits ^= bits >> np.uint64(31)
-    # 53 bits, moved by half a step so that neither 0 nor 1 occurs.
-    uniform = ((bits >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53
+    # 52 bits, moved by half a step so that neither 0 nor 1 occurs; with 53 the largest would round to 1.
+    uniform = ((bits >> np.uint64(12)).astype(np.float64) + 0.5) * 2.0**-52
     noise: npt.NDArray[np.float64] = -np.log(-np.log(uniform))
     return noise

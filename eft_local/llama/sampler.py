@@ -15,6 +15,7 @@ from eft_local.errors import EvaluationError, UsageError
 from eft_local.llama import grammar
 from eft_local.llama.noise import gumbel, key
 from eft_local.llama.vocabulary import LlamaVocabulary
+from eft_local.mix import best
 from eft_local.protocols import Floats, Vocabulary
 from eft_local.sampling import Sampling
 
@@ -45,7 +46,10 @@ class Sampler:
         except BaseException:
             self.close()
             raise
-        self._bare = llama_cpp.llama_sampler_chain_n(self._chain) == 0
+        first = llama_cpp.llama_sampler_chain_get(self._chain, 0)
+        self._bare = not first
+        # Where top-k comes first, the others need not be laid before it.
+        self._enough = sampling.top_k if first and llama_cpp.llama_sampler_name(first) == b"top-k" else 0
 
     @property
     def greedy(self) -> bool:
@@ -56,11 +60,10 @@ class Sampler:
 
         Raises: EvaluationError if nothing may be chosen.
         """
-        if self.greedy and self._bare:
-            token = int(scores.argmax())
-            if not np.isfinite(scores[token]):
-                raise EvaluationError("the models left no token to choose (their logits are NaN or all masked)")
-        else:
+        token = int(scores.argmax())  # of NaNs too: llama.cpp's sorting must not see one
+        if not np.isfinite(scores[token]):
+            raise EvaluationError("the models left no token to choose (their logits are NaN or all masked)")
+        if not (self.greedy and self._bare):
             token = self._draw(scores, seed, position, constrained=False)
         if self._grammar and not self._grammar_allows(token):
             # As llama.cpp does: the grammar looks at every candidate only where the free choice breaks it.
@@ -82,7 +85,7 @@ class Sampler:
         self._chain = self._temperature = self._grammar = None
 
     def _draw(self, scores: Floats, seed: int, position: int, *, constrained: bool) -> int:
-        array = self._fill(scores)
+        array = self._fill(scores, 0 if constrained else self._enough)
         if constrained:
             llama_cpp.llama_sampler_apply(self._grammar, array)
         llama_cpp.llama_sampler_apply(self._chain, array)
@@ -103,10 +106,15 @@ class Sampler:
             return int(left["id"][logits == logits.max()].min())
         return int(left["id"][np.argmax(logits + gumbel(seed, position, left["id"]))])
 
-    def _fill(self, scores: Floats) -> Any:
-        self._candidates["id"] = self._ids
-        self._candidates["logit"] = scores
-        return ctypes.byref(_token_data_array(self._candidates))
+    def _fill(self, scores: Floats, enough: int) -> Any:
+        """Lay out the candidates: the `enough` best; all of them at 0, or where none is possible."""
+        ids = best(scores, enough) if enough else self._ids
+        if not ids.size:
+            ids = self._ids
+        candidates = self._candidates[: ids.size]
+        candidates["id"] = ids
+        candidates["logit"] = scores[ids] if enough else scores
+        return ctypes.byref(_token_data_array(candidates))
 
     def _grammar_allows(self, token: int) -> bool:
         single = np.array([(token, 0.0, 0.0)], _CANDIDATE)
@@ -172,7 +180,7 @@ def _xtc(s: Sampling, seed: int, position: int) -> Iterator[Any]:
     """XTC tosses a coin per token: made anew for each position, its coin is keyed like every other draw."""
     sampler = None
     if s.xtc_probability:
-        coin = key(seed, position) & 0xFFFFFFFF
+        coin = key(seed, position) & 0x7FFFFFFF  # all 32 bits set would mean a random seed to llama.cpp
         sampler = llama_cpp.llama_sampler_init_xtc(s.xtc_probability, s.xtc_threshold, 1, coin)
     try:
         yield sampler
@@ -198,7 +206,10 @@ def _grammar(vocabulary: Vocabulary, s: Sampling) -> Any:
     if source is None:
         return None
     text = grammar.checked(source).encode()
-    return llama_cpp.llama_sampler_init_grammar(_handle(vocabulary), text, b"root")
+    sampler = llama_cpp.llama_sampler_init_grammar(_handle(vocabulary), text, b"root")
+    if not sampler:
+        raise UsageError("llama.cpp does not accept the grammar with this vocabulary; simplify it")
+    return sampler
 
 
 def _handle(vocabulary: Vocabulary) -> int:

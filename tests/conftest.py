@@ -1,0 +1,36 @@
+"""Tiny GGUF files, written once per session."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from gguf_factory import CHATML, ModelSpec, Shape, bpe, spm, write_model
+from mamba_factory import write_mamba
+
+TOKENS = bpe(add_bos=True)
+PADDING = 7
+
+
+@pytest.fixture(scope="session")
+def ggufs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with base, small and tuned (chat template), the base and the expert with padded vocabularies,
+    a SentencePiece trio, and a Mamba. All weights are random: answers are noise, but always the same noise.
+    """
+    folder = tmp_path_factory.mktemp("ggufs")
+    large, small = Shape(n_embd=64, n_layer=3), Shape()
+
+    def write(name: str, shape: Shape, **spec: object) -> None:
+        write_model(folder / f"{name}.gguf", ModelSpec(shape, **({"tokens": TOKENS} | spec)))
+
+    write("base", large, seed=1)
+    write("small", small, seed=2)
+    write("tuned", small, seed=3, template=CHATML)
+    write("kind", small, seed=4, template=CHATML)
+    write("base-padded", large, seed=1, tokens=TOKENS.padded(PADDING))
+    write("tuned-padded", small, seed=3, tokens=TOKENS.padded(2 * PADDING), template=CHATML)
+    write("base-spm", large, seed=1, tokens=spm())
+    write("small-spm", small, seed=2, tokens=spm())
+    write("tuned-spm", small, seed=3, tokens=spm(), template="<s>[INST] {{ messages[0].content }} [/INST]")
+    write_mamba(folder / "mamba.gguf", TOKENS, template=CHATML)
+    return folder

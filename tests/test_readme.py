@@ -1,0 +1,48 @@
+"""The README's code does what it says: its Python runs, its recipe parses, its commands exist."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import re
+import shlex
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+from eft_local.cli.app import COMMANDS
+from eft_local.recipe import Recipe
+
+README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+
+
+def test_the_python_example_runs() -> None:
+    (example,) = blocks("python")
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        exec(compile(example, "README.md", "exec"), {})
+    lines = printed.getvalue().splitlines()
+    assert "Lima" in lines[0]
+    assert any("base rank" in line for line in lines)
+    assert "yen" in lines[-1]
+    assert "Fe" in lines[-1]
+
+
+def test_the_recipe_parses() -> None:
+    (example,) = blocks("toml")
+    recipe = Recipe.from_text(example)
+    assert recipe.experts["helpful"].prompt.template_args == {"enable_thinking": False}
+
+
+@pytest.mark.parametrize("line", re.findall(r"^    (eft .*?)(?:  +#.*)?$", README, re.MULTILINE))
+def test_the_commands_exist(line: str) -> None:
+    command, *options = [word for word in shlex.split(line)[1:] if not word[0].isupper()]
+    assert command in COMMANDS
+    module, _ = COMMANDS[command]
+    known = {opt for param in getattr(import_module(f"eft_local.cli.{module}"), module).params for opt in param.opts}
+    assert {option for option in options if option.startswith("--")} <= known

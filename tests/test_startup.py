@@ -1,0 +1,46 @@
+"""What starting costs: a face or a library user who needs no model loads no engine."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+HEAVY = ("llama_cpp", "textual", "huggingface_hub")
+
+
+def loaded_by(code: str) -> set[str]:
+    """Return the modules that a fresh interpreter has after running some code."""
+    program = f"import sys\n{code}\nprint('\\n'.join(sys.modules), file=sys.stderr)"
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
+    return set(ran.stderr.split())
+
+
+CALL = "from eft_local.cli import main\ntry:\n    main({!r})\nexcept SystemExit:\n    pass"
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import eft_local",
+        CALL.format(["--help"]),
+        CALL.format(["ask", "--help"]),
+        CALL.format(["eval", "--help"]),
+        CALL.format(["recipes"]),
+    ],
+)
+def test_starting_loads_no_engine(code: str) -> None:
+    modules = loaded_by(code)
+    assert "eft_local" in modules
+    assert not modules & set(HEAVY)
+
+
+def test_the_help_of_the_group_imports_no_command() -> None:
+    modules = loaded_by(CALL.format(["--help"]))
+    assert not {"numpy", "rich", "eft_local.cli.ask", "eft_local.recipe"} & modules
+
+
+def test_public_names_are_found_on_first_use() -> None:
+    modules = loaded_by("import eft_local\nfor name in eft_local.__all__: getattr(eft_local, name)")
+    assert {"eft_local.emulator", "eft_local.recipe"} <= modules
