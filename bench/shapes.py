@@ -36,21 +36,28 @@ def default_folder() -> Path:
     return locations.cache() / "bench"
 
 
-def model_file(folder: Path, shape: str, vocabulary: str, seed: int) -> Path:
-    """Return the Q4_0 file of this shape and seed; written when it is not there."""
-    path = folder / f"{shape}-{vocabulary}-{seed}.gguf"
+def model_file(folder: Path, shape: str, vocabulary: str, seed: int, layers: int | None = None) -> Path:
+    """Return the Q4_0 file of this shape and seed, with fewer layers if asked; written when it is not there."""
+    whole = SHAPES[shape]
+    layers = layers or whole.n_layer
+    path = folder / f"{shape}-{layers}-layers-{vocabulary}-{seed}.gguf"
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
         partial = path.with_suffix(".partial")
-        spec = ModelSpec(SHAPES[shape], _tokens(VOCABULARIES[vocabulary]), seed, zero=True, quantization="Q4_0")
+        spec = ModelSpec(
+            replace(whole, n_layer=layers),
+            _tokens(VOCABULARIES[vocabulary]),
+            zero=True,
+            quantization="Q4_0",
+        )
         write_model(partial, spec)
         _fill(partial, seed)
         partial.rename(path)
     return path
 
 
-def load(folder: Path, shape: str, vocabulary: str, seed: int) -> Model:
-    return Model.load(model_file(folder, shape, vocabulary, seed))
+def load(folder: Path, shape: str, vocabulary: str, seed: int, layers: int | None = None) -> Model:
+    return Model.load(model_file(folder, shape, vocabulary, seed, layers))
 
 
 def spread(samples: Sequence[float]) -> dict[str, float]:

@@ -100,10 +100,7 @@ def emulator(models: Sequence[Model], context: int) -> Emulator:
     roles = (base, antiexpert, recipe.experts["tuned"])
     return Emulator(
         recipe,
-        {
-            name: LoadedRole(role, placement, model)
-            for name, role, model in zip(ROLES, roles, models, strict=True)
-        },
+        {name: LoadedRole(role, placement, model) for name, role, model in zip(ROLES, roles, models, strict=True)},
     )
 
 

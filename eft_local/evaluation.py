@@ -7,7 +7,7 @@ import itertools
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from eft_local.errors import Cancelled, UsageError
@@ -164,27 +164,41 @@ def plan(
     betas: Sequence[float] = (),
     mixes: Sequence[float] = (),
     steer_first: Sequence[int] = (),
-) -> tuple[System, ...]:
-    """Return the systems to run: each name once, and "eft" once for every combination of the swept values.
+) -> tuple[Recipe, tuple[System, ...]]:
+    """Return the recipe and the systems to run: each name once, "eft" once for every combination of values.
+
+    A single alpha or beta is no sweep: it becomes the recipe's.
 
     alphas: strengths, or {expert: strength}. mixes: λ for two experts, α = (1 − λ, λ); instead of alphas.
-    steer_first: for each N one more system whose first N tokens the mixture writes, and the base the rest.
-    Raises: UsageError for mixes together with alphas, mixes without two experts, or an N below 1.
+    steer_first: for each N once more with the mixture for the first N tokens only, and the base for the rest.
+    Raises: UsageError for mixes together with alphas, mixes without two experts, an N below 1, or values for an
+        "eft" that does not run; RecipeError for values that no recipe can have.
     """
     if mixes and alphas:
         raise UsageError("--mix sets both experts' alpha; give either --mix or --alpha")
     if mixes and len(recipe.experts) != 2:
         raise UsageError(f"--mix needs a recipe with two experts; {recipe.name} has {len(recipe.experts)}")
+    if (alphas or betas or mixes or steer_first) and "eft" not in names:
+        raise UsageError(
+            f"alpha, beta, mix and steer-first change the system eft, which is not among {', '.join(names)}"
+        )
     if any(n < 1 for n in steer_first):
         raise UsageError(f"--steer-first {min(steer_first)}: the mixture must write at least 1 token")
+    if len(alphas) == 1:
+        recipe, alphas = recipe.replace(alpha=alphas[0]), ()
+    if len(betas) == 1:
+        recipe, betas = recipe.replace(beta=betas[0]), ()
     systems: list[System] = []
     for name in dict.fromkeys(names):
         if name == "eft":
-            systems += _swept(recipe, alphas, betas, mixes)
+            swept = _swept(recipe, alphas, betas, mixes)
+            systems += swept
+            systems += [replace(s, name=f"{s.name} first={n}", steer_first=n) for s in swept for n in steer_first]
         else:
             systems.append(System(name, only=name))
-    systems += [System(f"eft first={n}", steer_first=n) for n in steer_first]
-    return tuple(systems)
+    for system in systems:
+        recipe.replace(**system.changes)
+    return recipe, tuple(systems)
 
 
 def _swept(
@@ -193,7 +207,7 @@ def _swept(
     betas: Sequence[float],
     mixes: Sequence[float],
 ) -> list[System]:
-    """Return "eft" for every combination; a value that is swept over is part of the name."""
+    """Return "eft" for every combination of values, which its name tells."""
     first, second = [*recipe.experts, "", ""][:2]
     weights: list[tuple[str, dict[str, Any], float | None]]
     if mixes:
@@ -205,8 +219,7 @@ def _swept(
     for (weight_name, weight, mix), (scale_name, scale) in itertools.product(
         weights or [("", {}, None)], scales or [("", {})]
     ):
-        name = "eft" + weight_name * (len(weights) > 1) + scale_name * (len(scales) > 1)
-        systems.append(System(name, changes={**weight, **scale}, mix=mix))
+        systems.append(System(f"eft{weight_name}{scale_name}", changes={**weight, **scale}, mix=mix))
     return systems
 
 

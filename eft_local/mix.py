@@ -47,24 +47,32 @@ def mix(
     """
     _check(base, experts, antiexperts, alphas, beta, keep)
     out = np.empty_like(base) if out is None else out
-    scratch = np.empty_like(base)
+    # alpha = 0 is no summand: with beta = 1 the base is given to the last bit.
+    tunings = [each for each in zip(experts, antiexperts, alphas, strict=True) if each[2]]
     with np.errstate(invalid="ignore", over="ignore"):
-        if beta == 1.0 and keep is None:  # base first, so that alpha = 0 gives the base to the last bit
-            np.copyto(out, base)
-        else:
+        if beta != 1.0 or keep is not None:
             np.subtract(base, antiexperts[0], out=out)
             out *= beta
             if keep is not None:
                 out *= keep
             out += antiexperts[0]
-        for expert, antiexpert, alpha in zip(experts, antiexperts, alphas, strict=True):
-            if alpha:
-                np.subtract(expert, antiexpert, out=scratch)
-                if alpha != 1.0:
-                    scratch *= alpha
-                out += scratch
+        elif tunings:
+            _delta(*tunings.pop(0), out=out)
+            out += base
+        else:
+            np.copyto(out, base)
+        scratch = np.empty_like(base) if tunings else out
+        for tuning in tunings:
+            out += _delta(*tuning, out=scratch)
         if not out.max(initial=-np.inf) < np.inf:  # the one pass that finds NaN and +inf
             _mend(out, base, experts, antiexperts, alphas, beta, keep)
+    return out
+
+
+def _delta(expert: Floats, antiexpert: Floats, alpha: float, out: Floats) -> Floats:
+    np.subtract(expert, antiexpert, out=out)
+    if alpha != 1.0:
+        out *= alpha
     return out
 
 
@@ -78,8 +86,7 @@ def _check(
 ) -> None:
     if not len(experts) == len(antiexperts) == len(alphas):
         raise ValueError(
-            f"{len(experts)} experts need as many antiexperts and alphas, "
-            f"not {len(antiexperts)} and {len(alphas)}"
+            f"{len(experts)} experts need as many antiexperts and alphas, not {len(antiexperts)} and {len(alphas)}"
         )
     if not experts and (beta != 1.0 or keep is not None):
         raise ValueError("the scale delta needs an antiexpert, and there is none")
@@ -120,7 +127,7 @@ def _mend(
         if alpha:
             tuning = np.float32(alpha) * (expert[broken] - antiexpert[broken])
             scores += np.where(tuning < np.inf, tuning, 0)
-    out[broken] = np.where(own == -np.inf, -np.inf, scores)
+    out[broken] = scores
 
 
 def log_softmax(logits: Floats, out: Floats | None = None) -> Floats:

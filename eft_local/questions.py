@@ -57,9 +57,7 @@ class Questions:
     judge: Mapping[str, str]
     items: tuple[Question, ...]
 
-    def select(
-        self, *, split: str | None = None, kind: str | None = None, limit: int | None = None
-    ) -> Questions:
+    def select(self, *, split: str | None = None, kind: str | None = None, limit: int | None = None) -> Questions:
         """Return the questions of this split and kind; `limit` takes so many, spread evenly over them.
 
         Raises: UsageError if none is left, naming the splits and kinds that there are.
@@ -87,8 +85,7 @@ def read_questions(path: Path) -> Questions:
     judge = rows[0][1].get("judge") if rows else None
     if not isinstance(judge, dict) or not all(isinstance(judge.get(key), str) for key in JUDGE_KEYS):
         raise UsageError(
-            f'{path}: line 1 must say how answers are judged, {{"judge": {{…}}}} '
-            f"with the texts {', '.join(JUDGE_KEYS)}"
+            f'{path}: line 1 must say how answers are judged, {{"judge": {{…}}}} with the texts {", ".join(JUDGE_KEYS)}'
         )
     return Questions(path, judge, tuple(_question(path, number, row) for number, row in rows[1:]))
 
@@ -106,15 +103,11 @@ def _object(path: Path, number: int, line: str) -> dict[str, Any]:
 def _question(path: Path, number: int, row: dict[str, Any]) -> Question:
     for key, kind in QUESTION_KEYS.items():
         if not isinstance(row.get(key), kind):
-            raise UsageError(
-                f'{path}: line {number}: "{key}" must be a {kind.__name__}, not {row.get(key)!r}'
-            )
+            raise UsageError(f'{path}: line {number}: "{key}" must be a {kind.__name__}, not {row.get(key)!r}')
     accept = row.get("accept") or ()
     if not isinstance(accept, (list, tuple)) or not all(isinstance(answer, str) for answer in accept):
         raise UsageError(f'{path}: line {number}: "accept" must be a list of texts, not {accept!r}')
-    return Question(
-        id=str(row.get("id", number)), accept=tuple(accept), **{key: row[key] for key in QUESTION_KEYS}
-    )
+    return Question(id=str(row.get("id", number)), accept=tuple(accept), **{key: row[key] for key in QUESTION_KEYS})
 
 
 @dataclass(frozen=True, slots=True)

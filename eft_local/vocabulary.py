@@ -52,6 +52,22 @@ def compare(reference: Vocabulary, other: Vocabulary, names: tuple[str, str] = (
     raise VocabularyMismatchError(f"{message}{count}: {shown}; use models of one family")
 
 
+def verbatim(vocabulary: Vocabulary, text: str) -> list[int]:
+    """Return the tokens of a text that continues another one: no special tokens, markup is plain text.
+
+    SentencePiece vocabularies put a space before every text, as if it began one. Behind an anchor they do not.
+    """
+    tokens = vocabulary.tokenize(text, add_special=False, parse_special=False)
+    data = text.encode()
+    if b"".join(map(vocabulary.piece, tokens)) == data:
+        return tokens
+    anchored = vocabulary.tokenize("\n" + text, add_special=False, parse_special=False)
+    for start in (1, 2, 3):  # the anchor is one to three tokens
+        if b"".join(map(vocabulary.piece, anchored[start:])) == data:
+            return anchored[start:]
+    return tokens
+
+
 @dataclass(frozen=True, slots=True)
 class _Tokens:
     texts: list[bytes]

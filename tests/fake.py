@@ -117,7 +117,10 @@ class FakeContext:
 
 
 class FakeModel:
-    """Implements `protocols.LanguageModel`. Set `failures[n]` and the n-th submit from now raises it (1 is the next)."""
+    """Implements `protocols.LanguageModel`.
+
+    failures: what the n-th submit from now (1 is the next) raises, or calls before it evaluates.
+    """
 
     def __init__(self, table: Table, vocabulary: AsciiVocabulary | None = None, recurrent: bool = False) -> None:
         self.table = table
@@ -206,6 +209,4 @@ def emulator(
 
 def trio(**tables: Table) -> dict[str, FakeModel]:
     """Models for `recipe()`: random ones where no table is given."""
-    return {
-        name: FakeModel(tables.get(name, noise(seed))) for seed, name in enumerate(("base", "small", "tuned"))
-    }
+    return {name: FakeModel(tables.get(name, noise(seed))) for seed, name in enumerate(("base", "small", "tuned"))}

@@ -135,9 +135,7 @@ def write_model(path: Path, spec: ModelSpec | None = None) -> Path:
     spec = spec or ModelSpec()
     writer = gguf.GGUFWriter(path, "llama")
     _add_metadata(writer, spec)
-    tensors = [
-        (name, shape, _type(spec, shape)) for name, shape in spec.shape.tensors(len(spec.tokens.texts))
-    ]
+    tensors = [(name, shape, _type(spec, shape)) for name, shape in spec.shape.tensors(len(spec.tokens.texts))]
     for name, shape, kind in tensors:
         # NumPy's dtype is not read when the raw one is given, but for its size.
         writer.add_tensor_info(name, shape, np.dtype(np.float32), _size(shape, kind), raw_dtype=kind)

@@ -54,7 +54,7 @@ def emulators(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[FakeEmulator]]:
     """Every emulator that a command loaded; all of them must be closed."""
     loaded: list[FakeEmulator] = []
     monkeypatch.setattr(FakeEmulator, "loaded", loaded, raising=False)
-    monkeypatch.setattr(eft_local.emulator, "Emulator", FakeEmulator, raising=False)
+    monkeypatch.setattr(eft_local.emulator, "Emulator", FakeEmulator)
     yield loaded
     assert all(emulator.closed for emulator in loaded)
 
@@ -333,6 +333,22 @@ def test_ctrl_c_keeps_the_partial_answer(run: Run, monkeypatch: pytest.MonkeyPat
         assert ran.json["finish_reason"] == "cancelled"
 
 
+@pytest.mark.parametrize("watched", [True, False])
+def test_ctrl_c_while_models_load_answers_nothing(
+    run: Run, monkeypatch: pytest.MonkeyPatch, emulators: list[FakeEmulator], watched: bool
+) -> None:
+    def load(recipe: Any, *, progress: Callable[[str, float], bool | None]) -> FakeEmulator:
+        os.kill(os.getpid(), signal.SIGINT)
+        if watched and not progress("base", 0.5):
+            raise errors.Cancelled("loading was cancelled")
+        emulators.append(FakeEmulator(recipe))
+        return emulators[0]
+
+    monkeypatch.setattr(FakeEmulator, "load", load)
+    assert run("ask", "x") == (130, "", "eft: loading was cancelled\n")
+    assert [emulator.asked for emulator in emulators] == ([] if watched else [[]])
+
+
 def test_a_full_context_is_told(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     from eft_local.emulator.results import Step
 
@@ -592,6 +608,13 @@ def test_eval_is_greedy_whatever_the_recipe_says(
     assert emulators[0].recipe.sampling.temperature == 0
 
 
+def test_a_single_alpha_or_beta_is_the_recipes(run: Run, questions: str, emulators: list[FakeEmulator]) -> None:
+    ran = run("eval", questions, "--alpha", "0.5", "--beta", "1.5")
+    assert emulators[0].recipe.alphas == {"assistant": 0.5}
+    assert "alpha: assistant 0.5\nbeta: 1.5\n" in ran.out
+    assert "\neft  " in ran.out
+
+
 def test_eval_sweeps_and_mixes(run: Run, questions: str) -> None:
     told = run("eval", questions, "--systems", "eft", "--alpha", "0,1", "--beta", "1,2", "--json").json
     assert list(told["systems"]) == [f"eft alpha={a} beta={b}" for a in (0, 1) for b in (1, 2)]
@@ -609,6 +632,8 @@ def test_eval_sweeps_and_mixes(run: Run, questions: str) -> None:
         (["--alpha", "nan,1"], "alpha"),
         (["--mix", "0.5"], "two experts"),
         (["--steer-first", "1.5"], "whole numbers"),
+        (["--systems", "base", "--alpha", "0,1"], "which is not among base"),
+        (["--alpha", "0,1", "--beta", "1,-1"], "beta"),
         (["--systems", "bass"], "did you mean base"),
         (["--split", "nowhere"], "held-out/short"),
         (["--limit", "0"], "--limit"),
@@ -616,7 +641,7 @@ def test_eval_sweeps_and_mixes(run: Run, questions: str) -> None:
 )
 def test_eval_refuses_what_it_cannot_run(run: Run, questions: str, arguments: list[str], told: str) -> None:
     ran = run("eval", questions, *arguments)
-    assert ran.code == 2
+    assert ran.code == 2, ran
     assert told in ran.err
     assert ran.err.count("\n") == 1
     assert ran.out == ""

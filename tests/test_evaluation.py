@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from eft_local import evaluation
-from eft_local.errors import Cancelled, UsageError
+from eft_local.errors import Cancelled, RecipeError, UsageError
 from eft_local.evaluation import Report, System, Tally, check_systems, names, plan, run, wilson
 from eft_local.questions import (
     Question,
@@ -236,15 +236,17 @@ def test_questions_are_selected_and_limited_evenly(tmp_path: Path) -> None:
 
 
 def test_without_sweeps_every_name_runs_once(recipe: Recipe) -> None:
-    assert plan(recipe, ["base", "eft", "base"]) == (System("base", only="base"), System("eft"))
+    assert plan(recipe, ["base", "eft", "base"]) == (recipe, (System("base", only="base"), System("eft")))
 
 
-def test_a_single_value_changes_eft_and_keeps_its_name(recipe: Recipe) -> None:
-    assert plan(recipe, ["eft"], alphas=[0.5], betas=[1.2]) == (System("eft", changes={"alpha": 0.5, "beta": 1.2}),)
+def test_a_single_value_becomes_the_recipes(recipe: Recipe) -> None:
+    changed, systems = plan(recipe, ["eft"], alphas=[0.5], betas=[1.2])
+    assert systems == (System("eft"),)
+    assert changed == recipe.replace(alpha=0.5, beta=1.2)
 
 
 def test_sweeps_run_every_combination_once(recipe: Recipe) -> None:
-    systems = plan(recipe, ["base", "eft"], alphas=[0, 1], betas=[1, 1.5])
+    _, systems = plan(recipe, ["base", "eft"], alphas=[0, 1], betas=[1, 1.5])
     assert [system.name for system in systems] == [
         "base",
         "eft alpha=0 beta=1",
@@ -256,7 +258,7 @@ def test_sweeps_run_every_combination_once(recipe: Recipe) -> None:
 
 
 def test_mix_moves_alpha_from_the_first_expert_to_the_second(two_experts: Recipe) -> None:
-    systems = plan(two_experts, ["eft"], mixes=[0, 0.25, 1])
+    _, systems = plan(two_experts, ["eft"], mixes=[0, 0.25, 1])
     assert [system.changes["alpha"] for system in systems] == [
         {"assistant": 1, "cautious": 0},
         {"assistant": 0.75, "cautious": 0.25},
@@ -266,12 +268,15 @@ def test_mix_moves_alpha_from_the_first_expert_to_the_second(two_experts: Recipe
 
 
 def test_steered_systems_come_on_top(recipe: Recipe) -> None:
-    systems = plan(recipe, ["eft"], steer_first=[1, 3])
+    _, systems = plan(recipe, ["eft"], steer_first=[1, 3])
     assert [(s.name, s.only, s.steer_first) for s in systems] == [
         ("eft", "eft", None),
         ("eft first=1", "eft", 1),
         ("eft first=3", "eft", 3),
     ]
+    _, swept = plan(recipe, ["eft"], alphas=[0.5, 1], steer_first=[2])
+    assert [s.name for s in swept] == ["eft alpha=0.5", "eft alpha=1", "eft alpha=0.5 first=2", "eft alpha=1 first=2"]
+    assert swept[2].changes == {"alpha": 0.5}
 
 
 def test_impossible_plans_are_refused(recipe: Recipe, two_experts: Recipe) -> None:
@@ -281,6 +286,10 @@ def test_impossible_plans_are_refused(recipe: Recipe, two_experts: Recipe) -> No
         plan(two_experts, ["eft"], mixes=[0.5], alphas=[1])
     with pytest.raises(UsageError, match="--steer-first 0"):
         plan(recipe, ["eft"], steer_first=[0])
+    with pytest.raises(UsageError, match="not among base, expert"):
+        plan(recipe, ["base", "expert"], betas=[1])
+    with pytest.raises(RecipeError, match="alpha"):
+        plan(recipe, ["eft"], alphas=[0.5, float("nan")])
 
 
 def test_system_names_are_checked_with_the_nearest() -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -58,6 +59,14 @@ MODELS = {
 }
 
 REFUSED_BY_US, REFUSED_BY_LLAMA, DECODED = "refused by the check", "refused by llama.cpp", "decoded"
+
+
+def demo_model() -> Path:
+    """Return the smallest of the bundled models."""
+    models = sorted(
+        (Path(__file__).parents[1] / "models" / "demo").glob("*.gguf"), key=lambda path: path.stat().st_size
+    )
+    return models[0] if models else pytest.skip("the demo models are not trained yet")
 
 
 @dataclass(frozen=True)
@@ -188,9 +197,13 @@ def _run_child(source: Path, seed: int, first: int, last: int, outcomes: Counter
     return number, None
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", [*MODELS, "demo"])
 def test_damaged_files_never_end_the_process(name, tmp_path, capsys):
-    source = write_model(tmp_path / f"{name}.gguf", MODELS[name])
+    source = tmp_path / f"{name}.gguf"
+    if name in MODELS:
+        write_model(source, MODELS[name])
+    else:
+        shutil.copy(demo_model(), source)
     assert try_file(source) == DECODED  # undamaged
     outcomes, killers = fuzz(source, SEED, MUTATIONS)
     with capsys.disabled():

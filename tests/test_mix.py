@@ -12,6 +12,9 @@ from eft_local.mix import log_softmax, mix, plausible, rank, top_p_mask, total_v
 
 INF = np.float32(np.inf)
 
+settings.register_profile("untimed", deadline=None)  # a busy machine is no failure
+settings.load_profile("untimed")
+
 
 def rows(*values):
     return np.array(values, dtype=np.float32)
@@ -159,6 +162,14 @@ def test_an_infinity_outside_the_filter():
     keep = np.array([[False, False]])
     mixed = mix(base, [expert], [antiexpert], [1.0], keep=keep)
     np.testing.assert_array_equal(mixed, rows([-INF, -2]))
+
+
+def test_an_undefined_gain_leaves_the_filter_in_force():
+    base, antiexpert, other = rows([-9, -1]), rows([-2, -3]), rows([-INF, -1])
+    expert = rows([-1, -2])
+    keep = np.array([[False, False]])
+    mixed = mix(base, [expert, base], [antiexpert, other], [1.0, 1.0], keep=keep)
+    np.testing.assert_array_equal(mixed, expert)  # the second expert's gains are undefined and 0
 
 
 # What is refused

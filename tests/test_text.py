@@ -1,5 +1,7 @@
 """TextStream: whatever the pieces, the text is the same."""
 
+from itertools import pairwise
+
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
@@ -12,7 +14,7 @@ STOPS = st.lists(st.text("abé漢🦙\n", min_size=1, max_size=4), max_size=4)
 
 def pieces(data: bytes, cuts: list[int]) -> list[bytes]:
     edges = [0, *sorted(cut % (len(data) + 1) for cut in cuts), len(data)]
-    return [data[start:end] for start, end in zip(edges, edges[1:], strict=False)]
+    return [data[start:end] for start, end in pairwise(edges)]
 
 
 def written(stream: TextStream, parts: list[bytes]) -> tuple[list[str], bool]:

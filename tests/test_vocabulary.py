@@ -80,6 +80,7 @@ def test_unused_ids_before_the_tail_keep_their_place():
         (0, USER_DEFINED),  # an added token, shown or not
         (0, UNKNOWN),
         (0, CONTROL | 1 << 8),  # strips spaces at its right
+        (1, UNUSED),
         (2, USER_DEFINED),
         (2, UNUSED),  # one converter's opinion
         (2, 0),

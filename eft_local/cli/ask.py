@@ -20,6 +20,7 @@ from eft_local.cli.options import (
     recipe_option,
     system_option,
 )
+from eft_local.prompts import conversation
 
 
 @click.command(
@@ -42,8 +43,6 @@ def ask(session: Session, question: tuple[str, ...], only: str, system: str | No
     Without a QUESTION, or with "-", the question is read from stdin. Ctrl+C ends the answer and keeps what is
     written.
     """
-    from eft_local.prompts import conversation
-
     messages = conversation(question_text(question), system)
     recipe = session.recipe()
     with loaded(recipe) as emulator, interruptible(emulator.cancel) as interrupt:

@@ -25,10 +25,10 @@ from eft_local.cli.options import (
     system_option,
 )
 from eft_local.errors import EftError, UsageError
+from eft_local.prompts import Message, conversation
 
 if TYPE_CHECKING:
     from eft_local.emulator import Emulator
-    from eft_local.prompts import Message
     from eft_local.recipe import Recipe
 
 
@@ -119,8 +119,6 @@ class PlainChat:
 
     def messages(self, question: str) -> tuple[Message, ...]:
         """Return the whole conversation with a new question at its end. Raises: PromptError."""
-        from eft_local.prompts import conversation
-
         turns = [
             {"role": role, "content": text}
             for turn in self.turns

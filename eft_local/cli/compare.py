@@ -26,10 +26,11 @@ from eft_local.cli.options import (
     recipe_option,
     system_option,
 )
+from eft_local.evaluation import check_systems, names
+from eft_local.prompts import Message, conversation
 
 if TYPE_CHECKING:
     from eft_local.emulator import Answer, Emulator
-    from eft_local.prompts import Message
 
 DEFAULT_SYSTEMS = "base,expert,eft"
 DEFAULT_MAX_TOKENS = 200
@@ -62,9 +63,6 @@ def compare(session: Session, question: tuple[str, ...], systems: str, system: s
     They answer one after the other, each up to 200 tokens unless the recipe or --max-tokens says otherwise:
     an untuned base seldom ends by itself.
     """
-    from eft_local.evaluation import check_systems, names
-    from eft_local.prompts import conversation
-
     text = question_text(question)
     messages = conversation(text, system)
     recipe = session.recipe()

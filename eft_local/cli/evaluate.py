@@ -4,28 +4,53 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from eft_local.cli import output
+from eft_local import evaluation
+from eft_local.cli import output, reports
 from eft_local.cli.interrupt import Interrupt, interruptible
 from eft_local.cli.loading import loaded
 from eft_local.cli.options import Command, Option, Session, example, json_option, recipe_option
+from eft_local.cli.plot import check_plot, save_plot
 from eft_local.errors import Cancelled, UsageError
+from eft_local.evaluation import Report, System
+from eft_local.questions import Questions, read_questions
+from eft_local.references import demo_questions
 
 if TYPE_CHECKING:
     from eft_local.emulator import Emulator
-    from eft_local.evaluation import Report, System
-    from eft_local.questions import Questions
 
 MAX_TOKENS = {"short": 48, "long": 256}
 
 
-def _sweep(*names: str, **settings: Any) -> Callable[[Any], Any]:
-    return click.option(*names, cls=Option, section="Sweeps", metavar="LIST", **settings)
+def _numbers(text: str) -> list[float]:
+    return [float(part) for part in text.split(",")]
+
+
+def _whole_numbers(text: str) -> list[int]:
+    return [int(part) for part in text.split(",")]
+
+
+def _alphas(text: str) -> list[float] | list[dict[str, float]]:
+    name, equals, values = text.rpartition("=")
+    return [{name: value} for value in _numbers(values)] if equals else _numbers(values)
+
+
+def _sweep(name: str, read: Callable[[str], Any], **settings: Any) -> Callable[[Any], Any]:
+    """Return an option whose text `read` turns into a list; ValueError is a wrong text."""
+
+    def values(_ctx: click.Context, _parameter: click.Parameter, text: str | None) -> Any:
+        try:
+            return [] if text is None else read(text)
+        except ValueError:
+            kind = "whole numbers" if read is _whole_numbers else "numbers"
+            raise UsageError(f"{name} {text}: needs {kind} separated by commas") from None
+
+    return click.option(name, cls=Option, section="Sweeps", metavar="LIST", callback=values, **settings)
 
 
 @click.command(
@@ -44,10 +69,10 @@ def _sweep(*names: str, **settings: Any) -> Callable[[Any], Any]:
     help="What to run, separated by commas: eft, base, antiexpert, expert, an expert's or a [compare] name. "
     "[default: base,expert,eft and all of [compare]]",
 )
-@_sweep("--alpha", help="Values of α for eft: 0,0.5,1 or, for one of several experts, NAME=0,0.5,1.")
-@_sweep("--beta", help="Values of β for eft.")
-@_sweep("--mix", help="Values of λ for two experts: α = (1−λ, λ).")
-@_sweep("--steer-first", help="Also run the mixture for so many tokens only, then the base alone.")
+@_sweep("--alpha", _alphas, help="Values of α for eft: 0,0.5,1 or, for one of several experts, NAME=0,0.5,1.")
+@_sweep("--beta", _numbers, help="Values of β for eft.")
+@_sweep("--mix", _numbers, help="Values of λ for two experts: α = (1−λ, λ).")
+@_sweep("--steer-first", _whole_numbers, help="Also run the mixture for so many tokens only, then the base alone.")
 @click.option("--split", default="held-out", show_default=True, help='Which questions; "all" for both halves.')
 @click.option("--kind", default="short", show_default=True, help='"short", "long" or "all".')
 @click.option("--limit", type=click.IntRange(min=1), metavar="N", help="N questions, spread evenly.")
@@ -69,10 +94,10 @@ def evaluate(
     session: Session,
     questions: Path | None,
     systems: str | None,
-    alpha: str | None,
-    beta: str | None,
-    mix: str | None,
-    steer_first: str | None,
+    alpha: list[float | dict[str, float]],
+    beta: list[float],
+    mix: list[float],
+    steer_first: list[int],
     split: str,
     kind: str,
     limit: int | None,
@@ -90,32 +115,20 @@ def evaluate(
     printed. Decoding is greedy whatever the recipe says. "correct", "form" and "both" are shares of the
     questions that are not sensitive, "declined" of the sensitive ones.
     """
-    from eft_local import evaluation
-    from eft_local.questions import read_questions
-    from eft_local.references import demo_questions
-
+    for path in (plot, answers_file):
+        if path:
+            output.check_writable(path)
     if plot:
-        from eft_local.cli.plot import check_plot
-
         check_plot(plot)
-    if answers_file:
-        output.check_writable(answers_file)
     file = read_questions(questions or demo_questions())
     chosen = file.select(split=None if split == "all" else split, kind=None if kind == "all" else kind, limit=limit)
     recipe = session.recipe().replace(temperature=temperature, seed=seed)
-    default = ("base", "expert", "eft", *recipe.compare)
-    planned = evaluation.plan(
-        recipe,
-        evaluation.names(systems) if systems is not None else default,
-        alphas=_alphas(alpha),
-        betas=_numbers("--beta", beta),
-        mixes=_numbers("--mix", mix),
-        steer_first=[_whole("--steer-first", value) for value in _numbers("--steer-first", steer_first)],
-    )
+    names = evaluation.names(systems) if systems is not None else ("base", "expert", "eft", *recipe.compare)
+    recipe, planned = evaluation.plan(recipe, names, alphas=alpha, betas=beta, mixes=mix, steer_first=steer_first)
     tokens = max_tokens or MAX_TOKENS.get(kind, MAX_TOKENS["long"])
     with loaded(recipe) as emulator, interruptible(emulator.cancel) as interrupt:
         evaluation.check_systems((system.only for system in planned), emulator.systems)
-        finished, stopped = _run(emulator, chosen, planned, tokens, parallel, interrupt)
+        finished = _run(emulator, chosen, planned, tokens, parallel, interrupt)
     if as_json:
         output.write_json(reports.as_dict(recipe, chosen, finished))
     else:
@@ -124,32 +137,9 @@ def evaluate(
     if answers_file:
         output.save(answers_file, reports.answer_lines(finished).encode())
     if plot and finished:
-        from eft_local.cli.plot import save_plot
-
         save_plot(finished, plot, f"{recipe.name}: {len(chosen.items)} questions")
-    if stopped:
+    if len(finished) < len(planned):
         raise Cancelled(f"stopped: {len(finished)} of {len(planned)} systems are complete")
-
-
-def _numbers(option: str, text: str | None) -> list[float]:
-    """Read a comma list of numbers; recipes refuse the values that make no sense. Raises: UsageError."""
-    try:
-        return [float(part) for part in text.split(",")] if text is not None else []
-    except ValueError:
-        raise UsageError(f"{option} {text}: needs numbers separated by commas, as 0,0.5,1") from None
-
-
-def _whole(option: str, value: float) -> int:
-    if not value.is_integer():
-        raise UsageError(f"{option} {value:g}: needs whole numbers of tokens")
-    return int(value)
-
-
-def _alphas(text: str | None) -> list[float | dict[str, float]]:
-    """Read 0,0.5,1 or NAME=0,0.5,1."""
-    name, equals, values = (text or "").rpartition("=")
-    numbers = _numbers("--alpha", values if text is not None else None)
-    return [{name: value} for value in numbers] if equals else list(numbers)
 
 
 def _run(
@@ -159,36 +149,26 @@ def _run(
     max_tokens: int,
     parallel: int,
     interrupt: Interrupt,
-) -> tuple[list[Report], bool]:
-    """Return the reports of the systems that were completed, and whether Ctrl+C left some out."""
-    from eft_local import evaluation
-
+) -> list[Report]:
+    """Return the reports of the systems that were completed: all of them unless Ctrl+C was pressed."""
     finished: list[Report] = []
-    with _progress(len(systems) * len(questions.items)) as progress:
-        for index, system in enumerate(systems):
-            if interrupt.asked:
-                return finished, True
-            before = index * len(questions.items)
+    with _progress(len(systems) * len(questions.items)) as show:
 
-            def report(done: int, before: int = before, name: str = system.name) -> None:
-                progress(before + done, name)
+        def progress(done: int) -> None:
+            show(len(finished) * len(questions.items) + done, systems[len(finished)].name)
+            if interrupt.asked:  # again: a request between two runs found nothing to stop
+                emulator.cancel()
+
+        with suppress(Cancelled):
+            for system in systems:
                 if interrupt.asked:
-                    emulator.cancel()
-
-            try:
+                    break
                 finished.append(
                     evaluation.run(
-                        emulator,
-                        questions,
-                        system,
-                        max_tokens=max_tokens,
-                        parallel=parallel,
-                        progress=report,
+                        emulator, questions, system, max_tokens=max_tokens, parallel=parallel, progress=progress
                     )
                 )
-            except Cancelled:
-                return finished, True
-    return finished, False
+    return finished
 
 
 @contextmanager

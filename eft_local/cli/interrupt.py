@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import socket
 import threading
@@ -20,7 +21,9 @@ class Interrupt:
 
 @contextmanager
 def interruptible(stop: Callable[[], None] = lambda: None) -> Iterator[Interrupt]:
-    """Inside, the first Ctrl+C calls `stop` from another thread; a second one raises KeyboardInterrupt.
+    """Inside, the first Ctrl+C calls `stop` from another thread and a second one raises KeyboardInterrupt.
+
+    A third one ends the process: then llama.cpp is in something that it cannot be called back from.
 
     Python runs signal handlers in the main thread between two of its instructions, so not while llama.cpp
     evaluates a long prompt there. The byte that the C handler writes to the wakeup socket arrives at once.
@@ -42,9 +45,13 @@ def interruptible(stop: Callable[[], None] = lambda: None) -> Iterator[Interrupt
             raise KeyboardInterrupt
 
     def watch() -> None:
+        heard = 0
         while reader.recv(1) != _END:
             interrupt.asked = True
             stop()
+            heard += 1
+            if heard == 3:
+                os._exit(130)
 
     watcher = threading.Thread(target=watch, name="ctrl-c", daemon=True)
     watcher.start()

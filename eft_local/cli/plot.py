@@ -23,12 +23,11 @@ LABELS = {
 
 
 def check_plot(path: Path) -> None:
-    """Refuse a plot that could not be drawn or written later. Raises: UsageError, OutputError."""
+    """Refuse a plot that could not be drawn later. Raises: UsageError."""
     if path.suffix.lower().lstrip(".") not in FORMATS:
         raise UsageError(f"--plot {path}: the name must end in .png, .svg or .pdf")
     if importlib.util.find_spec("matplotlib") is None:
         raise UsageError("--plot needs matplotlib; install it with: python -m pip install 'eft-local[plot]'")
-    output.check_writable(path)
 
 
 def save_plot(reports: Sequence[Report], path: Path, title: str) -> None:
@@ -38,26 +37,26 @@ def save_plot(reports: Sequence[Report], path: Path, title: str) -> None:
     matplotlib.use("Agg")
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    figure = Figure(figsize=(max(8.0, 1.4 * len(reports)), 4.5), layout="constrained")
     axes = figure.subplots()
     sweep = _sweep(reports)
     if sweep:
         _draw_curves(axes, reports, *sweep)
     else:
         _draw_bars(axes, reports)
-    axes.set(ylim=(0, 1), ylabel="share", title=title)
+    axes.set(ylim=(-0.02, 1.02), ylabel="share", title=title)
     axes.grid(axis="y", alpha=0.3)
-    axes.legend()
+    figure.legend(loc="outside right upper")
     picture = io.BytesIO()
     figure.savefig(picture, format=path.suffix.lower().lstrip("."), dpi=150)
     output.save(path, picture.getvalue())
 
 
 def _sweep(reports: Sequence[Report]) -> tuple[str, list[tuple[float, Report]]] | None:
-    """Return the setting that most systems differ in, with its values; None if there are not two of them."""
+    """Return the one setting that was swept, with its values; None if there is none, or more than one."""
     for key in SWEPT:
         points = [(value, r) for r in reports if isinstance(value := r.system.settings().get(key), int | float)]
-        if len({value for value, _ in points}) > 1:
+        if len(points) == len({value for value, _ in points}) > 1:
             return key, sorted(points, key=lambda point: point[0])
     return None
 
@@ -90,7 +89,7 @@ def _draw_bars(axes: Any, reports: Sequence[Report]) -> None:
         above = [high - share for share, (_, high) in zip(shares, bounds, strict=True)]
         places = [place + (index - (len(shown) - 1) / 2) * width for place in range(len(reports))]
         axes.bar(places, shares, width, yerr=[below, above], capsize=2, label=name)
-    axes.set_xticks(range(len(reports)), [report.system.name for report in reports])
+    axes.set_xticks(range(len(reports)), [r.system.name.replace(" ", "\n") for r in reports])
 
 
 def _judged(reports: Sequence[Report]) -> list[str]:

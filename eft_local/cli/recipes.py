@@ -10,6 +10,7 @@ import click
 from eft_local.cli import output
 from eft_local.cli.options import Command, example, json_option, read_text
 from eft_local.errors import EftError
+from eft_local.references import find_recipe, recipe_names
 
 
 @click.group(
@@ -35,15 +36,11 @@ def recipes(ctx: click.Context, as_json: bool) -> None:
 @click.argument("name")
 def show(name: str) -> None:
     """Print the recipe NAME (or a file) as it is written, after checking it."""
-    from eft_local.references import find_recipe, recipe_names
-
     find_recipe(name)
     output.write(read_text(recipe_names().get(name, Path(name).expanduser()), "recipe"))
 
 
 def _rows() -> list[dict[str, Any]]:
-    from eft_local.references import find_recipe, recipe_names
-
     rows: list[dict[str, Any]] = []
     for name, path in recipe_names().items():
         row: dict[str, Any] = {

@@ -87,9 +87,7 @@ def _aligned(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str
     """Return the lines of a table, the first column to the left and numbers to the right."""
     table = [headings, *rows]
     widths = [max(len(row[column]) for row in table) for column in range(len(headings))]
-    return [
-        "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip() for row in table
-    ]
+    return ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip() for row in table]
 
 
 def _cell(count: int, n: int) -> str:

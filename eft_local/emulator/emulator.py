@@ -6,6 +6,7 @@ import secrets
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from operator import index
 from pathlib import Path
 from types import TracebackType
 
@@ -28,6 +29,7 @@ from eft_local.llama import Sampler
 from eft_local.prompts import conversation
 from eft_local.recipe import Recipe
 from eft_local.references import find_recipe
+from eft_local.vocabulary import verbatim
 
 Prompt = str | Sequence[Mapping[str, object]]
 """A bare string is one user turn; otherwise messages with `role` and `content`."""
@@ -53,7 +55,8 @@ class Emulator:
         self._busy = threading.Lock()
         self._running: Slots | None = None
         width = common_width(roles)
-        self._mixture = Mixture(width, unused_tokens(roles["base"].vocabulary, width))
+        self._unused = {MIXTURE: unused_tokens(roles, width)}
+        self._mixture = Mixture(width, self._unused[MIXTURE])
         warn_of_capped_logits(roles)
         self._slots = {"eft": Slots(roles, context=recipe.context, outputs=_SCORED_ROWS)}
 
@@ -80,7 +83,9 @@ class Emulator:
     @property
     def recipe(self) -> Recipe:
         """What is run. Assign a changed one (`emulator.recipe = emulator.recipe.replace(beta=1.2)`) and the next token
-        obeys, also in the middle of an answer. Raises: RecipeError if the change needs other models or contexts.
+        obeys, also in the middle of an answer; changed prompts act from the next answer on.
+
+        Raises: RecipeError if the change needs other models or contexts; PromptError.
         """
         return self._recipe
 
@@ -90,6 +95,13 @@ class Emulator:
             raise RecipeError(
                 "models, placement and context cannot change while they are loaded; use Emulator.load(recipe)"
             )
+        named = mixed_roles(recipe) | dict(recipe.compare)
+        prompted = {
+            name: self._library.load(recipe, name, named[name], None)
+            for name, loaded in self._roles.items()
+            if named[name].prompt != loaded.role.prompt
+        }
+        self._roles |= prompted
         self._recipe = recipe
 
     @property
@@ -171,6 +183,8 @@ class Emulator:
         if not lines:
             return []
         with self._answering(only, lines, min(parallel, len(lines))) as (slots, system):
+            for line in lines:
+                slots.check(line.sequences)
             finished = 0
             for _, step in write(slots, system, lines, lambda: self._recipe, min(parallel, len(lines))):
                 if step.finish_reason:
@@ -185,8 +199,9 @@ class Emulator:
         Raises: PromptError, UsageError, ContextOverflowError, EvaluationError, BusyError, Cancelled.
         """
         line = self._line(only, messages_or_prompt, None, 0, ())
+        _check_text("continuation", continuation)
         with self._answering(only) as (slots, system):
-            tokens = system.vocabulary.tokenize(continuation, add_special=False, parse_special=False)
+            tokens = verbatim(system.vocabulary, continuation)
             return score(slots, system, line.prompts, tokens, self._recipe)
 
     def cancel(self) -> None:
@@ -225,7 +240,8 @@ class Emulator:
         facts: bool = False,
         top: int = 0,
     ) -> Line:
-        if max_tokens is not None and max_tokens < 1:
+        self._check_open()
+        if max_tokens is not None and _whole("max_tokens", max_tokens) < 1:
             raise UsageError(f"max_tokens = {max_tokens}: at least 1 token must be asked for")
         messages = conversation(messages_or_prompt)
         prompts = {}
@@ -236,12 +252,21 @@ class Emulator:
         seed = seed if seed is not None else self._recipe.sampling.seed
         return Line(
             prompts,
-            seed=secrets.randbits(32) if seed is None else seed,
+            seed=secrets.randbits(32) if seed is None else _whole("seed", seed),
             max_tokens=max_tokens,
-            prefix=tuple(prefix),
+            prefix=self._checked_prefix(only, prefix),
             facts=facts,
             top=top,
         )
+
+    def _checked_prefix(self, only: str, prefix: Sequence[int]) -> tuple[int, ...]:
+        """Return the prefix if all its tokens exist: llama.cpp ends the process at one that does not."""
+        n_vocab = self._width(only)
+        tokens = tuple(_whole("a token of prefix", token) for token in prefix)
+        for token in tokens:
+            if not 0 <= token < n_vocab:
+                raise UsageError(f"prefix holds the token {token}; the tokens of {only} are 0 … {n_vocab - 1}")
+        return tokens
 
     def _names(self, only: str) -> tuple[str, ...]:
         """The roles that a system evaluates. Raises: UsageError."""
@@ -258,7 +283,9 @@ class Emulator:
     def _role(self, name: str) -> LoadedRole:
         """A loaded role; models under [compare] are loaded when they are first asked for."""
         if name not in self._roles:
-            self._roles[name] = self._library.load(self._recipe, name, self._recipe.compare[name], None)
+            loaded = self._library.load(self._recipe, name, self._recipe.compare[name], None)
+            self._unused[name] = unused_tokens({name: loaded}, loaded.vocabulary.n_tokens)
+            self._roles[name] = loaded
         return self._roles[name]
 
     def _system(self, only: str) -> System:
@@ -269,15 +296,24 @@ class Emulator:
             loaded[names[0]]
         ]
         voice = speakers[-1] if only != MIXTURE else loaded[next(iter(self._recipe.experts))]
-        n_vocab = self._mixture.n_vocab if only in (MIXTURE, *self._mixed, "expert") else voice.vocabulary.n_tokens
+        n_vocab = self._width(only)
         return System(
             roles=names,
             mixture=self._mixture if only == MIXTURE else None,
             vocabulary=voice.vocabulary,
             n_vocab=n_vocab,
+            unused=self._unused[only if only in self._recipe.compare else MIXTURE],
             ends=lambda token: any(speaker.vocabulary.is_eog(token) for speaker in speakers),
             sampler=lambda sampling: Sampler(voice.vocabulary, sampling, n_vocab, self._recipe.context),
         )
+
+    def _width(self, only: str) -> int:
+        """Ids that a system can be sampled from."""
+        return self._role(only).vocabulary.n_tokens if only in self._recipe.compare else self._mixture.n_vocab
+
+    def _check_open(self) -> None:
+        if not self._slots:
+            raise UsageError("the emulator is closed; load it again")
 
     @contextmanager
     def _answering(
@@ -287,6 +323,7 @@ class Emulator:
         if not self._busy.acquire(blocking=False):
             raise BusyError("another answer is being written; close its stream, or wait, or load a second Emulator")
         try:
+            self._check_open()
             system = self._system(only)
             slots = self._own_slots(system) if lines is None else self._batch_slots(system, lines, parallel)
             self._running = slots
@@ -325,3 +362,19 @@ class Emulator:
             slots=parallel,
             cells={name: parallel * longest(name) for name in system.roles},
         )
+
+
+def _check_text(name: str, value: object) -> None:
+    if not isinstance(value, str):
+        raise UsageError(f"{name} = {value!r}: a text is needed")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise UsageError(f"{name} is not valid Unicode at character {error.start}; give UTF-8 text") from None
+
+
+def _whole(name: str, value: object) -> int:
+    try:
+        return index(value)  # type: ignore[arg-type]
+    except TypeError:
+        raise UsageError(f"{name} = {value!r}: a whole number is needed") from None

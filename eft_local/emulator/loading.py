@@ -125,17 +125,18 @@ def common_width(roles: Mapping[str, LoadedRole]) -> int:
 
     Raises: VocabularyMismatchError.
     """
-    base = roles["base"]
+    base, distinct = roles["base"], _distinct(roles)
     widths = [
-        compare(base.vocabulary, loaded.vocabulary, ("base", name))
-        for name, loaded in _distinct(roles).items()
+        compare(base.vocabulary, loaded.vocabulary, ("base", name)) for name, loaded in distinct.items()
     ]
-    return min(widths)
+    # A tuned model may give a meaning to ids that the others still call padding: the widest counts.
+    return min(max(widths), *(loaded.vocabulary.n_tokens for loaded in distinct.values()))
 
 
-def unused_tokens(vocabulary: Vocabulary, width: int) -> npt.NDArray[np.intp]:
-    """Ids below `width` that stand for nothing: padding inside a vocabulary, which is never offered."""
-    return np.flatnonzero(vocabulary.attributes()[:width] & UNUSED)
+def unused_tokens(roles: Mapping[str, LoadedRole], width: int) -> npt.NDArray[np.intp]:
+    """Ids below `width` that stand for nothing in every role: padding inside a vocabulary, which is never offered."""
+    attributes = [loaded.vocabulary.attributes()[:width] for loaded in _distinct(roles).values()]
+    return np.flatnonzero(np.bitwise_and.reduce(attributes) & UNUSED)
 
 
 def warn_of_capped_logits(roles: Mapping[str, LoadedRole]) -> None:

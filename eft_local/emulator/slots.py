@@ -32,9 +32,13 @@ class _Sequence:
 
     def begin(self, prompt: Sequence[int]) -> int:
         """Make `prompt` the sequence's content; return how many of its tokens must be evaluated."""
+        # The evaluator knows best what it holds: a failed evaluation ends a recurrent sequence, and an interrupt may
+        # come before `settle`.
+        held = self.evaluator.length(self.number)
+        del self.cached[held:]
         # The last token is always evaluated: its logits choose the first token of the answer.
         kept = min(common_prefix(self.cached, prompt), len(prompt) - 1)
-        if kept < len(self.cached):
+        if kept < held:
             kept = self.evaluator.rewind(self.number, kept)
             del self.cached[kept:]
         self.pending = list(prompt[kept:])
@@ -95,6 +99,11 @@ class Slots:
 
         room: tokens that must fit behind each prompt. Raises: ContextOverflowError if they do not.
         """
+        self.check(prompts, room)
+        return {name: self._sequences[name, slot].begin(prompt) for name, prompt in prompts.items()}
+
+    def check(self, prompts: Mapping[str, Sequence[int]], room: int = 0) -> None:
+        """Raise ContextOverflowError if a role's prompt, and `room` tokens behind it, do not fit."""
         for name, prompt in prompts.items():
             if len(prompt) + room > self.context:
                 behind = f" and {room} follow" if room > 0 else ""
@@ -102,7 +111,6 @@ class Slots:
                     f"the prompt of {name} has {len(prompt)} tokens{behind}; the context holds {self.context}: "
                     "shorten the conversation or raise `context` in the recipe"
                 )
-        return {name: self._sequences[name, slot].begin(prompt) for name, prompt in prompts.items()}
 
     def push(self, slot: int, roles: Sequence[str], tokens: Sequence[int]) -> None:
         """Append tokens to a slot's sequences; they are evaluated with the next `evaluate`."""

@@ -11,10 +11,10 @@ class TextStream:
 
     def __init__(self, stop: Sequence[str] = (), prefix: bytes = b"") -> None:
         """prefix: bytes that the answer already has; they may begin a character or a stop string, but are not shown."""
-        self._stop = tuple(stop)
+        self.stop = tuple(stop)
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._held = self._decoder.decode(prefix)
-        longest = max(map(len, self._stop), default=1)
+        longest = max(map(len, self.stop), default=1)
         self._held = self._held[len(self._held) - self._held_length() :] if longest > 1 else ""
         self._unshown = len(self._held)
         self.stopped = False
@@ -23,7 +23,7 @@ class TextStream:
         """Add one token's bytes and return the text that can be shown now."""
         self._held += self._decoder.decode(piece)
         # The stop string that is complete first ends the answer, however the text is cut into tokens.
-        found = [(at + len(text), at) for text in self._stop if (at := self._held.find(text)) >= 0]
+        found = [(at + len(text), at) for text in self.stop if (at := self._held.find(text)) >= 0]
         if found:
             self.stopped = True
             return self._take(min(found)[1], drop_rest=True)
@@ -35,8 +35,8 @@ class TextStream:
 
     def _held_length(self) -> int:
         """Characters at the end that may be the beginning of a stop string."""
-        for length in range(min(max(map(len, self._stop), default=0) - 1, len(self._held)), 0, -1):
-            if any(text.startswith(self._held[-length:]) for text in self._stop):
+        for length in range(min(max(map(len, self.stop), default=0) - 1, len(self._held)), 0, -1):
+            if any(text.startswith(self._held[-length:]) for text in self.stop):
                 return length
         return 0
 

@@ -8,6 +8,9 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
+import numpy.typing as npt
+
 from eft_local.emulator.mixture import MIXTURE, Mixture, log_normaliser, views
 from eft_local.emulator.results import Answer, FinishReason, RoleTiming, Step
 from eft_local.emulator.slots import Slots
@@ -24,13 +27,14 @@ class System:
 
     roles: names of those that are evaluated; mixture: None for one role alone.
     vocabulary: gives tokens their text; n_vocab: width of the logits that are sampled from.
-    ends: whether a token ends the answer.
+    unused: ids below n_vocab that are padding and never offered; ends: whether a token ends the answer.
     """
 
     roles: tuple[str, ...]
     mixture: Mixture | None
     vocabulary: Vocabulary
     n_vocab: int
+    unused: npt.NDArray[np.intp]
     ends: Callable[[int], bool]
     sampler: Callable[[Sampling], Sampler]
 
@@ -38,7 +42,11 @@ class System:
         """Return what the next token is sampled from, [rows, n_vocab]."""
         if self.mixture:
             return self.mixture.scores(recipe, logits)
-        return logits[self.roles[0]][:, : self.n_vocab]
+        scores = logits[self.roles[0]][:, : self.n_vocab]
+        if self.unused.size:
+            scores = scores.copy()
+            scores[:, self.unused] = -np.inf
+        return scores
 
 
 @dataclass(slots=True, eq=False)
@@ -70,11 +78,15 @@ class Line:
         """Where in the answer the next token stands; draws are keyed by it."""
         return len(self.prefix) + len(self.tokens)
 
+    @property
+    def sequences(self) -> dict[str, list[int]]:
+        """What each role reads before the next token is chosen: its prompt, then the prefix."""
+        return {name: [*prompt, *self.prefix] for name, prompt in self.prompts.items()}
+
     def begin(self, slots: Slots, slot: int, system: System, sampling: Sampling) -> None:
         """Take a slot. Raises: ContextOverflowError."""
         self.slot = slot
-        sequences = {name: [*prompt, *self.prefix] for name, prompt in self.prompts.items()}
-        self.evaluated = slots.begin(slot, sequences)
+        self.evaluated = slots.begin(slot, self.sequences)
         self.role_seconds = dict.fromkeys(self.prompts, 0.0)
         self.stream = TextStream(sampling.stop, b"".join(map(system.vocabulary.piece, self.prefix)))
 
@@ -83,6 +95,7 @@ class Line:
         if sampling != self.sampling:
             self.close()
             self.sampler, self.sampling = system.sampler(sampling), sampling
+            self.stream.stop = sampling.stop
             for token in (*self.prefix, *self.tokens):
                 self.sampler.accept(token)
         assert self.sampler is not None
@@ -102,6 +115,7 @@ class Line:
                 self.finish_reason = "stop"
             elif len(self.tokens) >= (self.max_tokens or sampling.max_tokens or math.inf):
                 self.finish_reason = "length"
+                text += self.stream.flush()
         self.text.append(text)
         return text
 
@@ -195,8 +209,7 @@ def _step(
             else:
                 text += line.end("context")
         rows = {name: logits[name][row, : system.n_vocab] for name in system.roles}
-        if system.mixture:
-            rows[MIXTURE] = scores[row]
+        rows[MIXTURE if system.mixture else system.roles[0]] = scores[row]
         steps.append(_describe(line, token, text, rows, scores[row], system.vocabulary))
     share = 1 / len(live)
     seconds = {name: share * (total - before[name]) for name, total in slots.seconds.items()}

@@ -48,7 +48,7 @@ class Context:
         if kv_type not in KV_TYPES:
             raise UsageError(f"unknown KV cache type {kv_type!r}; use one of {', '.join(KV_TYPES)}")
         if n_seq > (most := llama_cpp.llama_max_parallel_sequences()):
-            raise UsageError(f"{n_seq} sequences in one context; llama.cpp holds {most}: write fewer answers side by side")
+            raise UsageError(f"{n_seq} sequences in one context; llama.cpp holds {most}: write fewer side by side")
         self.model = model
         self.n_seq = n_seq
         self.n_vocab = model.n_vocab
@@ -107,12 +107,12 @@ class Context:
         try:
             for chunk in self._chunks(batch):
                 self._decode(chunk)
+            for rows in batch:
+                self._lengths[rows.sequence] += len(rows.tokens)
         except BaseException:
             for rows in batch:
                 self.rewind(rows.sequence, self._lengths[rows.sequence])
             raise
-        for rows in batch:
-            self._lengths[rows.sequence] += len(rows.tokens)
         self._rows = outputs
 
     def logits(self) -> Floats:

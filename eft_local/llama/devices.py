@@ -69,10 +69,10 @@ def parse_features(line: str) -> dict[str, tuple[str, ...]]:
         before, colon, after = part.partition(" : ")
         if colon:
             backend = before.strip()
-        name, _, value = (after if colon else part).partition("=")
+        name, equals, value = (after if colon else part).partition("=")
         name, value = name.strip(), value.strip()
-        if name and value != "0":
-            features.setdefault(backend, []).append(name if value in ("1", "") else f"{name}={value}")
+        if equals and value != "0":
+            features.setdefault(backend, []).append(name if value == "1" else f"{name}={value}")
     return {backend: tuple(names) for backend, names in features.items()}
 
 

@@ -11,10 +11,12 @@ from typing import Any
 
 import llama_cpp
 
+from eft_local import locations
 from eft_local.errors import Cancelled, ModelFileError, OutOfMemoryError, UnsupportedModelError
 from eft_local.llama import library
 from eft_local.llama.context import Context
-from eft_local.llama.gguf import check_gguf
+from eft_local.llama.gguf import FAMILIAR, check_gguf
+from eft_local.llama.trial import try_model
 from eft_local.llama.vocabulary import LlamaVocabulary
 
 Progress = Callable[[float], bool | None]
@@ -47,7 +49,8 @@ class Model:
             OutOfMemoryError, Cancelled (progress returned False).
         """
         path = Path(path)
-        check_gguf(path)
+        if check_gguf(path) not in FAMILIAR:
+            try_model(path, locations.cache() / "trials")
         library.start()
         library.forget_complaints()
         watcher = _ProgressWatcher(progress)
@@ -61,12 +64,20 @@ class Model:
         if handle is None:
             raise watcher.failure or _load_error(path)
         model = cls(handle, path)
-        if not llama_cpp.llama_model_has_decoder(handle) or llama_cpp.llama_model_has_encoder(handle):
+        if lacking := model._lacking():
             model.close()
-            raise UnsupportedModelError(
-                f"{path} is not a decoder-only text model; emulated fine-tuning needs one that generates text"
-            )
+            raise UnsupportedModelError(f"{path} {lacking}; use a model that generates text from left to right")
         return model
+
+    def _lacking(self) -> str:
+        """Say why this model cannot generate, or would abort the process trying; empty if it can."""
+        if not llama_cpp.llama_model_has_decoder(self.handle) or llama_cpp.llama_model_has_encoder(self.handle):
+            return "is not a decoder-only model"
+        if llama_cpp.llama_model_is_diffusion(self.handle):
+            return "is a diffusion model"
+        if self.vocabulary.needs_bytes_but_has_none:
+            return "has a SentencePiece vocabulary without byte tokens, with which llama.cpp aborts on unknown characters"
+        return ""
 
     @property
     def chat_template(self) -> str | None:

@@ -18,6 +18,7 @@ from eft_local.llama.vocabulary import LlamaVocabulary
 from eft_local.mix import best
 from eft_local.protocols import Floats, Vocabulary
 from eft_local.sampling import Sampling
+from eft_local.vocabulary import verbatim
 
 _CANDIDATE = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])
 _DRY_BREAKERS = (b"\n", b":", b'"', b"*")
@@ -195,8 +196,10 @@ def _bias_token(vocabulary: Vocabulary, text: str, n_vocab: int) -> int:
         if token >= n_vocab:
             raise UsageError(f"logit_bias names token {token}; the vocabulary has {n_vocab} tokens")
         return token
-    tokens = vocabulary.tokenize(text, add_special=False, parse_special=True)
+    tokens = verbatim(vocabulary, text)
     if len(tokens) != 1:
+        tokens = vocabulary.tokenize(text, add_special=False, parse_special=True)
+    if len(tokens) != 1 or tokens[0] >= n_vocab:
         raise UsageError(f"logit_bias names {text!r}, which is {len(tokens)} tokens, not one; name a token, or its id")
     return tokens[0]
 

@@ -30,7 +30,7 @@ def try_model(path: Path, passed: Path | None = None) -> None:
         return
     try:
         child = subprocess.run(
-            [sys.executable, "-m", "eft_local.llama.trial", os.fspath(path)],
+            [sys.executable, "-c", "from eft_local.llama import trial; trial.load()", os.fspath(path)],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
@@ -58,12 +58,13 @@ def _identity(path: Path) -> str:
     return hashlib.sha256(repr(facts).encode()).hexdigest()[:32]
 
 
-def _load(path: str) -> None:
-    """Do what loading does on the CPU, as far as building the graphs; a clean refusal is no crash."""
+def load() -> None:
+    """Do what loading the file sys.argv[1] does on the CPU, as far as building the graphs; a refusal is no crash."""
     import llama_cpp
 
     from eft_local.llama import library
 
+    path = sys.argv[1]
     library.start()
     params = library.fill(
         llama_cpp.llama_model_default_params(),
@@ -71,7 +72,7 @@ def _load(path: str) -> None:
         load_mode=llama_cpp.LLAMA_LOAD_MODE_MMAP,
         use_extra_bufts=False,  # these repack, that is copy, the weights
     )
-    model = llama_cpp.llama_model_load_from_file(path.encode(), params)
+    model = llama_cpp.llama_model_load_from_file(os.fsencode(path), params)
     if model is None:
         return
     context = llama_cpp.llama_init_from_model(
@@ -80,7 +81,3 @@ def _load(path: str) -> None:
     if context is not None:
         llama_cpp.llama_free(context)
     llama_cpp.llama_model_free(model)
-
-
-if __name__ == "__main__":
-    _load(sys.argv[1])

@@ -36,6 +36,13 @@ class LlamaVocabulary:
     def add_bos(self) -> bool:
         return bool(llama_cpp.llama_vocab_get_add_bos(self.handle))
 
+    @property
+    def needs_bytes_but_has_none(self) -> bool:
+        """Whether llama.cpp would abort on a character that no token has (SentencePiece falls back to bytes)."""
+        if llama_cpp.llama_vocab_type(self.handle) != llama_cpp.LLAMA_VOCAB_TYPE_SPM:
+            return False
+        return not np.any(self.attributes() & llama_cpp.LLAMA_TOKEN_ATTR_BYTE)
+
     def is_eog(self, token: int) -> bool:
         return bool(llama_cpp.llama_vocab_is_eog(self.handle, token))
 

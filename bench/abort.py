@@ -1,0 +1,86 @@
+"""How soon a long prompt stops when it is asked to. See bench/README.md."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from bench.shapes import default_folder, load, shown, spread
+from eft_local.errors import Cancelled
+from eft_local.llama import Context, Model
+from eft_local.protocols import Rows
+
+ALLOWED_MS = 300
+
+
+def measure_stop(context: Context, prompt: list[int], delay: float) -> float | None:
+    """Abort a prompt `delay` seconds after it began; return the milliseconds to its end, None if it was done."""
+    ended: dict[str, float] = {}
+
+    def evaluate() -> None:
+        try:
+            context.submit([Rows(0, prompt)])
+            context.logits()
+        except Cancelled:
+            ended["at"] = time.perf_counter()
+
+    thread = threading.Thread(target=evaluate)
+    thread.start()
+    time.sleep(delay)
+    asked = time.perf_counter()
+    context.abort()
+    thread.join()
+    context.resume()
+    context.rewind(0, 0)
+    return 1000 * (ended["at"] - asked) if ended else None
+
+
+def measure(model: Model, ubatch: int, prompt: list[int], stops: int) -> dict[str, Any]:
+    """Evaluate the prompt once, then stop it at random moments."""
+    moments = random.Random(0)
+    with model.open(n_ctx=len(prompt) + 8, n_ubatch=ubatch) as context:
+        started = time.perf_counter()
+        context.submit([Rows(0, prompt)])
+        context.logits()
+        seconds = time.perf_counter() - started
+        context.rewind(0, 0)
+        latencies = [measure_stop(context, prompt, moments.uniform(0, seconds)) for _ in range(stops)]
+    return {"prompt_seconds": seconds, "stops_ms": [each for each in latencies if each is not None]}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m bench.abort", description=__doc__)
+    parser.add_argument("--folder", type=Path, default=default_folder(), help="where the models are written")
+    parser.add_argument("--shapes", nargs="+", default=["0.5b", "7b"])
+    parser.add_argument("--ubatch", nargs="+", type=int, default=[512, 128])
+    parser.add_argument("--prompt", type=int, default=4096, help="tokens of the prompt")
+    parser.add_argument("--layers", type=int, default=2, help="of each model, 0 for all: stops are as long")
+    parser.add_argument("--stops", type=int, default=20)
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+    results = []
+    for shape in options.shapes:
+        with load(options.folder, shape, "32k", 1, options.layers) as model:
+            for ubatch in options.ubatch:
+                measured = measure(model, ubatch, [100] * options.prompt, options.stops)
+                stops = measured["stops_ms"]
+                results.append({"shape": shape, "ubatch": ubatch, **measured, **spread(stops)})
+                if not options.json:
+                    print(
+                        f"{shape}, {model.n_layer} layers, ubatch {ubatch}: {options.prompt} tokens in "
+                        f"{measured['prompt_seconds']:.1f} s; stops in {shown(stops, 'ms')}, at most "
+                        f"{max(stops):.0f} ms; {sum(stop > ALLOWED_MS for stop in stops)} of {len(stops)} "
+                        f"above {ALLOWED_MS} ms",
+                        flush=True,
+                    )
+    if options.json:
+        print(json.dumps(results, indent=2))
+
+
+if __name__ == "__main__":
+    main()
