@@ -5,14 +5,16 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
+from typing import cast
 
 import llama_cpp
 
 from bench.shapes import default_folder, load, shown, spread
-from eft_local.emulator import Emulator
+from eft_local.emulator import Emulator, Step
 from eft_local.emulator.loading import LoadedRole
 from eft_local.llama import Model
 from eft_local.llama.library import default_threads
@@ -23,6 +25,7 @@ PROMPT = "What is the capital of Peru?"
 PLAIN = Prompt("plain")
 ROLES = ("base", "antiexpert", "tuned")
 GREEDY, DEFAULT = Sampling(temperature=0), Sampling()
+Steps = Generator[Step, None, None]
 Samples = dict[str, list[float]]
 
 
@@ -62,39 +65,43 @@ class BareContext:
 
 
 class Clock:
-    """Milliseconds that have passed inside llama.cpp's evaluation, whoever called it."""
+    """Adds up the time inside llama.cpp's evaluation, whoever calls it."""
 
     def __init__(self) -> None:
-        self.inside = 0.0
+        self.wall = self.cpu = 0.0
+
+    def restart(self) -> None:
+        self.wall = self.cpu = 0.0
 
     @contextmanager
     def running(self) -> Iterator[Clock]:
         plain = {name: getattr(llama_cpp, name) for name in ("llama_decode", "llama_synchronize")}
 
-        def timed(name: str, *arguments: object) -> object:
-            started = time.perf_counter()
-            try:
-                return plain[name](*arguments)
-            finally:
-                self.inside += 1000 * (time.perf_counter() - started)
+        def timed(function: Callable[..., object], *arguments: object) -> object:
+            wall, cpu = time.perf_counter(), time.thread_time()
+            result = function(*arguments)
+            self.cpu += 1000 * (time.thread_time() - cpu)
+            self.wall += 1000 * (time.perf_counter() - wall)
+            return result
 
         try:
-            for name in plain:
-                setattr(llama_cpp, name, lambda *arguments, name=name: timed(name, *arguments))
+            for name, function in plain.items():
+                setattr(llama_cpp, name, partial(timed, function))
             yield self
         finally:
             for name, function in plain.items():
                 setattr(llama_cpp, name, function)
 
 
-def emulator(models: Sequence[Model], context: int) -> Emulator:
+def emulator(models: Sequence[Model], context: int, sampling: Sampling = DEFAULT) -> Emulator:
+    """Make an Emulator on models that are loaded already: what is compared runs on the same weights."""
     base, antiexpert, tuned = (Role(model=model.path.name, prompt=PLAIN) for model in models)
     recipe = Recipe(
         base=base,
         antiexpert=antiexpert,
         experts={"tuned": Expert(model=tuned.model, prompt=PLAIN)},
         context=context,
-        sampling=DEFAULT,
+        sampling=sampling,
     )
     placement = recipe.placement_of(base)
     roles = (base, antiexpert, recipe.experts["tuned"])
@@ -113,53 +120,57 @@ def measure_ratio(models: Sequence[Model], rounds: int, context: int) -> Samples
         bare = {name: BareContext(model, prompt, context) for name, model in zip(ROLES, models, strict=True)}
         for each in bare.values():
             cleanup.callback(each.close)
-        steps = emulated.stream(PROMPT, max_tokens=rounds + 1, seed=0)
-        cleanup.callback(steps.close)  # type: ignore[attr-defined]
+        steps = cast(Steps, emulated.stream(PROMPT, max_tokens=rounds + 2, seed=0))
+        cleanup.callback(steps.close)
         token = next(steps).token  # the prompt, with the first token
         samples: Samples = {name: [] for name in (*ROLES, "sum", "emulated", "ratio")}
         for number in range(rounds):
             if number % 2:  # whoever comes second finds the caches as the other left them
-                emulated_ms, following = timed_step(steps)
+                step_ms, _, following = timed_step(steps)
             for name in ROLES:
                 samples[name].append(bare[name].evaluate([token or 0]))
             if not number % 2:
-                emulated_ms, following = timed_step(steps)
+                step_ms, _, following = timed_step(steps)
             token = following
             samples["sum"].append(sum(samples[name][-1] for name in ROLES))
-            samples["emulated"].append(emulated_ms)
-            samples["ratio"].append(emulated_ms / samples["sum"][-1])
+            samples["emulated"].append(step_ms)
+            samples["ratio"].append(step_ms / samples["sum"][-1])
     return samples
 
 
-def timed_step(steps: Iterator[object]) -> tuple[float, int]:
-    started = time.perf_counter()
+def timed_step(steps: Iterator[Step]) -> tuple[float, float, int]:
+    """Take the next step; return its milliseconds, those of this thread's own computing, and its token."""
+    wall, cpu = time.perf_counter(), time.thread_time()
     step = next(steps)
-    elapsed = 1000 * (time.perf_counter() - started)
-    return elapsed, step.token  # type: ignore[attr-defined]
+    cpu, wall = time.thread_time() - cpu, time.perf_counter() - wall
+    if step.token is None or step.finish_reason:
+        raise SystemExit(f"the answer ended early ({step.finish_reason}); ask for fewer tokens")
+    return 1000 * wall, 1000 * cpu, step.token
 
 
 def measure_overhead(models: Sequence[Model], rounds: int, context: int) -> Samples:
     """Milliseconds per token outside llama_decode, the four ways of asking in turn, token by token."""
     ways = {
-        f"{name}, facts {'on' if facts else 'off'}": (sampling, facts)
+        f"{name}, facts {'on, top 10' if facts else 'off'}": (sampling, facts)
         for name, sampling in (("greedy", GREEDY), ("default sampling", DEFAULT))
         for facts in (False, True)
     }
-    samples: Samples = {name: [] for name in ways}
+    samples: Samples = {f"{name}{kind}": [] for name in ways for kind in ("", " (CPU time)")}
     clock = Clock()
     with clock.running(), ExitStack() as cleanup:
         streams = {}
         for name, (sampling, facts) in ways.items():
-            emulated = cleanup.enter_context(emulator(models, context))
-            emulated.recipe = emulated.recipe.replace(sampling=sampling)
-            streams[name] = emulated.stream(PROMPT, seed=0, facts=facts, top=10 if facts else 0)
-            cleanup.callback(streams[name].close)  # type: ignore[attr-defined]
-            next(streams[name])
+            emulated = cleanup.enter_context(emulator(models, context, sampling))
+            steps = cast(Steps, emulated.stream(PROMPT, seed=0, facts=facts, top=10 if facts else 0))
+            cleanup.callback(steps.close)
+            streams[name] = steps
+            next(steps)  # the prompt, with the first token
         for _ in range(rounds):
             for name, steps in streams.items():
-                clock.inside = 0.0
-                elapsed, _ = timed_step(steps)
-                samples[name].append(elapsed - clock.inside)
+                clock.restart()
+                wall, cpu, _ = timed_step(steps)
+                samples[name].append(wall - clock.wall)
+                samples[f"{name} (CPU time)"].append(cpu - clock.cpu)
     return samples
 
 

@@ -82,9 +82,7 @@ def _message(number: int, given: Any) -> Message:
     try:
         content.encode()
     except UnicodeEncodeError as error:
-        raise PromptError(
-            f"{name} is not valid Unicode at character {error.start}; send UTF-8 text"
-        ) from None
+        raise PromptError(f"{name} is not valid Unicode at character {error.start}; send UTF-8 text") from None
     return cast(Message, {"role": role, "content": content})
 
 
@@ -134,14 +132,10 @@ def _read_template(style: str, folder: Path | None) -> str:
     try:
         return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
-        raise PromptError(
-            f"template {path}: byte {error.start} is not UTF-8; save the file as UTF-8"
-        ) from None
+        raise PromptError(f"template {path}: byte {error.start} is not UTF-8; save the file as UTF-8") from None
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise PromptError(
-            f"template {path} cannot be read ({reason}); correct prompt = {shown(style)}"
-        ) from None
+        raise PromptError(f"template {path} cannot be read ({reason}); correct prompt = {shown(style)}") from None
 
 
 def render(prompt: Prompt, messages: Sequence[Message], template: Template | None) -> Rendered:
@@ -153,9 +147,7 @@ def render(prompt: Prompt, messages: Sequence[Message], template: Template | Non
         text = _framed(prompt.frame, messages, prompt.examples)
         return Rendered(text, add_special=True, parse_special=False, ensure_bos=False)
     if template is None:
-        raise PromptError(
-            f'prompt = {shown(prompt.style)} needs a template; use prompt = "plain" or a Jinja file'
-        )
+        raise PromptError(f'prompt = {shown(prompt.style)} needs a template; use prompt = "plain" or a Jinja file')
     text = template(messages, prompt.template_args)
     return Rendered(text, add_special=False, parse_special=True, ensure_bos=True)
 

@@ -173,9 +173,7 @@ class Recipe:
             raise RecipeError(f"{file}: byte {error.start} is not UTF-8; save the file as UTF-8") from None
         except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or error
-            raise RecipeError(
-                f"{file}: cannot be read ({reason}); check the path and its permissions"
-            ) from None
+            raise RecipeError(f"{file}: cannot be read ({reason}); check the path and its permissions") from None
         return cls._read(document, file.absolute().parent, source=str(file), name=file.stem)
 
     @classmethod
@@ -238,9 +236,7 @@ class Recipe:
 
 
 _TOP_KEYS = tuple(each.name for each in fields(Recipe) if each.name not in ("placement", "folder"))
-_PLAIN_KEYS = tuple(
-    key for key in _TOP_KEYS if key not in ("base", "antiexpert", "experts", "sampling", "compare")
-)
+_PLAIN_KEYS = tuple(key for key in _TOP_KEYS if key not in ("base", "antiexpert", "experts", "sampling", "compare"))
 
 
 def _arguments(tables: Mapping[str, Any]) -> dict[str, Any]:
@@ -282,13 +278,13 @@ def _alphas(recipe: Recipe, alpha: Any) -> Mapping[str, Any]:
 def _check_name(table: str, name: Any) -> None:
     """Raise RecipeError for a name that the command line could not carry, or that means something already."""
     if not isinstance(name, str) or not _NAME.fullmatch(name):
+        raise RecipeError(f"[{table}.{shown(name)}]: a name has letters, digits, '_', '-' and '.' only; rename it")
+    if name.endswith(".antiexpert"):
         raise RecipeError(
-            f"[{table}.{shown(name)}]: a name has letters, digits, '_', '-' and '.' only; rename it"
+            f"[{table}.{name}]: names that end so stand for an expert's own antiexpert; choose another one"
         )
     if name in RESERVED_NAMES:
-        raise RecipeError(
-            f"[{table}.{name}]: this name is reserved ({', '.join(RESERVED_NAMES)}); choose another one"
-        )
+        raise RecipeError(f"[{table}.{name}]: this name is reserved ({', '.join(RESERVED_NAMES)}); choose another one")
 
 
 def _written(instance: Any, defaults: bool) -> dict[str, Any]:

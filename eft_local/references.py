@@ -31,9 +31,7 @@ def resolve_model(reference: str, folder: Path | None) -> Path:
         if _is_file(place):
             return place
     if _is_folder(places[0]):
-        raise ModelNotFoundError(
-            f"model {shown(reference)} is a folder, {places[0]}; name the GGUF file in it"
-        )
+        raise ModelNotFoundError(f"model {shown(reference)} is a folder, {places[0]}; name the GGUF file in it")
     looked = " or ".join(str(place) for place in places)
     raise ModelNotFoundError(f"model {shown(reference)} is not at {looked}; correct the path or put it there")
 

@@ -98,9 +98,7 @@ class Prompt:
     """
 
     style: str = "plain"
-    examples: tuple[tuple[str, str], ...] = checked(
-        Check('a list such as [["question", "answer"]]', _pairs), ()
-    )
+    examples: tuple[tuple[str, str], ...] = checked(Check('a list such as [["question", "answer"]]', _pairs), ())
     frame: Frame = checked(instance(Frame, "a Frame"), factory=Frame)
     template_args: Mapping[str, Any] = checked(
         table_of(Check("a TOML value", toml_value), "a table of TOML values"), factory=dict
@@ -123,9 +121,7 @@ class Prompt:
 
     def _refuse_ignored(self) -> None:
         if self.style == "few-shot" and not self.examples:
-            raise RecipeError(
-                'prompt = "few-shot": examples are missing; add examples = [["question", "answer"]]'
-            )
+            raise RecipeError('prompt = "few-shot": examples are missing; add examples = [["question", "answer"]]')
         ignored = None
         if self.style != "few-shot" and self.examples:
             ignored = 'examples needs prompt = "few-shot"'
@@ -144,9 +140,7 @@ class Prompt:
         if "frame" in given:
             frame = given["frame"]
             if not isinstance(frame, Mapping):
-                raise RecipeError(
-                    f'frame = {shown(frame)}: a table such as {{user = "Q: {{text}}"}} is needed'
-                )
+                raise RecipeError(f'frame = {shown(frame)}: a table such as {{user = "Q: {{text}}"}} is needed')
             with within("frame:"):
                 refuse_unknown(frame, [each.name for each in fields(Frame)])
                 given["frame"] = Frame(**frame)

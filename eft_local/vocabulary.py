@@ -39,8 +39,7 @@ def compare(reference: Vocabulary, other: Vocabulary, names: tuple[str, str] = (
     if n and not differing:
         return n
     message = (
-        f"{names[0]} ({len(ours.texts)} tokens) and {names[1]} ({len(theirs.texts)} tokens) "
-        "do not share a vocabulary: "
+        f"{names[0]} ({len(ours.texts)} tokens) and {names[1]} ({len(theirs.texts)} tokens) do not share a vocabulary: "
     )
     if not differing:
         raise VocabularyMismatchError(f"{message}no token is common; use models that have a tokenizer")
@@ -108,6 +107,4 @@ def _differences(ours: _Tokens, theirs: _Tokens) -> tuple[list[int], int]:
     within = np.where(same_text, clash & used, ~padding)
     beyond = ~(ours if len(ours.texts) > width else theirs).padding[width:]
     common = np.flatnonzero(~padding)
-    return np.flatnonzero(np.concatenate((within, beyond))).tolist(), int(
-        common[-1]
-    ) + 1 if common.size else 0
+    return np.flatnonzero(np.concatenate((within, beyond))).tolist(), int(common[-1]) + 1 if common.size else 0

@@ -86,9 +86,7 @@ def test_a_recipe_is_read_as_it_is_written() -> None:
             )
         },
         sampling=Sampling(temperature=0.7, stop=("\n\n",)),
-        compare={
-            "direct": Role(model="demo:base-tuned", prompt=Prompt("few-shot", examples=(("a?", "b."),)))
-        },
+        compare={"direct": Role(model="demo:base-tuned", prompt=Prompt("few-shot", examples=(("a?", "b."),)))},
         folder=Path("/somewhere"),
     )
     assert type(recipe.experts["helpful"].alpha) is float
@@ -337,9 +335,7 @@ def test_replace_names_one_of_several_experts() -> None:
     assert duo().replace(alpha={"harmless": 0}).alphas == {"helpful": 1.0, "harmless": 0.0}
     with pytest.raises(RecipeError, match=r"alpha = 2: name one of the experts \(helpful, harmless\)"):
         duo().replace(alpha=2)
-    with pytest.raises(
-        RecipeError, match='alpha: unknown key "harmles"; the nearest valid key is "harmless"'
-    ):
+    with pytest.raises(RecipeError, match='alpha: unknown key "harmles"; the nearest valid key is "harmless"'):
         duo().replace(alpha={"harmles": 1})
 
 
@@ -363,9 +359,7 @@ def test_replace_checks_like_construction(changes: dict[str, Any], expected: str
 
 
 def test_no_key_means_two_things() -> None:
-    names = [field.name for kind in (Recipe, Sampling, Placement) for field in dataclasses.fields(kind)] + [
-        "alpha"
-    ]
+    names = [field.name for kind in (Recipe, Sampling, Placement) for field in dataclasses.fields(kind)] + ["alpha"]
     assert len(names) == len(set(names))
 
 
@@ -418,9 +412,7 @@ def test_long_texts_are_written_on_lines_of_their_own() -> None:
 
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
 filled = texts.filter(bool)
-names = st.from_regex(r"[a-z][a-z0-9_.-]{0,8}", fullmatch=True).filter(
-    lambda name: name not in RESERVED_NAMES
-)
+names = st.from_regex(r"[a-z][a-z0-9_.-]{0,8}", fullmatch=True).filter(lambda name: name not in RESERVED_NAMES)
 finite = st.floats(-1e9, 1e9) | st.integers(-9, 9)
 values = st.recursive(
     st.booleans() | st.integers(-99, 99) | st.floats(allow_nan=False, allow_infinity=False) | texts,
@@ -485,8 +477,7 @@ def recipes(draw: st.DrawFn) -> Recipe:
         base=draw(roles),
         antiexpert=None if own else draw(roles),
         experts={
-            name: dataclasses.replace(draw(experts), antiexpert=draw(roles) if own else None)
-            for name in expert_names
+            name: dataclasses.replace(draw(experts), antiexpert=draw(roles) if own else None) for name in expert_names
         },
         beta=draw(st.floats(0, 9)),
         conservative_filter=draw(st.none() | st.floats(0.01, 0.99)),

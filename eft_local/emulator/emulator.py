@@ -73,9 +73,7 @@ class Emulator:
         with ExitStack() as cleanup:
             library = Library()
             cleanup.callback(library.close)
-            roles = {
-                name: library.load(recipe, name, role, progress) for name, role in mixed_roles(recipe).items()
-            }
+            roles = {name: library.load(recipe, name, role, progress) for name, role in mixed_roles(recipe).items()}
             emulator = cls(recipe, roles, library)
             cleanup.pop_all()
         return emulator
@@ -176,6 +174,7 @@ class Emulator:
             raise UsageError(f"parallel = {parallel}: at least 1 answer must be written at a time")
         if prefixes is not None and len(prefixes) != len(prompts):
             raise UsageError(f"{len(prefixes)} prefixes were given for {len(prompts)} prompts")
+        max_tokens = max_tokens or self._recipe.sampling.max_tokens  # the batch's contexts are sized by it
         lines = [
             self._line(only, prompt, max_tokens, seed, prefixes[index] if prefixes else ())
             for index, prompt in enumerate(prompts)
@@ -350,10 +349,8 @@ class Emulator:
         limit = self._recipe.context
 
         def longest(name: str) -> int:
-            asked = (line.max_tokens or self._recipe.sampling.max_tokens or limit for line in lines)
             return max(
-                min(limit, len(line.prompts[name]) + len(line.prefix) + room)
-                for line, room in zip(lines, asked, strict=True)
+                min(limit, len(line.prompts[name]) + len(line.prefix) + (line.max_tokens or limit)) for line in lines
             )
 
         return Slots(

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from eft_local.errors import Cancelled
 from eft_local.llama import ChatTemplate, Model, supports_gpu_offload
 from eft_local.prompts import Message, Template, render, template_for
 from eft_local.protocols import Evaluator, LanguageModel, Vocabulary
@@ -105,7 +106,14 @@ class Library:
                     progress=(lambda fraction: progress(name, fraction)) if progress else None,
                 )
             )
+        elif progress and progress(name, 1.0) is False:
+            raise Cancelled("loading was cancelled")
         model = self._models[key]
+        if recipe.context > model.n_ctx_train:
+            log.warning(
+                "context = %d, but %s was trained with %d tokens: beyond them it may ramble",
+                recipe.context, path.name, model.n_ctx_train,
+            )  # fmt: skip
         template = template_for(role.prompt, model.chat_template, _compiler(model), recipe.folder, str(path))
         return LoadedRole(role, placement, model, template)
 
@@ -126,9 +134,7 @@ def common_width(roles: Mapping[str, LoadedRole]) -> int:
     Raises: VocabularyMismatchError.
     """
     base, distinct = roles["base"], _distinct(roles)
-    widths = [
-        compare(base.vocabulary, loaded.vocabulary, ("base", name)) for name, loaded in distinct.items()
-    ]
+    widths = [compare(base.vocabulary, loaded.vocabulary, ("base", name)) for name, loaded in distinct.items()]
     # A tuned model may give a meaning to ids that the others still call padding: the widest counts.
     return min(max(widths), *(loaded.vocabulary.n_tokens for loaded in distinct.values()))
 

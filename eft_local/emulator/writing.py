@@ -191,9 +191,7 @@ def write(
             line.close()
 
 
-def _step(
-    slots: Slots, system: System, live: Sequence[Line], recipe: Recipe
-) -> Iterator[tuple[Line, Step]]:
+def _step(slots: Slots, system: System, live: Sequence[Line], recipe: Recipe) -> Iterator[tuple[Line, Step]]:
     """Give every live line its next token."""
     started = time.perf_counter()
     before = dict(slots.seconds)

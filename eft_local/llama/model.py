@@ -76,7 +76,7 @@ class Model:
         if llama_cpp.llama_model_is_diffusion(self.handle):
             return "is a diffusion model"
         if self.vocabulary.needs_bytes_but_has_none:
-            return "has a SentencePiece vocabulary without byte tokens, with which llama.cpp aborts on unknown characters"
+            return "has a SentencePiece vocabulary without byte tokens, on which llama.cpp aborts"
         return ""
 
     @property
@@ -205,8 +205,6 @@ def _metadata(handle: int) -> dict[str, str]:
 
     count = llama_cpp.llama_model_meta_count(handle)
     return {
-        read(llama_cpp.llama_model_meta_key_by_index, i): read(
-            llama_cpp.llama_model_meta_val_str_by_index, i
-        )
+        read(llama_cpp.llama_model_meta_key_by_index, i): read(llama_cpp.llama_model_meta_val_str_by_index, i)
         for i in range(count)
     }

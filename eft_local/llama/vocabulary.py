@@ -36,6 +36,10 @@ class LlamaVocabulary:
     def add_bos(self) -> bool:
         return bool(llama_cpp.llama_vocab_get_add_bos(self.handle))
 
+    @cached_property
+    def add_eos(self) -> bool:
+        return bool(llama_cpp.llama_vocab_get_add_eos(self.handle))
+
     @property
     def needs_bytes_but_has_none(self) -> bool:
         """Whether llama.cpp would abort on a character that no token has (SentencePiece falls back to bytes)."""
@@ -55,11 +59,11 @@ class LlamaVocabulary:
         room = len(data) + 8
         while True:
             tokens = (llama_cpp.llama_token * room)()
-            count = llama_cpp.llama_tokenize(
-                self.handle, data, len(data), tokens, room, add_special, parse_special
-            )
+            count = llama_cpp.llama_tokenize(self.handle, data, len(data), tokens, room, add_special, parse_special)
             if count >= 0:
-                return list(tokens[:count])
+                # A prompt is there to be continued: the end token that some vocabularies add would say the opposite.
+                ended = add_special and self.add_eos and count and tokens[count - 1] == self.eos
+                return list(tokens[: count - 1 if ended else count])
             if -count <= room:
                 raise EvaluationError(f"llama.cpp could not tokenise a text of {len(data)} bytes")
             room = -count
