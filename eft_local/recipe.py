@@ -27,13 +27,15 @@ from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Literal
 
 import tomli_w
 
 from eft_local.checks import (
     Check,
     checked,
+    choice,
+    either,
     instance,
     integer,
     number,
@@ -78,6 +80,8 @@ class Recipe:
     conservative_filter: EFT's: m = 1 only inside this top-p set of the first expert; None is off.
     plausibility_mask: only tokens with p_base ≥ this × max p_base may be chosen; None is off.
     plausibility_top_p: only the base's top-p set may be chosen; None is off.
+    draft: tokens that small roles write ahead, "auto" for what is fastest, or "off"; answers are the same.
+    draft_source: "expert"; "proxy", antiexpert + alpha·(expert − antiexpert); or "ngram", what the prompt repeats.
     compare: further models that stand beside the mixture in comparisons and evaluations, never inside it.
     folder: where relative paths start, None for the working directory; not a TOML key.
     Raises: RecipeError, which names the key (and the file, when the recipe comes from one).
@@ -94,6 +98,8 @@ class Recipe:
     conservative_filter: float | None = checked(optional(number(above=0, below=1)), None)
     plausibility_mask: float | None = checked(optional(number(above=0, maximum=1)), None)
     plausibility_top_p: float | None = checked(optional(number(above=0, maximum=1)), None)
+    draft: int | Literal["auto", "off"] = checked(either(choice("auto", "off"), integer(1, 16)), "off")
+    draft_source: str = checked(choice("expert", "proxy", "ngram"), "expert")
     sampling: Sampling = checked(instance(Sampling, "a Sampling"), factory=Sampling)
     compare: Mapping[str, Role] = checked(instance(Mapping, "a table of roles"), factory=dict)
     folder: Path | None = checked(optional(Check("a folder's path", Path)), None)
@@ -197,7 +203,7 @@ class Recipe:
         """
         table: dict[str, Any] = {"name": self.name, "description": self.description, "context": self.context}
         table |= _written(self.placement, defaults)
-        mixing = ("beta", "conservative_filter", "plausibility_mask", "plausibility_top_p")
+        mixing = ("beta", "conservative_filter", "plausibility_mask", "plausibility_top_p", "draft", "draft_source")
         table |= {key: value for key in mixing if (value := getattr(self, key)) is not None}
         table |= {place: role.table() for place, role in self.named_roles() if "." not in place}
         table["experts"] = {name: expert.table() for name, expert in self.experts.items()}

@@ -152,6 +152,10 @@ def _change_alpha(ctx: click.Context, parameter: click.Parameter, value: tuple[s
     _change(ctx, parameter, alpha_changes(value) if value else None)
 
 
+def _change_draft(ctx: click.Context, parameter: click.Parameter, value: str | None) -> None:
+    _change(ctx, parameter, int(value) if value and value.isdecimal() else value)
+
+
 def _change_bias(ctx: click.Context, parameter: click.Parameter, value: tuple[str, ...]) -> None:
     biases: dict[str, float] = {}
     for text in value:
@@ -193,6 +197,14 @@ STEERING = (
         help="Strength of what tuning changed: 0 is the base alone, 1 the plain method. Once per expert.",
     ),
     _changing("Steering", "--beta", type=float, metavar="X", help="Strength of what scale knows (1: plain)."),
+    _changing(
+        "Steering",
+        "--draft",
+        type=str,
+        metavar="off|auto|N",
+        keep=_change_draft,
+        help="Let the expert write N tokens ahead; the answer is the same.",
+    ),
     _changing(
         "Steering",
         "--conservative-filter",

@@ -10,6 +10,7 @@ from operator import index
 from pathlib import Path
 from types import TracebackType
 
+from eft_local.emulator.drafting import DraftingSource
 from eft_local.emulator.loading import (
     Library,
     LoadedRole,
@@ -35,6 +36,7 @@ Prompt = str | Sequence[Mapping[str, object]]
 """A bare string is one user turn; otherwise messages with `role` and `content`."""
 
 _SCORED_ROWS = 8  # rows of logits that `score` reads at a time: a buffer of 8 × n_vocab floats per role
+_DRAFTED_ROWS = 17  # the longest draft, and the token after it
 
 
 class Emulator:
@@ -58,7 +60,8 @@ class Emulator:
         self._unused = {MIXTURE: unused_tokens(roles, width)}
         self._mixture = Mixture(width, self._unused[MIXTURE])
         warn_of_capped_logits(roles)
-        self._slots = {"eft": Slots(roles, context=recipe.context, outputs=_SCORED_ROWS)}
+        self._drafting = DraftingSource(self._roles)
+        self._slots = {MIXTURE: Slots(roles, context=recipe.context, outputs=self._rows())}
 
     @classmethod
     def load(cls, recipe: Recipe | str | Path, *, progress: LoadProgress | None = None) -> Emulator:
@@ -185,7 +188,11 @@ class Emulator:
             for line in lines:
                 slots.check(line.sequences)
             finished = 0
-            for _, step in write(slots, system, lines, lambda: self._recipe, min(parallel, len(lines))):
+            drafting = self._drafting.choose(self._recipe, system, self._own_slots(system))
+            steps = write(
+                slots, system, lines, lambda: self._recipe, parallel=min(parallel, len(lines)), drafting=drafting
+            )
+            for _, step in steps:
                 if step.finish_reason:
                     finished += 1
                     if progress:
@@ -226,7 +233,8 @@ class Emulator:
 
     def _steps(self, only: str, line: Line) -> Iterator[Step]:
         with self._answering(only) as (slots, system):
-            for _, step in write(slots, system, [line], lambda: self._recipe):
+            drafting = self._drafting.choose(self._recipe, system, slots)
+            for _, step in write(slots, system, [line], lambda: self._recipe, drafting=drafting):
                 yield step
 
     def _line(
@@ -338,10 +346,13 @@ class Emulator:
 
     def _own_slots(self, system: System) -> Slots:
         """The contexts that stay open from turn to turn."""
-        name = "eft" if system.roles[0] in self._mixed else system.roles[0]
+        mixed = system.roles[0] in self._mixed
+        name = MIXTURE if mixed else system.roles[0]
+        if name in self._slots and self._slots[name].outputs < self._rows():  # drafts were switched on
+            self._slots.pop(name).close()
         if name not in self._slots:
-            roles = {role: self._role(role) for role in system.roles}
-            self._slots[name] = Slots(roles, context=self._recipe.context, outputs=_SCORED_ROWS)
+            roles = {role: self._role(role) for role in (self._mixed if mixed else system.roles)}
+            self._slots[name] = Slots(roles, context=self._recipe.context, outputs=self._rows())
         return self._slots[name]
 
     def _batch_slots(self, system: System, lines: Sequence[Line], parallel: int) -> Slots:
@@ -358,7 +369,12 @@ class Emulator:
             context=limit,
             slots=parallel,
             cells={name: parallel * longest(name) for name in system.roles},
+            outputs=1 if self._recipe.draft == "off" else _DRAFTED_ROWS,
         )
+
+    def _rows(self) -> int:
+        """Rows of logits that the contexts for one answer must return at once."""
+        return _SCORED_ROWS if self._recipe.draft == "off" else _DRAFTED_ROWS
 
 
 def _check_text(name: str, value: object) -> None:

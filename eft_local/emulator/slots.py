@@ -12,6 +12,8 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from eft_local.emulator.loading import LoadedRole
 from eft_local.errors import ContextOverflowError
 from eft_local.protocols import Evaluator, Floats, Rows
@@ -38,11 +40,23 @@ class _Sequence:
         del self.cached[held:]
         # The last token is always evaluated: its logits choose the first token of the answer.
         kept = min(common_prefix(self.cached, prompt), len(prompt) - 1)
+        self.pending = []
         if kept < held:
-            kept = self.evaluator.rewind(self.number, kept)
-            del self.cached[kept:]
-        self.pending = list(prompt[kept:])
+            self._forget(kept)
+        self.pending += prompt[self.length :]
         return len(self.pending)
+
+    def rewind(self, length: int) -> None:
+        """Keep the first `length` tokens; those of them that the evaluator could not keep are pending again."""
+        if length >= len(self.cached):
+            del self.pending[length - len(self.cached) :]
+        else:
+            self._forget(length)
+
+    def _forget(self, length: int) -> None:
+        kept = self.evaluator.rewind(self.number, length)
+        self.pending = self.cached[kept:length]
+        del self.cached[kept:]
 
     def settle(self) -> None:
         """What was pending has been evaluated."""
@@ -117,12 +131,20 @@ class Slots:
         for name in roles:
             self._sequences[name, slot].pending += tokens
 
-    def has_room(self, slot: int, roles: Sequence[str]) -> bool:
-        """Whether one more token fits into the slot's sequence of every role."""
-        return all(self._sequences[name, slot].length < self.context for name in roles)
+    def room(self, slot: int, roles: Sequence[str]) -> int:
+        """How many more tokens fit into the slot's sequence of every role."""
+        return min(self.context - self._sequences[name, slot].length for name in roles)
 
-    def evaluate(self, slots: Sequence[int], roles: Sequence[str], outputs: int = 1) -> dict[str, Floats]:
-        """Evaluate what is pending in these slots; return per role the logits [len(slots) * outputs, n_vocab].
+    def length(self, slot: int, name: str) -> int:
+        """Tokens of a role's sequence, evaluated or pending."""
+        return self._sequences[name, slot].length
+
+    def rewind(self, slot: int, name: str, length: int) -> None:
+        """Keep the first `length` tokens of a role's sequence."""
+        self._sequences[name, slot].rewind(length)
+
+    def evaluate(self, slots: Sequence[int], roles: Sequence[str], outputs: Sequence[int]) -> dict[str, list[Floats]]:
+        """Evaluate what is pending in these slots; return per role and slot the logits [outputs of it, n_vocab].
 
         All roles are submitted before the first is read: on a GPU they overlap. The arrays are views, valid until
         the next call. Adds to `seconds`.
@@ -133,19 +155,33 @@ class Slots:
         for group, names in active:
             started = time.perf_counter()
             sequences = [self._sequences[name, slot] for name in names for slot in slots]
-            group.evaluator.submit([Rows(each.number, each.pending, outputs) for each in sequences])
+            wanted = [*outputs] * len(names)
+            group.evaluator.submit(
+                [Rows(each.number, each.pending, rows) for each, rows in zip(sequences, wanted, strict=True)]
+            )
             for each in sequences:
                 each.settle()
             self._count(names, started)
-        logits: dict[str, Floats] = {}
+        logits: dict[str, list[Floats]] = {}
         for group, names in active:
             started = time.perf_counter()
-            rows = group.evaluator.logits()
-            per_role = len(slots) * outputs
+            parts = np.split(group.evaluator.logits(), np.cumsum([*outputs] * len(names))[:-1])
             for index, name in enumerate(names):
-                logits[name] = rows[index * per_role : (index + 1) * per_role]
+                logits[name] = parts[index * len(slots) : (index + 1) * len(slots)]
             self._count(names, started)
         return logits
+
+    def time_rows(self, name: str, rows: int) -> float:
+        """Return the seconds that one evaluation of so many rows takes a role; its sequences stay as they are."""
+        evaluator = next(group.evaluator for group in self._groups if name in group.roles)
+        sequence = self._sequences[name, 0]
+        length = evaluator.length(sequence.number)
+        started = time.perf_counter()
+        evaluator.submit([Rows(sequence.number, [0] * rows, rows)])
+        evaluator.logits()
+        seconds = time.perf_counter() - started
+        evaluator.rewind(sequence.number, length)
+        return seconds
 
     def abort(self) -> None:
         """Stop a running `evaluate`; callable from any thread."""

@@ -1,4 +1,4 @@
-"""The plain loop: evaluate every role, mix, choose, append; for one answer or for many side by side."""
+"""The loop: draft, evaluate every role, mix, choose, append; for one answer or for many side by side."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
+from eft_local.emulator.drafting import Draft, Drafting, rows_of
 from eft_local.emulator.mixture import MIXTURE, Mixture, log_normaliser, views
 from eft_local.emulator.results import Answer, FinishReason, RoleTiming, Step
 from eft_local.emulator.slots import Slots
@@ -92,16 +93,31 @@ class Line:
 
     def choose(self, system: System, scores: Floats, sampling: Sampling) -> int:
         """Draw the next token from one row of scores, with the samplers that the recipe asks for now."""
-        if sampling != self.sampling:
+        sampler = self._current_sampler(system, sampling)
+        token = sampler.pick(scores, self.seed, self.position)
+        sampler.accept(token)
+        return token
+
+    def draft_sampler(self, system: System, sampling: Sampling) -> Sampler:
+        """Return a copy of the line's sampler, which may see tokens that the answer will not have. Close it."""
+        return self._current_sampler(system, sampling).clone()
+
+    def _current_sampler(self, system: System, sampling: Sampling) -> Sampler:
+        if self.sampler is None or sampling != self.sampling:
             self.close()
             self.sampler, self.sampling = system.sampler(sampling), sampling
             self.stream.stop = sampling.stop
             for token in (*self.prefix, *self.tokens):
                 self.sampler.accept(token)
-        assert self.sampler is not None
-        token = self.sampler.pick(scores, self.seed, self.position)
-        self.sampler.accept(token)
-        return token
+        return self.sampler
+
+    def history(self) -> list[int]:
+        """Return all that the line's first role reads before its next token: prompt, prefix, answer."""
+        return [*next(iter(self.prompts.values())), *self.prefix, *self.tokens]
+
+    def remaining(self, sampling: Sampling) -> float:
+        """Return how many tokens the answer may still get."""
+        return (self.max_tokens or sampling.max_tokens or math.inf) - len(self.tokens)
 
     def add(self, token: int, system: System, sampling: Sampling) -> str:
         """Append a chosen token; return the text to show, and set `finish_reason` where the answer ends."""
@@ -113,7 +129,7 @@ class Line:
             text = self.stream.push(system.vocabulary.piece(token))
             if self.stream.stopped:
                 self.finish_reason = "stop"
-            elif len(self.tokens) >= (self.max_tokens or sampling.max_tokens or math.inf):
+            elif self.remaining(sampling) <= 0:
                 self.finish_reason = "length"
                 text += self.stream.flush()
         self.text.append(text)
@@ -160,12 +176,42 @@ class Line:
         )
 
 
+class Stopwatch:
+    """Times a round without what the reader of its steps does in between, and shares the time among its lines."""
+
+    def __init__(self, slots: Slots) -> None:
+        self._slots = slots
+        self._before = dict(slots.seconds)
+        self._seconds = 0.0
+        self._started = time.perf_counter()
+
+    def start(self) -> None:
+        self._started = time.perf_counter()
+
+    def stop(self) -> None:
+        self._seconds += time.perf_counter() - self._started
+
+    def share(self, lines: Sequence[Line]) -> None:
+        """Give each line an equal part of the round's time."""
+        part = 1 / len(lines)
+        seconds = {name: part * (total - self._before[name]) for name, total in self._slots.seconds.items()}
+        for line in lines:
+            line.count(seconds, part * self._seconds)
+
+
 def write(
-    slots: Slots, system: System, lines: Iterable[Line], recipe: Callable[[], Recipe], parallel: int = 1
+    slots: Slots,
+    system: System,
+    lines: Iterable[Line],
+    recipe: Callable[[], Recipe],
+    *,
+    parallel: int = 1,
+    drafting: Drafting | None = None,
 ) -> Iterator[tuple[Line, Step]]:
     """Write answers, `parallel` of them side by side; yield each step with its line as it is made.
 
-    recipe: asked before each token, so that changed strengths and samplers act from the next one on. A consumer may
+    recipe: asked before each token, so that changed strengths and samplers act from the next one on. drafting: None
+    evaluates every token by itself; the answers are the same with it. A consumer may
     stop at any step: caches hold exactly the tokens that their lists say. After an abort every unfinished line
     gets its closing step.
     """
@@ -178,7 +224,7 @@ def write(
                 line = waiting.popleft()
                 line.begin(slots, free.popleft(), system, recipe().sampling)
                 live.append(line)
-            yield from _step(slots, system, tuple(live), recipe())
+            yield from _round(slots, system, tuple(live), recipe, drafting)
             for line in [line for line in live if line.finish_reason]:
                 live.remove(line)
                 free.append(line.slot)
@@ -191,44 +237,76 @@ def write(
             line.close()
 
 
-def _step(slots: Slots, system: System, live: Sequence[Line], recipe: Recipe) -> Iterator[tuple[Line, Step]]:
-    """Give every live line its next token."""
-    started = time.perf_counter()
-    before = dict(slots.seconds)
-    logits = slots.evaluate([line.slot for line in live], system.roles)
-    scores = system.scores(recipe, logits)
-    steps = []
-    for row, line in enumerate(live):
-        token = line.choose(system, scores[row], recipe.sampling)
-        text = line.add(token, system, recipe.sampling)
-        if line.finish_reason is None:
-            if slots.has_room(line.slot, system.roles):
-                slots.push(line.slot, system.roles, [token])
-            else:
+def _round(
+    slots: Slots, system: System, live: Sequence[Line], recipe: Callable[[], Recipe], drafting: Drafting | None
+) -> Iterator[tuple[Line, Step]]:
+    """Give every live line its next token, and the tokens after it that a draft has guessed right."""
+    watch = Stopwatch(slots)
+    rooms = [slots.room(line.slot, system.roles) for line in live]
+    lengths = [{name: slots.length(line.slot, name) for name in system.roles} for line in live]
+    drafts, drafting_roles = _drafts(slots, system, live, rooms, recipe(), drafting)
+    rest = [name for name in system.roles if name not in drafting_roles]
+    for line, draft in zip(live, drafts, strict=True):
+        slots.push(line.slot, rest, draft.tokens)
+    logits = slots.evaluate([line.slot for line in live], rest, [len(draft.tokens) + 1 for draft in drafts])
+    for i, (line, draft) in enumerate(zip(live, drafts, strict=True)):
+        accepted = 0
+        for row, guess in enumerate((*draft.tokens, None)):
+            settings = recipe()
+            rows = rows_of(draft, logits, i, row)
+            scores = system.scores(settings, rows)[0]
+            token = line.choose(system, scores, settings.sampling)
+            text = line.add(token, system, settings.sampling)
+            if line.finish_reason is None and rooms[i] <= row:  # it could not be evaluated
                 text += line.end("context")
-        rows = {name: logits[name][row, : system.n_vocab] for name in system.roles}
-        rows[MIXTURE if system.mixture else system.roles[0]] = scores[row]
-        steps.append(_describe(line, token, text, rows, scores[row], system.vocabulary))
-    share = 1 / len(live)
-    seconds = {name: share * (total - before[name]) for name, total in slots.seconds.items()}
-    wall = share * (time.perf_counter() - started)
-    for line in live:
-        line.count(seconds, wall)
-    yield from zip(live, steps, strict=True)
+            step = _describe(line, token, text, rows, scores, system, drafted=token == guess)
+            watch.stop()
+            yield line, step
+            watch.start()
+            if line.finish_reason or token != guess:
+                break
+            accepted += 1
+        if drafting:
+            drafting.length.observe(len(draft.tokens), accepted)
+        if line.finish_reason is None:
+            for name in system.roles:
+                slots.rewind(line.slot, name, lengths[i][name] + accepted)
+            slots.push(line.slot, system.roles, [token])
+    watch.stop()
+    watch.share(live)
+
+
+def _drafts(
+    slots: Slots, system: System, live: Sequence[Line], rooms: Sequence[int], recipe: Recipe, drafting: Drafting | None
+) -> tuple[list[Draft], tuple[str, ...]]:
+    """Draft for every live line; return the drafts and the roles that were evaluated for them."""
+    nothing = [Draft() for _ in live], ()
+    if not drafting or not all(line.tokens for line in live):  # a prompt's evaluation is measured by itself
+        return nothing
+    length = min(drafting.length.choose(len(live)), slots.outputs - 1)
+    limits = [
+        int(max(0, min(length, room, line.remaining(recipe.sampling) - 1)))
+        for line, room in zip(live, rooms, strict=True)
+    ]
+    if not any(limits):
+        return nothing
+    return drafting.drafter.draft(slots, system, live, limits, recipe), drafting.drafter.roles
 
 
 def _describe(
-    line: Line, token: int, text: str, rows: Mapping[str, Floats], scores: Floats, vocabulary: Vocabulary
+    line: Line, token: int, text: str, rows: Mapping[str, Floats], scores: Floats, system: System, *, drafted: bool
 ) -> Step:
     if not (line.facts or line.top):
         logprob = float(scores[token]) - log_normaliser(scores)
-        return Step(token, text, logprob, finish_reason=line.finish_reason)
-    seen, change, top_changed = views(rows, token, line.top, vocabulary)
-    logprob = seen[MIXTURE if MIXTURE in seen else next(iter(seen))].logprob
+        return Step(token, text, logprob, drafted, finish_reason=line.finish_reason)
+    own = MIXTURE if system.mixture else system.roles[0]
+    views_of = {name: row[0, : system.n_vocab] for name, row in rows.items()} | {own: scores}
+    seen, change, top_changed = views(views_of, token, line.top, system.vocabulary)
     return Step(
         token,
         text,
-        logprob,
+        seen[own].logprob,
+        drafted,
         roles=seen,
         change=change,
         top_changed=top_changed,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import ctypes
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -78,6 +79,14 @@ class Sampler:
                 raise EvaluationError(f"token {token} breaks the grammar")
             llama_cpp.llama_sampler_accept(self._grammar, token)
         llama_cpp.llama_sampler_accept(self._chain, token)
+
+    def clone(self) -> Sampler:
+        """Return a copy with a memory of its own. Close it."""
+        twin = copy.copy(self)
+        for name in ("_chain", "_temperature", "_grammar"):
+            sampler = getattr(self, name)
+            setattr(twin, name, llama_cpp.llama_sampler_clone(sampler) if sampler else None)
+        return twin
 
     def close(self) -> None:
         for sampler in (self._chain, self._temperature, self._grammar):
