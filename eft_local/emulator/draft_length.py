@@ -8,7 +8,6 @@ from typing import Protocol
 
 from eft_local.emulator.row_costs import RowCosts
 
-
 _PRIOR_RIGHT, _PRIOR_WRONG = 1.6, 0.4
 """What is believed before anything was seen, as numbers of right and wrong guesses."""
 

@@ -11,8 +11,7 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-
-import numpy as np
+from itertools import accumulate
 
 from eft_local.emulator.loading import LoadedRole
 from eft_local.errors import ContextOverflowError
@@ -165,7 +164,8 @@ class Slots:
         logits: dict[str, list[Floats]] = {}
         for group, names in active:
             started = time.perf_counter()
-            parts = np.split(group.evaluator.logits(), np.cumsum([*outputs] * len(names))[:-1])
+            rows, wanted = group.evaluator.logits(), [*outputs] * len(names)
+            parts = [rows[end - count : end] for end, count in zip(accumulate(wanted), wanted, strict=True)]
             for index, name in enumerate(names):
                 logits[name] = parts[index * len(slots) : (index + 1) * len(slots)]
             self._count(names, started)

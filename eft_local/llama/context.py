@@ -120,8 +120,9 @@ class Context:
         llama_cpp.llama_synchronize(self.handle)
         if self._stop:
             raise Cancelled("the evaluation was stopped")
-        pointer = llama_cpp.llama_get_logits(self.handle)
-        return np.ctypeslib.as_array(pointer, (self._rows, self.n_vocab))
+        first = llama_cpp.llama_get_logits(self.handle).contents
+        memory = (ctypes.c_float * (self._rows * self.n_vocab)).from_address(ctypes.addressof(first))
+        return np.ndarray((self._rows, self.n_vocab), np.float32, memoryview(memory))
 
     def rewind(self, sequence: int, length: int) -> int:
         """Forget everything beyond `length` tokens; return how many are left.

@@ -100,8 +100,8 @@ class Sampler:
             llama_cpp.llama_sampler_apply(self._grammar, array)
         llama_cpp.llama_sampler_apply(self._chain, array)
         if not self.greedy:
-            with _xtc(self._sampling, seed, position) as xtc:
-                if xtc:
+            if self._sampling.xtc_probability:
+                with _xtc(self._sampling, seed, position) as xtc:
                     llama_cpp.llama_sampler_apply(xtc, array)
             llama_cpp.llama_sampler_apply(self._temperature, array)
         left = _view(array)
@@ -117,10 +117,8 @@ class Sampler:
         return int(left["id"][np.argmax(logits + gumbel(seed, position, left["id"]))])
 
     def _fill(self, scores: Floats, enough: int) -> Any:
-        """Lay out the candidates: the `enough` best; all of them at 0, or where none is possible."""
+        """Lay out the candidates: the `enough` best; all of them at 0."""
         ids = best(scores, enough) if enough else self._ids
-        if not ids.size:
-            ids = self._ids
         candidates = self._candidates[: ids.size]
         candidates["id"] = ids
         candidates["logit"] = scores[ids] if enough else scores
@@ -188,15 +186,12 @@ def _stages(vocabulary: Vocabulary, s: Sampling, n_vocab: int, window: int) -> I
 @contextmanager
 def _xtc(s: Sampling, seed: int, position: int) -> Iterator[Any]:
     """XTC tosses a coin per token: made anew for each position, its coin is keyed like every other draw."""
-    sampler = None
-    if s.xtc_probability:
-        coin = key(seed, position) & 0x7FFFFFFF  # all 32 bits set would mean a random seed to llama.cpp
-        sampler = llama_cpp.llama_sampler_init_xtc(s.xtc_probability, s.xtc_threshold, 1, coin)
+    coin = key(seed, position) & 0x7FFFFFFF  # all 32 bits set would mean a random seed to llama.cpp
+    sampler = llama_cpp.llama_sampler_init_xtc(s.xtc_probability, s.xtc_threshold, 1, coin)
     try:
         yield sampler
     finally:
-        if sampler:
-            llama_cpp.llama_sampler_free(sampler)
+        llama_cpp.llama_sampler_free(sampler)
 
 
 def _bias_token(vocabulary: Vocabulary, text: str, n_vocab: int) -> int:
