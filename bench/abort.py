@@ -16,15 +16,20 @@ from eft_local.llama import Context, Model
 from eft_local.protocols import Rows
 
 ALLOWED_MS = 300
+PART = 512  # tokens
 
 
-def measure_stop(context: Context, prompt: list[int], delay: float) -> float | None:
-    """Abort a prompt `delay` seconds after it began; return the milliseconds to its end, None if it was done."""
+def measure_stop(context: Context, tokens: list[int], delay: float) -> float | None:
+    """Abort an evaluation `delay` seconds after it began; return the milliseconds to its end, None if it was done.
+
+    The context is left as it was.
+    """
     ended: dict[str, float] = {}
+    length = context.length(0)
 
     def evaluate() -> None:
         try:
-            context.submit([Rows(0, prompt)])
+            context.submit([Rows(0, tokens)])
             context.logits()
         except Cancelled:
             ended["at"] = time.perf_counter()
@@ -36,21 +41,31 @@ def measure_stop(context: Context, prompt: list[int], delay: float) -> float | N
     context.abort()
     thread.join()
     context.resume()
-    context.rewind(0, 0)
+    context.rewind(0, length)
     return 1000 * (ended["at"] - asked) if ended else None
 
 
-def measure(model: Model, ubatch: int, prompt: list[int], stops: int) -> dict[str, Any]:
-    """Evaluate the prompt once, then stop it at random moments."""
+def measure(model: Model, ubatch: int, length: int, stops: int) -> dict[str, Any]:
+    """Evaluate a prompt; stop its first and its last part, which has the longest attention, at random moments."""
     moments = random.Random(0)
-    with model.open(n_ctx=len(prompt) + 8, n_ubatch=ubatch) as context:
+    prompt = [100] * length
+    part = prompt[:PART]
+    latencies: list[float] = []
+    with model.open(n_ctx=length + 8, n_ubatch=ubatch) as context:
         started = time.perf_counter()
         context.submit([Rows(0, prompt)])
         context.logits()
         seconds = time.perf_counter() - started
-        context.rewind(0, 0)
-        latencies = [measure_stop(context, prompt, moments.uniform(0, seconds)) for _ in range(stops)]
-    return {"prompt_seconds": seconds, "stops_ms": [each for each in latencies if each is not None]}
+        for kept in (0, length - PART):
+            context.rewind(0, kept)
+            started = time.perf_counter()
+            context.submit([Rows(0, part)])
+            context.logits()
+            duration = time.perf_counter() - started
+            context.rewind(0, kept)
+            tries = [measure_stop(context, part, moments.uniform(0, duration)) for _ in range(stops // 2)]
+            latencies += [latency for latency in tries if latency is not None]
+    return {"prompt_seconds": seconds, "stops_ms": latencies}
 
 
 def main() -> None:
@@ -60,14 +75,14 @@ def main() -> None:
     parser.add_argument("--ubatch", nargs="+", type=int, default=[512, 128])
     parser.add_argument("--prompt", type=int, default=4096, help="tokens of the prompt")
     parser.add_argument("--layers", type=int, default=2, help="of each model, 0 for all: stops are as long")
-    parser.add_argument("--stops", type=int, default=20)
+    parser.add_argument("--stops", type=int, default=40)
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     results = []
     for shape in options.shapes:
         with load(options.folder, shape, "32k", 1, options.layers) as model:
             for ubatch in options.ubatch:
-                measured = measure(model, ubatch, [100] * options.prompt, options.stops)
+                measured = measure(model, ubatch, options.prompt, options.stops)
                 stops = measured["stops_ms"]
                 results.append({"shape": shape, "ubatch": ubatch, **measured, **spread(stops)})
                 if not options.json:

@@ -203,8 +203,10 @@ class Recipe:
         """
         table: dict[str, Any] = {"name": self.name, "description": self.description, "context": self.context}
         table |= _written(self.placement, defaults)
-        mixing = ("beta", "conservative_filter", "plausibility_mask", "plausibility_top_p", "draft", "draft_source")
+        mixing = ("beta", "conservative_filter", "plausibility_mask", "plausibility_top_p")
         table |= {key: value for key in mixing if (value := getattr(self, key)) is not None}
+        drafts = {"draft": self.draft, "draft_source": self.draft_source}
+        table |= drafts if defaults or drafts != _NO_DRAFTS else {}
         table |= {place: role.table() for place, role in self.named_roles() if "." not in place}
         table["experts"] = {name: expert.table() for name, expert in self.experts.items()}
         table["sampling"] = _written(self.sampling, defaults)
@@ -241,6 +243,7 @@ class Recipe:
         )
 
 
+_NO_DRAFTS = {"draft": "off", "draft_source": "expert"}
 _TOP_KEYS = tuple(each.name for each in fields(Recipe) if each.name not in ("placement", "folder"))
 _PLAIN_KEYS = tuple(key for key in _TOP_KEYS if key not in ("base", "antiexpert", "experts", "sampling", "compare"))
 

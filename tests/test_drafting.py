@@ -165,3 +165,9 @@ def test_many_answers_side_by_side_leave_less_to_win() -> None:
 def test_costs_between_and_beyond_the_measured_rows_are_on_the_lines_through_them() -> None:
     costs = RowCosts((1, 2, 4), (1.0, 3.0, 4.0))
     assert [costs(n) for n in (1, 2, 3, 4, 6)] == [1.0, 3.0, 3.5, 4.0, 5.0]
+
+
+@pytest.mark.parametrize("draft", [3, "auto", "off"])
+def test_drafts_are_written_to_the_recipe_and_read_back(trio_recipe: Recipe, draft: object) -> None:
+    changed = trio_recipe.replace(draft=draft, draft_source="proxy")
+    assert Recipe.from_text(changed.to_toml(), changed.folder).replace(name=changed.name) == changed

@@ -110,7 +110,7 @@ class Library:
             raise Cancelled("loading was cancelled")
         model = self._models[key]
         if recipe.context > model.n_ctx_train:
-            log.warning(
+            log.info(
                 "context = %d, but %s was trained with %d tokens: beyond them it may ramble",
                 recipe.context, path.name, model.n_ctx_train,
             )  # fmt: skip
