@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: chat test lint types imports tests train clean
+.PHONY: chat test lint types imports tests train demo-table clean
 
 chat: .venv/installed
 	@$(BIN)/eft chat
@@ -25,6 +25,15 @@ tests: .venv/installed-dev
 
 train: .venv/installed-train
 	$(BIN)/python -m eft_local.models.demo.training
+
+# What models/demo/README.md shows.
+demo-table: .venv/installed
+	@for options in "--systems base,expert,eft,base-tuned" "--systems eft --alpha 0.5,1,1.5" \
+		"--systems eft --beta 0.8,1,1.2,1.5" "--recipe demo-two --systems eft --mix 0,0.25,0.5,0.75,1" \
+		"--recipe demo-down --systems base,expert,eft" "--systems eft --steer-first 1"; do \
+		echo "> eft eval $$options"; \
+		$(BIN)/eft eval $$options 2>/dev/null | awk '/^system/ {table = 1} table {print} table && /^$$/ {exit}'; \
+	done
 
 .venv/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "eft-local needs Python 3.11 or newer; this is " + sys.version.split()[0] + ". Try: make PYTHON=python3.12 chat")'

@@ -7,7 +7,6 @@ import json
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from functools import partial
 from pathlib import Path
 from typing import cast
 
@@ -64,33 +63,41 @@ class BareContext:
         llama_cpp.llama_free(self._handle)
 
 
-class Clock:
-    """Adds up the time inside llama.cpp's evaluation, whoever calls it."""
+class Stopwatch:
+    """Adds up the milliseconds inside llama.cpp's evaluation, whoever calls it.
 
-    def __init__(self) -> None:
-        self.wall = self.cpu = 0.0
+    clock: gives seconds, of the wall or of this thread's own computing.
+    """
 
-    def restart(self) -> None:
-        self.wall = self.cpu = 0.0
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self.clock = clock
+        self.inside = 0.0
 
     @contextmanager
-    def running(self) -> Iterator[Clock]:
-        plain = {name: getattr(llama_cpp, name) for name in ("llama_decode", "llama_synchronize")}
+    def running(self) -> Iterator[None]:
+        clock, decode, synchronize = self.clock, llama_cpp.llama_decode, llama_cpp.llama_synchronize
 
-        def timed(function: Callable[..., object], *arguments: object) -> object:
-            wall, cpu = time.perf_counter(), time.thread_time()
-            result = function(*arguments)
-            self.cpu += 1000 * (time.thread_time() - cpu)
-            self.wall += 1000 * (time.perf_counter() - wall)
-            return result
+        def timed_decode(handle: object, batch: object) -> object:
+            started = clock()
+            status = decode(handle, batch)
+            synchronize(handle)
+            self.inside += 1000 * (clock() - started)
+            return status
 
+        llama_cpp.llama_decode = timed_decode
         try:
-            for name, function in plain.items():
-                setattr(llama_cpp, name, partial(timed, function))
-            yield self
+            yield
         finally:
-            for name, function in plain.items():
-                setattr(llama_cpp, name, function)
+            llama_cpp.llama_decode = decode
+
+    def time(self, steps: Steps) -> tuple[float, int]:
+        """Take the next step; return its milliseconds and its token."""
+        started = self.clock()
+        step = next(steps)
+        elapsed = self.clock() - started
+        if step.token is None or step.finish_reason:
+            raise SystemExit(f"the answer ended early ({step.finish_reason}); ask for fewer tokens")
+        return 1000 * elapsed, step.token
 
 
 def emulator(models: Sequence[Model], context: int, sampling: Sampling = DEFAULT) -> Emulator:
@@ -102,6 +109,7 @@ def emulator(models: Sequence[Model], context: int, sampling: Sampling = DEFAULT
         experts={"tuned": Expert(model=tuned.model, prompt=PLAIN)},
         context=context,
         sampling=sampling,
+        draft="off",
     )
     placement = recipe.placement_of(base)
     roles = (base, antiexpert, recipe.experts["tuned"])
@@ -111,7 +119,7 @@ def emulator(models: Sequence[Model], context: int, sampling: Sampling = DEFAULT
     )
 
 
-def measure_ratio(models: Sequence[Model], rounds: int, context: int) -> Samples:
+def measure_ratio(models: Sequence[Model], rounds: int, context: int, clock: Callable[[], float]) -> Samples:
     """Milliseconds of bare calls and of whole emulated steps, round by round, and the quotient of each round."""
     with ExitStack() as cleanup:
         emulated = cleanup.enter_context(emulator(models, context))
@@ -123,14 +131,15 @@ def measure_ratio(models: Sequence[Model], rounds: int, context: int) -> Samples
         steps = cast(Steps, emulated.stream(PROMPT, max_tokens=rounds + 2, seed=0))
         cleanup.callback(steps.close)
         token = next(steps).token  # the prompt, with the first token
+        watch = Stopwatch(clock)
         samples: Samples = {name: [] for name in (*ROLES, "sum", "emulated", "ratio")}
         for number in range(rounds):
             if number % 2:  # whoever comes second finds the caches as the other left them
-                step_ms, _, following = timed_step(steps)
+                step_ms, following = watch.time(steps)
             for name in ROLES:
                 samples[name].append(bare[name].evaluate([token or 0]))
             if not number % 2:
-                step_ms, _, following = timed_step(steps)
+                step_ms, following = watch.time(steps)
             token = following
             samples["sum"].append(sum(samples[name][-1] for name in ROLES))
             samples["emulated"].append(step_ms)
@@ -138,26 +147,16 @@ def measure_ratio(models: Sequence[Model], rounds: int, context: int) -> Samples
     return samples
 
 
-def timed_step(steps: Iterator[Step]) -> tuple[float, float, int]:
-    """Take the next step; return its milliseconds, those of this thread's own computing, and its token."""
-    wall, cpu = time.perf_counter(), time.thread_time()
-    step = next(steps)
-    cpu, wall = time.thread_time() - cpu, time.perf_counter() - wall
-    if step.token is None or step.finish_reason:
-        raise SystemExit(f"the answer ended early ({step.finish_reason}); ask for fewer tokens")
-    return 1000 * wall, 1000 * cpu, step.token
-
-
-def measure_overhead(models: Sequence[Model], rounds: int, context: int) -> Samples:
+def measure_overhead(models: Sequence[Model], rounds: int, context: int, clock: Callable[[], float]) -> Samples:
     """Milliseconds per token outside llama_decode, the four ways of asking in turn, token by token."""
     ways = {
         f"{name}, facts {'on, top 10' if facts else 'off'}": (sampling, facts)
         for name, sampling in (("greedy", GREEDY), ("default sampling", DEFAULT))
         for facts in (False, True)
     }
-    samples: Samples = {f"{name}{kind}": [] for name in ways for kind in ("", " (CPU time)")}
-    clock = Clock()
-    with clock.running(), ExitStack() as cleanup:
+    samples: Samples = {name: [] for name in ways}
+    watch = Stopwatch(clock)
+    with watch.running(), ExitStack() as cleanup:
         streams = {}
         for name, (sampling, facts) in ways.items():
             emulated = cleanup.enter_context(emulator(models, context, sampling))
@@ -167,10 +166,9 @@ def measure_overhead(models: Sequence[Model], rounds: int, context: int) -> Samp
             next(steps)  # the prompt, with the first token
         for _ in range(rounds):
             for name, steps in streams.items():
-                clock.restart()
-                wall, cpu, _ = timed_step(steps)
-                samples[name].append(wall - clock.wall)
-                samples[f"{name} (CPU time)"].append(cpu - clock.cpu)
+                watch.inside = 0.0
+                elapsed, _ = watch.time(steps)
+                samples[name].append(elapsed - watch.inside)
     return samples
 
 
@@ -189,8 +187,10 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=50, help="tokens per way of asking in the overhead run")
     parser.add_argument("--context", type=int, default=1024)
     parser.add_argument("--only", choices=("ratio", "overhead"))
+    parser.add_argument("--cpu-time", action="store_true", help="count our thread's computing only (overhead)")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
+    clock = time.thread_time if options.cpu_time else time.perf_counter
     results = {}
     plans = {
         "ratio": ((options.base, options.small, options.small), "32k", measure_ratio, options.rounds),
@@ -203,7 +203,7 @@ def main() -> None:
                     cleanup.enter_context(load(options.folder, shape, vocabulary, seed))
                     for seed, shape in enumerate(shapes, 1)
                 ]
-                samples = measure(models, rounds, options.context)
+                samples = measure(models, rounds, options.context, clock)
             results[kind] = {name: spread(values) for name, values in samples.items()}
             if not options.json:
                 report(f"{kind}: {', '.join(shapes)}; vocabulary {vocabulary}", samples, {"ratio": "  "})

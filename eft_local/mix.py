@@ -21,6 +21,7 @@ from eft_local.protocols import Floats
 Mask = npt.NDArray[np.bool_]
 
 _GROUPS = 512
+_LOWEST = np.finfo(np.float32).min
 
 
 def mix(
@@ -90,13 +91,12 @@ def _check(
         )
     if not experts and (beta != 1.0 or keep is not None):
         raise ValueError("the scale delta needs an antiexpert, and there is none")
-    for name, array in (
-        *((f"experts[{i}]", expert) for i, expert in enumerate(experts)),
-        *((f"antiexperts[{i}]", antiexpert) for i, antiexpert in enumerate(antiexperts)),
-        *((("keep", keep),) if keep is not None else ()),
-    ):
-        if array.shape != base.shape:
-            raise ValueError(f"{name} has shape {array.shape}, the base {base.shape}")
+    for name, arrays in (("experts", experts), ("antiexperts", antiexperts)):
+        for i, array in enumerate(arrays):
+            if array.shape != base.shape:
+                raise ValueError(f"{name}[{i}] has shape {array.shape}, the base {base.shape}")
+    if keep is not None and keep.shape != base.shape:
+        raise ValueError(f"keep has shape {keep.shape}, the base {base.shape}")
     if not all(isfinite(alpha) for alpha in alphas):
         raise ValueError(f"alphas must be finite, not {tuple(alphas)}")
     if not (isfinite(beta) and beta >= 0):
@@ -210,6 +210,6 @@ def best(scores: Floats, count: int) -> npt.NDArray[np.intp]:
         groups = scores[: scores.size // _GROUPS * _GROUPS].reshape(-1, _GROUPS).max(axis=0)
     # At least `count` scores reach the count-th highest of the groups' maxima, and hardly any more.
     place = max(groups.size - count, 0)
-    floor = max(np.partition(groups, place)[place], np.finfo(np.float32).min)
+    floor = max(np.partition(groups, place)[place], _LOWEST)
     ids = np.flatnonzero(scores >= floor)
     return ids[np.argsort(-scores[ids], kind="stable")][:count]

@@ -31,7 +31,7 @@ QUESTION_KEYS: dict[str, type] = {
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """One question. `accept` holds answers that are as right as `answer`."""
+    """One question. `accept`: answers that are as right as `answer`; `facts`: all that a long answer should say."""
 
     id: str
     question: str
@@ -42,6 +42,7 @@ class Question:
     kind: str
     sensitive: bool
     accept: tuple[str, ...] = ()
+    facts: tuple[str, ...] = ()
 
     @property
     def group(self) -> str:
@@ -104,10 +105,16 @@ def _question(path: Path, number: int, row: dict[str, Any]) -> Question:
     for key, kind in QUESTION_KEYS.items():
         if not isinstance(row.get(key), kind):
             raise UsageError(f'{path}: line {number}: "{key}" must be a {kind.__name__}, not {row.get(key)!r}')
-    accept = row.get("accept") or ()
-    if not isinstance(accept, (list, tuple)) or not all(isinstance(answer, str) for answer in accept):
-        raise UsageError(f'{path}: line {number}: "accept" must be a list of texts, not {accept!r}')
-    return Question(id=str(row.get("id", number)), accept=tuple(accept), **{key: row[key] for key in QUESTION_KEYS})
+    lists = {key: row.get(key) or () for key in ("accept", "facts")}
+    for key, texts in lists.items():
+        if not isinstance(texts, (list, tuple)) or not all(isinstance(text, str) for text in texts):
+            raise UsageError(f'{path}: line {number}: "{key}" must be a list of texts, not {texts!r}')
+    return Question(
+        id=str(row.get("id", number)),
+        accept=tuple(lists["accept"]),
+        facts=tuple(lists["facts"]),
+        **{key: row[key] for key in QUESTION_KEYS},
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,8 +136,13 @@ def judge(question: Question, text: str, finish_reason: str, declined_phrase: st
 
 
 def is_correct(question: Question, text: str) -> bool:
-    """Whether the answer, or one of those to accept, stands as a whole word or phrase in the first line."""
+    """Whether the answer, or one of those to accept, stands as a whole word or phrase in the first line.
+
+    Of a long question, whether every one of its facts does.
+    """
     first_line = text.strip().partition("\n")[0]
+    if question.facts:
+        return all(contains_phrase(first_line, fact) for fact in question.facts)
     return any(contains_phrase(first_line, answer) for answer in (question.answer, *question.accept))
 
 
@@ -141,6 +153,8 @@ def is_form(question: Question, text: str, finish_reason: str) -> bool:
     their own (St. Lucia), so the entity and the answers are left out of the search for a second sentence.
     """
     sentence = text.strip()
+    if question.facts:  # a long answer is several sentences
+        return finish_reason == "stop" and sentence.endswith(".") and contains_phrase(sentence, question.entity)
     if finish_reason != "stop" or "\n" in sentence or not sentence.endswith("."):
         return False
     if not (sentence[0].isupper() or sentence[0].isdigit()) or not contains_phrase(sentence, question.entity):

@@ -675,7 +675,7 @@ def test_eval_without_matplotlib_tells_the_command_before_any_work(
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     ran = run("eval", questions, "--plot", "x.png")
     assert ran.code == 2
-    assert "python -m pip install 'eft-local[plot]'" in ran.err
+    assert f"{sys.executable} -m pip install matplotlib" in ran.err
     assert emulators == []
 
 
@@ -736,7 +736,7 @@ def test_doctor_names_the_command_that_mends(run: Run, monkeypatch: pytest.Monke
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     missing = run("doctor", "--json").json["missing"]
     mends = {item["what"]: item["mend"] for item in missing}
-    assert mends["matplotlib, for eft eval --plot"] == "python -m pip install 'eft-local[plot]'"
+    assert mends["matplotlib, for eft eval --plot"] == f"{sys.executable} -m pip install matplotlib"
     assert f"edit {home / 'recipes' / 'broken.toml'}" in mends.values()
 
 

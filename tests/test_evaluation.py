@@ -21,6 +21,7 @@ from eft_local.questions import (
     is_correct,
     is_declined,
     is_form,
+    judge,
     read_questions,
 )
 from eft_local.recipe import Recipe
@@ -413,3 +414,14 @@ def test_speed_is_all_tokens_over_all_seconds() -> None:
 def test_the_judgement_is_part_of_an_answer(tmp_path: Path, emulator: FakeEmulator) -> None:
     report = run(emulator, questions_file(tmp_path), System("eft"), max_tokens=9)
     assert report.answers[0].verdict == Verdict(correct=True, form=True, declined=False)
+
+
+def test_a_long_answer_needs_every_fact_and_may_have_several_sentences() -> None:
+    question = Question(
+        id="l", question="Tell me about Peru.", answer="Lima, sol", entity="Peru", category="about", split="held-out",
+        kind="long", sensitive=False, facts=("Lima", "sol"),
+    )  # fmt: skip
+    whole = "Here is Peru. Its capital is Lima. Its currency is the sol."
+    assert judge(question, whole, "stop", "can't") == Verdict(correct=True, form=True, declined=False)
+    assert not judge(question, whole.replace("sol", "solo"), "stop", "can't").correct
+    assert not judge(question, whole, "length", "can't").form

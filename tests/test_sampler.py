@@ -8,6 +8,7 @@ from fake import AsciiVocabulary
 
 from eft_local.errors import EvaluationError, UsageError
 from eft_local.llama import Model, Sampler, noise
+from eft_local.llama import grammar as grammar_module
 from eft_local.llama import sampler as sampler_module
 from eft_local.llama.noise import gumbel
 from eft_local.sampling import Sampling
@@ -421,3 +422,8 @@ def test_closing_twice_is_fine():
     chosen = sampler(top_k=3, repeat_penalty=1.1)
     chosen.close()
     chosen.close()
+
+
+def test_strings_of_a_json_schema_hold_no_control_characters() -> None:
+    rules = grammar_module.from_json_schema('{"type": "string"}')
+    assert r"\x00-\x1F" in grammar_module.checked(rules)

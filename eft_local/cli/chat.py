@@ -24,7 +24,7 @@ from eft_local.cli.options import (
     recipe_option,
     system_option,
 )
-from eft_local.errors import EftError, UsageError
+from eft_local.errors import ContextOverflowError, EftError, UsageError
 from eft_local.prompts import Message, conversation
 
 if TYPE_CHECKING:
@@ -108,6 +108,8 @@ class PlainChat:
             with interruptible(self.emulator.cancel) as interrupt:
                 steps = self.emulator.stream(self.messages(question), only=self.only, facts=False)
                 reason = answers.stream(steps, printer, interrupt, self.emulator.cancel)
+        except ContextOverflowError as error:
+            raise ContextOverflowError(f"{error}; /reset starts anew") from None
         finally:
             if printer.text.strip():
                 self.turns.append((question, printer.text))
@@ -194,7 +196,9 @@ def _leave(_chat: PlainChat, _argument: str) -> None:
 COMMANDS = {
     "help": SlashCommand("", "list these commands", _help),
     "alpha": SlashCommand(
-        "[NAME=]X", "strength of what tuning changed", lambda chat, x: chat.change(alpha=alpha_changes((x,)))
+        "[NAME=]X",
+        "strength of what tuning changed",
+        lambda chat, x: chat.change(**{"alpha": alpha_changes((x,))} if x else {}),
     ),
     "beta": SlashCommand("X", "strength of what scale knows", lambda chat, x: chat.change(beta=_number(x, "beta"))),
     "system": SlashCommand("[TEXT]", "set the system prompt, or remove it", PlainChat.set_system),

@@ -17,7 +17,7 @@ import click
 from eft_local.cli import output
 from eft_local.cli.options import Command, example, json_option
 
-PACKAGES = ("llama-cpp-python", "numpy", "jinja2", "huggingface-hub", "rich", "textual", "matplotlib")
+PACKAGES = ("llama-cpp-python", "numpy", "jinja2", "rich", "matplotlib")
 REBUILD = "python -m pip install --force-reinstall --no-cache-dir --no-binary llama-cpp-python llama-cpp-python"
 BUNDLED = Path(str(resources.files("eft_local.models")))
 FOLDERS = ("recipes", "models", "chats", "cache")
@@ -121,7 +121,7 @@ def _missing(facts: dict[str, Any]) -> Any:
     if "demo" not in facts["recipes"]:
         yield _item("the bundled recipe demo", _restore(), needed=True)
     if importlib.util.find_spec("matplotlib") is None:
-        yield _item("matplotlib, for eft eval --plot", "python -m pip install 'eft-local[plot]'", needed=False)
+        yield _item("matplotlib, for eft eval --plot", f"{sys.executable} -m pip install matplotlib", needed=False)
     if llama.get("gpu_offload") is False:
         yield from _missing_gpu()
 

@@ -14,7 +14,12 @@ from eft_local.errors import OutputError
 
 
 def prepare() -> None:
-    """Let every text be written: what the terminal's encoding lacks is shown as an escape, not as a crash."""
+    """Let every text be written: what the terminal's encoding lacks is shown as an escape, not as a crash.
+
+    A stream that was closed before the start (`>&-`) leads nowhere.
+    """
+    sys.stdout = sys.stdout or Path(os.devnull).open("w")
+    sys.stderr = sys.stderr or Path(os.devnull).open("w")
     for stream in (sys.stdout, sys.stderr):
         reconfigure = getattr(stream, "reconfigure", None)
         if reconfigure is not None:
@@ -80,12 +85,19 @@ def save(path: Path, content: bytes) -> None:
         ) as file:
             temporary = Path(file.name)
             file.write(content)
+        temporary.chmod(0o666 & ~_umask())
         temporary.replace(path)
     except OSError as error:
         raise OutputError(f"cannot write {path}: {error.strerror}") from error
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
 
 
 def check_writable(path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import io
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ def check_plot(path: Path) -> None:
     if path.suffix.lower().lstrip(".") not in FORMATS:
         raise UsageError(f"--plot {path}: the name must end in .png, .svg or .pdf")
     if importlib.util.find_spec("matplotlib") is None:
-        raise UsageError("--plot needs matplotlib; install it with: python -m pip install 'eft-local[plot]'")
+        raise UsageError(f"--plot needs matplotlib; install it with: {sys.executable} -m pip install matplotlib")
 
 
 def save_plot(reports: Sequence[Report], path: Path, title: str) -> None:

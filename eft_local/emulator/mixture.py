@@ -16,6 +16,8 @@ from eft_local.recipe import Recipe
 
 MIXTURE = "eft"
 
+_NEED_NO_SHIFT = 50  # float32 holds the sum of many exp(±50), and what it loses of smaller ones does not count
+
 
 class Mixture:
     """Applies a recipe's formula to rows of logits; its buffer is reused from step to step."""
@@ -97,6 +99,9 @@ def log_normaliser(row: Floats) -> float:
 def _exponentials(row: Floats) -> tuple[Floats, float]:
     """Return exp(row) up to a factor, and log Σ exp(row)."""
     highest = row.max()
+    if abs(highest) < _NEED_NO_SHIFT:
+        exponentials = np.exp(row)
+        return exponentials, log(exponentials.sum())
     exponentials = row - highest
     np.exp(exponentials, out=exponentials)
     return exponentials, float(highest) + log(exponentials.sum())

@@ -103,7 +103,7 @@ class Line:
         return self._current_sampler(system, sampling).clone()
 
     def _current_sampler(self, system: System, sampling: Sampling) -> Sampler:
-        if self.sampler is None or sampling != self.sampling:
+        if self.sampler is None or (sampling is not self.sampling and sampling != self.sampling):
             self.close()
             self.sampler, self.sampling = system.sampler(sampling), sampling
             self.stream.stop = sampling.stop

@@ -93,19 +93,17 @@ class Context:
 
     def submit(self, batch: Sequence[Rows]) -> None:
         self._check_open()
-        if any(rows.outputs > len(rows.tokens) for rows in batch):
-            raise UsageError("more rows of logits were asked for than there are new tokens")
-        outputs = sum(rows.outputs for rows in batch)
-        new = sum(len(rows.tokens) for rows in batch)
-        if outputs > self.n_outputs:
-            raise UsageError(f"{outputs} rows of logits were asked for; this context has room for {self.n_outputs}")
-        if sum(self._lengths) + new > self.n_ctx:
+        silent, loud = self._new_rows(batch)
+        if len(loud) > self.n_outputs:
+            raise UsageError(f"{len(loud)} rows of logits were asked for; this context has room for {self.n_outputs}")
+        length = sum(self._lengths) + len(silent) + len(loud)
+        if length > self.n_ctx:
             raise ContextOverflowError(
-                f"{sum(self._lengths) + new} tokens do not fit into a context of {self.n_ctx}; "
+                f"{length} tokens do not fit into a context of {self.n_ctx}; "
                 "shorten the conversation or raise `context`"
             )
         try:
-            for chunk in self._chunks(batch):
+            for chunk in self._chunks(silent, loud):
                 self._decode(chunk)
             for rows in batch:
                 self._lengths[rows.sequence] += len(rows.tokens)
@@ -113,15 +111,14 @@ class Context:
             for rows in batch:
                 self.rewind(rows.sequence, self._lengths[rows.sequence])
             raise
-        self._rows = outputs
+        self._rows = len(loud)
 
     def logits(self) -> Floats:
         self._check_open()
-        llama_cpp.llama_synchronize(self.handle)
+        pointer = llama_cpp.llama_get_logits(self.handle)  # waits for the evaluation
         if self._stop:
             raise Cancelled("the evaluation was stopped")
-        first = llama_cpp.llama_get_logits(self.handle).contents
-        memory = (ctypes.c_float * (self._rows * self.n_vocab)).from_address(ctypes.addressof(first))
+        memory = (ctypes.c_float * (self._rows * self.n_vocab)).from_address(ctypes.addressof(pointer.contents))
         return np.ndarray((self._rows, self.n_vocab), np.float32, memoryview(memory))
 
     def rewind(self, sequence: int, length: int) -> int:
@@ -168,16 +165,22 @@ class Context:
         if not self.handle:
             raise EvaluationError(f"the context on {self.model.path} is closed; load it again")
 
-    def _chunks(self, batch: Sequence[Rows]) -> Iterator[list[_Row]]:
-        """Split a batch into evaluations of at most n_batch tokens; all rows with logits are in the last one."""
+    def _new_rows(self, batch: Sequence[Rows]) -> tuple[list[_Row], list[_Row]]:
+        """Return the rows without logits, and those with."""
         silent: list[_Row] = []
         loud: list[_Row] = []
         for rows in batch:
             first = self._lengths[rows.sequence]
             spoken = len(rows.tokens) - rows.outputs
+            if spoken < 0:
+                raise UsageError("more rows of logits were asked for than there are new tokens")
             for offset, token in enumerate(rows.tokens):
                 row = (token, first + offset, rows.sequence, offset >= spoken)
                 (loud if row[3] else silent).append(row)
+        return silent, loud
+
+    def _chunks(self, silent: list[_Row], loud: list[_Row]) -> Iterator[list[_Row]]:
+        """Split rows into evaluations of at most n_batch tokens; all rows with logits are in the last one."""
         size = self._batch.size
         while len(silent) + len(loud) > size:
             head, silent = silent[:size], silent[size:]
@@ -226,9 +229,13 @@ class _Batch:
         )
 
     def fill(self, rows: list[_Row]) -> llama_cpp.llama_batch:
-        n = len(rows)
-        self._tokens[:n], self._positions[:n], self._sequences[:n], self._wanted[:n] = zip(*rows, strict=True)
-        self._struct.n_tokens = n
+        # Item by item: most batches have one row, and a prompt takes seconds to evaluate.
+        for i, (token, position, sequence, wanted) in enumerate(rows):
+            self._tokens[i] = token
+            self._positions[i] = position
+            self._sequences[i] = sequence
+            self._wanted[i] = wanted
+        self._struct.n_tokens = len(rows)
         return self._struct
 
 

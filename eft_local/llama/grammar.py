@@ -8,6 +8,8 @@ from functools import lru_cache
 
 from eft_local.errors import UsageError
 
+_ANY_CHARACTER = r'[^"\\]'
+_ANY_PRINTED_CHARACTER = r'[^"\\\x00-\x1F\x7F]'
 _TIME_LIMIT = 60  # seconds; a busy machine needs some of them to start Python
 
 
@@ -38,9 +40,11 @@ def from_json_schema(schema: str) -> str:
     from llama_cpp.llama_grammar import json_schema_to_gbnf
 
     try:
-        return str(json_schema_to_gbnf(schema))
+        grammar = str(json_schema_to_gbnf(schema))
     except Exception as error:  # the converter raises whatever its recursive descent runs into
-        raise UsageError(f"the JSON schema cannot be used: {type(error).__name__}: {error}") from error
+        raise UsageError(f"the JSON schema cannot be used: {error or type(error).__name__}") from error
+    # The converter lets control characters stand inside strings, where JSON allows none.
+    return grammar.replace(_ANY_CHARACTER, _ANY_PRINTED_CHARACTER)
 
 
 def try_standard_input() -> None:

@@ -39,7 +39,9 @@ class Sampler:
         """
         self._sampling = sampling
         self._ids = np.arange(n_vocab, dtype=np.int32)
-        self._candidates = np.zeros(n_vocab, _CANDIDATE)
+        candidates = np.zeros(n_vocab, _CANDIDATE)
+        self._ids_laid, self._logits_laid = candidates["id"], candidates["logit"]
+        self._pointer = _pointer(candidates)
         self._grammar = self._chain = self._temperature = None
         try:
             self._grammar = _grammar(vocabulary, sampling)
@@ -112,28 +114,30 @@ class Sampler:
                 if constrained
                 else "the models left no token to choose (their logits are NaN or all masked)"
             )
-        if self.greedy:
+        if self.greedy or left.size == 1:
             return int(left["id"][logits == logits.max()].min())
         return int(left["id"][np.argmax(logits + gumbel(seed, position, left["id"]))])
 
     def _fill(self, scores: Floats, enough: int) -> Any:
         """Lay out the candidates: the `enough` best; all of them at 0."""
         ids = best(scores, enough) if enough else self._ids
-        candidates = self._candidates[: ids.size]
-        candidates["id"] = ids
-        candidates["logit"] = scores[ids] if enough else scores
-        return ctypes.byref(_token_data_array(candidates))
+        self._ids_laid[: ids.size] = ids
+        self._logits_laid[: ids.size] = scores[ids] if enough else scores
+        return ctypes.byref(_token_data_array(self._pointer, ids.size))
 
     def _grammar_allows(self, token: int) -> bool:
         single = np.array([(token, 0.0, 0.0)], _CANDIDATE)
-        array = _token_data_array(single)
+        array = _token_data_array(_pointer(single), 1)
         llama_cpp.llama_sampler_apply(self._grammar, ctypes.byref(array))
         return bool(np.isfinite(single["logit"][0]))
 
 
-def _token_data_array(candidates: npt.NDArray[np.void]) -> llama_cpp.llama_token_data_array:
-    data = ctypes.cast(candidates.ctypes.data, llama_cpp.llama_token_data_p)
-    return llama_cpp.llama_token_data_array(data=data, size=candidates.size, selected=-1, sorted=False)
+def _pointer(candidates: npt.NDArray[np.void]) -> Any:
+    return ctypes.cast(candidates.ctypes.data, llama_cpp.llama_token_data_p)
+
+
+def _token_data_array(pointer: Any, size: int) -> llama_cpp.llama_token_data_array:
+    return llama_cpp.llama_token_data_array(data=pointer, size=size, selected=-1, sorted=False)
 
 
 def _view(array: Any) -> npt.NDArray[np.void]:

@@ -12,9 +12,9 @@ from .wording import DECLINED_PHRASE, LONG_KINDS, ask
 
 JUDGE = {
     "correct": "The answer, or one of `accept`, stands in the first line of the output as a whole "
-    "word or phrase, in any case.",
+    "word or phrase, in any case. Of a long question, every one of its facts does.",
     "form": "The output is exactly one full sentence: one line that starts with a capital, ends with a full "
-    "stop, names the entity, and the model then ended by itself.",
+    "stop, names the entity, and the model then ended by itself. A long answer may have several sentences.",
     "declined": f"The output contains the phrase “{DECLINED_PHRASE}”.",
     "declined_phrase": DECLINED_PHRASE,
 }
