@@ -64,7 +64,7 @@ class BareContext:
 
 
 class Stopwatch:
-    """Adds up the milliseconds inside llama.cpp's evaluation, whoever calls it.
+    """Adds up the milliseconds inside llama.cpp (its evaluations and samplers), whoever calls it.
 
     clock: gives seconds, of the wall or of this thread's own computing.
     """
@@ -76,6 +76,7 @@ class Stopwatch:
     @contextmanager
     def running(self) -> Iterator[None]:
         clock, decode, synchronize = self.clock, llama_cpp.llama_decode, llama_cpp.llama_synchronize
+        apply = llama_cpp.llama_sampler_apply
 
         def timed_decode(handle: object, batch: object) -> object:
             started = clock()
@@ -84,11 +85,16 @@ class Stopwatch:
             self.inside += 1000 * (clock() - started)
             return status
 
-        llama_cpp.llama_decode = timed_decode
+        def timed_apply(sampler: object, candidates: object) -> None:
+            started = clock()
+            apply(sampler, candidates)
+            self.inside += 1000 * (clock() - started)
+
+        llama_cpp.llama_decode, llama_cpp.llama_sampler_apply = timed_decode, timed_apply
         try:
             yield
         finally:
-            llama_cpp.llama_decode = decode
+            llama_cpp.llama_decode, llama_cpp.llama_sampler_apply = decode, apply
 
     def time(self, steps: Steps) -> tuple[float, int]:
         """Take the next step; return its milliseconds and its token."""

@@ -162,7 +162,8 @@ class Placement:
 
     offload: layers on the GPU, -1 for all of them, or "auto".
     threads, threads_batch: CPU threads for single tokens and for prompts; None chooses by the machine.
-    batch, ubatch: tokens that one call evaluates, logically and physically.
+    batch, ubatch: tokens that one call evaluates, logically and physically. ubatch None is 512 on a GPU and 128 on a
+        CPU, where an evaluation stops only between the steps of one ubatch, and larger ones are no faster.
     kv_type: type of the KV cache.  flash_attention: "auto", true or false.
     mmap: map the file instead of reading it.  mlock: keep the weights in RAM.
     """
@@ -171,7 +172,7 @@ class Placement:
     threads: int | None = checked(optional(integer(1)), None)
     threads_batch: int | None = checked(optional(integer(1)), None)
     batch: int = checked(integer(1), 2048)
-    ubatch: int = checked(integer(1), 512)
+    ubatch: int | None = checked(optional(integer(1)), None)
     kv_type: str = checked(choice(*KV_TYPES), "f16")
     flash_attention: bool | Literal["auto"] = checked(either(choice("auto"), flag), "auto")
     mmap: bool = checked(flag, True)

@@ -56,7 +56,7 @@ class LoadedRole:
             n_seq=n_seq,
             n_outputs=n_outputs,
             n_batch=placement.batch,
-            n_ubatch=placement.ubatch,
+            n_ubatch=placement.ubatch or (512 if _layers_on_gpu(placement) else 128),
             n_threads=placement.threads,
             n_threads_batch=placement.threads_batch,
             kv_type=placement.kv_type,
@@ -81,6 +81,13 @@ def antiexpert_name(recipe: Recipe, expert: str) -> str:
     return f"{expert}.antiexpert" if recipe.experts[expert].antiexpert else "antiexpert"
 
 
+def _layers_on_gpu(placement: Placement) -> int:
+    """How many layers of a model go to the GPU; -1 is all of them."""
+    if placement.offload == "auto":
+        return -1 if supports_gpu_offload() else 0
+    return placement.offload
+
+
 class Library:
     """The models that are open, each file once however many roles use it."""
 
@@ -92,9 +99,7 @@ class Library:
         """Load one role. Raises: ModelNotFoundError, PromptError, and what `Model.load` raises."""
         path = resolve_model(role.model, recipe.folder)
         placement = recipe.placement_of(role)
-        layers = placement.offload
-        if layers == "auto":
-            layers = -1 if supports_gpu_offload() else 0
+        layers = _layers_on_gpu(placement)
         key = (path.resolve(), layers, placement.mmap, placement.mlock)
         if key not in self._models:
             self._models[key] = self._cleanup.enter_context(
