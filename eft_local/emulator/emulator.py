@@ -10,6 +10,8 @@ from operator import index
 from pathlib import Path
 from types import TracebackType
 
+import numpy as np
+
 from eft_local.emulator.drafting import DraftingSource
 from eft_local.emulator.loading import (
     Library,
@@ -310,6 +312,7 @@ class Emulator:
             vocabulary=voice.vocabulary,
             n_vocab=n_vocab,
             unused=self._unused[only if only in self._recipe.compare else MIXTURE],
+            scratch=np.empty(n_vocab, np.float32),
             ends=lambda token: any(speaker.vocabulary.is_eog(token) for speaker in speakers),
             sampler=lambda sampling: Sampler(voice.vocabulary, sampling, n_vocab, self._recipe.context),
         )

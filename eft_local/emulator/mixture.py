@@ -91,18 +91,21 @@ def views(
     return seen, change, int(rows["base"].argmax()) != int(rows[MIXTURE].argmax())
 
 
-def log_normaliser(row: Floats) -> float:
-    """Return log Σ exp(row) of one row of logits: what to subtract to get log-probabilities."""
-    return _exponentials(row)[1]
+def log_normaliser(row: Floats, scratch: Floats | None = None) -> float:
+    """Return log Σ exp(row) of one row of logits: what to subtract to get log-probabilities.
+
+    scratch: as large as the row, to be written over; without one, fresh pages cost more than the arithmetic.
+    """
+    return _exponentials(row, scratch)[1]
 
 
-def _exponentials(row: Floats) -> tuple[Floats, float]:
+def _exponentials(row: Floats, out: Floats | None = None) -> tuple[Floats, float]:
     """Return exp(row) up to a factor, and log Σ exp(row)."""
     highest = row.max()
     if abs(highest) < _NEED_NO_SHIFT:
-        exponentials = np.exp(row)
+        exponentials = np.exp(row, out=out)
         return exponentials, log(exponentials.sum())
-    exponentials = row - highest
+    exponentials = np.subtract(row, highest, out=out)
     np.exp(exponentials, out=exponentials)
     return exponentials, float(highest) + log(exponentials.sum())
 

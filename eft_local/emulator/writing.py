@@ -28,7 +28,8 @@ class System:
 
     roles: names of those that are evaluated; mixture: None for one role alone.
     vocabulary: gives tokens their text; n_vocab: width of the logits that are sampled from.
-    unused: ids below n_vocab that are padding and never offered; ends: whether a token ends the answer.
+    unused: ids below n_vocab that are padding and never offered; scratch: a row to compute in.
+    ends: whether a token ends the answer.
     """
 
     roles: tuple[str, ...]
@@ -36,6 +37,7 @@ class System:
     vocabulary: Vocabulary
     n_vocab: int
     unused: npt.NDArray[np.intp]
+    scratch: Floats
     ends: Callable[[int], bool]
     sampler: Callable[[Sampling], Sampler]
 
@@ -297,7 +299,7 @@ def _describe(
     line: Line, token: int, text: str, rows: Mapping[str, Floats], scores: Floats, system: System, *, drafted: bool
 ) -> Step:
     if not (line.facts or line.top):
-        logprob = float(scores[token]) - log_normaliser(scores)
+        logprob = float(scores[token]) - log_normaliser(scores, system.scratch)
         return Step(token, text, logprob, drafted, finish_reason=line.finish_reason)
     own = MIXTURE if system.mixture else system.roles[0]
     views_of = {name: row[0, : system.n_vocab] for name, row in rows.items()} | {own: scores}

@@ -6,6 +6,7 @@ import copy
 import ctypes
 from collections.abc import Iterator
 from contextlib import contextmanager
+from math import isfinite
 from typing import Any
 
 import llama_cpp
@@ -64,10 +65,11 @@ class Sampler:
 
         Raises: EvaluationError if nothing may be chosen.
         """
-        token = int(scores.argmax())  # of NaNs too: llama.cpp's sorting must not see one
-        if not np.isfinite(scores[token]):
+        if not isfinite(scores.max()):  # NaN if any is: llama.cpp's sorting must not see one
             raise EvaluationError("the models left no token to choose (their logits are NaN or all masked)")
-        if not (self.greedy and self._bare):
+        if self.greedy and self._bare:
+            token = int(scores.argmax())
+        else:
             token = self._draw(scores, seed, position, constrained=False)
         if self._grammar and not self._grammar_allows(token):
             # As llama.cpp does: the grammar looks at every candidate only where the free choice breaks it.
