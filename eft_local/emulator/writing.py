@@ -62,7 +62,6 @@ class Line:
     prefix: Sequence[int] = ()
     facts: bool = False
     top: int = 0
-    index: int = 0
     slot: int = -1
     tokens: list[int] = field(default_factory=list)
     text: list[str] = field(default_factory=list)
