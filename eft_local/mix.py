@@ -185,15 +185,6 @@ def plausible(base: Floats, tau: float | None = None, top_p: float | None = None
     return mask
 
 
-def total_variation(p_log: Floats, q_log: Floats) -> Floats:
-    """Return ½·Σ|p − q| per row, [rows], of log-probabilities [rows, n]: 0 where equal, 1 where disjoint."""
-    difference = np.exp(p_log)
-    difference -= np.exp(q_log)
-    distance: Floats = np.abs(difference, out=difference).sum(axis=-1)
-    distance *= np.float32(0.5)
-    return distance
-
-
 def rank(scores: Floats, token: int) -> int:
     """Return the token's place in one row of scores [n], 0 the top; of equals the lower id comes first."""
     own = scores[token]

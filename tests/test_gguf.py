@@ -172,6 +172,7 @@ def test_duplicates(sound):
     ("tokens", "words"),
     [
         (replace(bpe(), texts=[*bpe().texts[:-1], "a"]), "same text"),
+        (replace(bpe(), texts=[*bpe().texts[:-1], "a\0b"]), "same text"),  # to llama.cpp it ends at the NUL
         (replace(bpe(), types=bpe().types[:-1]), "token_type"),
         (replace(spm(), scores=spm().scores[:-1]), "scores"),
         (replace(bpe(), bos=300), "bos_token_id is 300"),

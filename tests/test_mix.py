@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from eft_local.mix import log_softmax, mix, plausible, rank, top_p_mask, total_variation
+from eft_local.mix import log_softmax, mix, plausible, rank, top_p_mask
 
 INF = np.float32(np.inf)
 
@@ -266,18 +266,6 @@ def test_plausible():
     np.testing.assert_array_equal(plausible(base, tau=1.0), [[1, 0, 0, 0], [0, 0, 0, 1]])
     assert plausible(base).all()
     assert not plausible(rows([0, -INF]), tau=1e-6)[0, 1]
-
-
-@given(LOGITS, LOGITS)
-def test_total_variation(first, second):
-    p, q = log_softmax(first), log_softmax(second)
-    expected = np.maximum(probabilities(first) - probabilities(second), 0).sum(axis=-1)  # sup over events
-    np.testing.assert_allclose(total_variation(p, q), expected, atol=1e-5)
-    np.testing.assert_array_equal(total_variation(p, p), [0, 0])
-
-
-def test_total_variation_of_disjoint_distributions_is_1():
-    np.testing.assert_array_equal(total_variation(rows([0, -INF]), rows([-INF, 0])), [1])
 
 
 @given(arrays(np.float32, 9, elements=st.sampled_from([-INF, 0, 1, 2])))

@@ -221,6 +221,7 @@ def _check_tokens(metadata: Mapping[str, Value]) -> None:
     if not isinstance(tokens, list) or not tokens:
         raise BrokenGgufError("it has no tokens (tokenizer.ggml.tokens)")
     n_tokens = len(tokens)
+    tokens = [text.partition(b"\0")[0] for text in tokens]  # llama.cpp reads them as C strings
     texts = set(tokens)
     if n_tokens - len(texts) > max(tokens.count(b"") - 1, 0):  # llama.cpp gives each empty one a name
         raise BrokenGgufError("two of its tokens have the same text")
