@@ -29,6 +29,7 @@ FAMILIAR = frozenset(
 )
 _INTEGERS = {24, 25, 26, 27}  # ggml's I8, I16, I32, I64: for tables, llama.cpp cannot multiply by them
 _TABLES = ("tid2eid", "d2t")  # expert of each token id (DeepSeek), target id of each draft id (EAGLE)
+_F32 = 0
 _INTERMEDIATE = {9, 15, 28}  # Q8_1, Q8_K, F64: never weights
 _NO_TOKEN = {-1, (1 << 32) - 1}  # what converters write for "there is no such token"
 
@@ -254,3 +255,7 @@ def _check_tensors(tensors: Mapping[str, Tensor]) -> None:
         table = any(table in name for table in _TABLES)
         if tensor.kind in _INTERMEDIATE or (tensor.kind in _INTEGERS and not table):
             raise BrokenGgufError(f"tensor {name!r} has type {tensor.kind}, which weights cannot have")
+        if name.endswith(("norm.weight", ".bias")) and tensor.kind != _F32:
+            raise BrokenGgufError(
+                f"tensor {name!r} has type {tensor.kind}, not F32: ggml cannot combine it with activations"
+            )
