@@ -10,7 +10,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from bench.shapes import default_folder, load, shown, spread
+from eft_local.bench.shapes import default_folder, load, shown, spread
+
 from eft_local.errors import Cancelled
 from eft_local.llama import Context, Model
 from eft_local.protocols import Rows
@@ -69,7 +70,7 @@ def measure(model: Model, ubatch: int, length: int, stops: int) -> dict[str, Any
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m bench.abort", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m eft_local.bench.abort", description=__doc__)
     parser.add_argument("--folder", type=Path, default=default_folder(), help="where the models are written")
     parser.add_argument("--shapes", nargs="+", default=["0.5b", "7b"])
     parser.add_argument("--ubatch", nargs="+", type=int, default=[512, 128])

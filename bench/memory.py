@@ -34,7 +34,7 @@ def run_emulator(job: dict[str, Any]) -> dict[str, Any]:
     recipe = find_recipe(job["recipe"])
     # As Emulator.load does, but in two steps: the prompts' token ids are wanted below.
     library = Library()
-    roles = {name: library.load(recipe, name, role, None) for name, role in mixed_roles(recipe).items()}
+    roles = library.load(recipe, mixed_roles(recipe))
     with Emulator(recipe, roles, library) as emulator:
         memory["after loading"] = resident()
         tokens: list[int] = []
@@ -91,7 +91,7 @@ CHILDREN = {"emulator": run_emulator, "bare": run_bare}
 
 def child(kind: str, job: dict[str, Any]) -> dict[str, Any]:
     """Do a job in a fresh process."""
-    command = [sys.executable, "-m", "bench.memory", "--child", kind]
+    command = [sys.executable, "-m", "eft_local.bench.memory", "--child", kind]
     done = subprocess.run(command, input=json.dumps(job), text=True, capture_output=True, check=False)
     if done.returncode:
         raise SystemExit(f"{kind} failed:\n{done.stderr}")
@@ -101,7 +101,7 @@ def child(kind: str, job: dict[str, Any]) -> dict[str, Any]:
 
 def shape_recipe(folder: Path, shape: str, vocabulary: str) -> Path:
     """Write a recipe for three models of one shape."""
-    from bench.shapes import model_file
+    from eft_local.bench.shapes import model_file
 
     base, antiexpert, tuned = (model_file(folder, shape, vocabulary, seed) for seed in (1, 2, 3))
     path = folder / f"{shape}-{vocabulary}.toml"
@@ -137,7 +137,7 @@ def report(result: dict[str, Any]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m bench.memory", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m eft_local.bench.memory", description=__doc__)
     parser.add_argument("--recipe", action="append", help="recipe to run (default: demo, and --shape)")
     parser.add_argument("--shape", default="0.5b", help="shape of three models with --vocabulary")
     parser.add_argument("--vocabulary", default="152k")
@@ -152,7 +152,7 @@ def main() -> None:
         return
     recipes = options.recipe
     if not recipes:
-        from bench.shapes import default_folder
+        from eft_local.bench.shapes import default_folder
 
         folder = options.folder or default_folder()
         recipes = ["demo", str(shape_recipe(folder, options.shape, options.vocabulary))]

@@ -13,11 +13,11 @@ from statistics import median, quantiles
 
 import gguf
 import numpy as np
+from eft_local.bench.gguf_factory import ModelSpec, Shape, Tokens, bpe, write_model
 from gguf.constants import TokenType
 
 from eft_local import locations
 from eft_local.llama import Model
-from tests.gguf_factory import ModelSpec, Shape, Tokens, bpe, write_model
 
 SHAPES = {
     "7b": Shape(n_embd=4096, n_layer=32, n_head=32, n_head_kv=32, n_ff=11008, n_ctx=32768),

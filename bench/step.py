@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import cast
 
 import llama_cpp
+from eft_local.bench.shapes import default_folder, load, shown, spread
 
-from bench.shapes import default_folder, load, shown, spread
 from eft_local.emulator import Emulator, Step
 from eft_local.emulator.loading import LoadedRole
 from eft_local.llama import Model
@@ -185,7 +185,7 @@ def report(title: str, samples: Samples, units: dict[str, str]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m bench.step", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m eft_local.bench.step", description=__doc__)
     parser.add_argument("--folder", type=Path, default=default_folder(), help="where the models are written")
     parser.add_argument("--base", default="7b", help="shape of the base in the ratio run (see shapes.py)")
     parser.add_argument("--small", default="0.5b", help="shape of all other models")

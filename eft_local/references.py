@@ -36,6 +36,11 @@ def resolve_model(reference: str, folder: Path | None) -> Path:
     raise ModelNotFoundError(f"model {shown(reference)} is not at {looked}; correct the path or put it there")
 
 
+def is_bundled(path: Path) -> bool:
+    """Whether this file came with eft-local."""
+    return path.resolve().is_relative_to(_BUNDLED.resolve())
+
+
 def _demo_model(reference: str) -> Path:
     path = _DEMO / f"{reference.removeprefix(_DEMO_PREFIX)}.gguf"
     if path.parent == _DEMO and _is_file(path):

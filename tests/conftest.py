@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from gguf_factory import CHATML, ModelSpec, Shape, bpe, spm, write_model
 from mamba_factory import write_mamba
+
+from eft_local.bench.gguf_factory import CHATML, ModelSpec, Shape, bpe, spm, write_model
 
 TOKENS = bpe(add_bos=True)
 PADDING = 7
+
+
+@pytest.fixture(scope="session", autouse=True)
+def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The folder of what eft-local keeps: no test sees the user's."""
+    folder = tmp_path_factory.mktemp("home")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("EFT_HOME", str(folder))
+        yield folder
 
 
 @pytest.fixture(scope="session")

@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from gguf_factory import CHATML, ModelSpec, bpe, spm, write_model
+from gguf import GGUFReader
 
+from eft_local.bench.gguf_factory import CHATML, ModelSpec, bpe, spm, write_model
 from eft_local.references import demo_questions
 
 EFT = [sys.executable, "-c", "from eft_local.cli import main; main()"]
@@ -69,6 +70,23 @@ def test_an_answer_comes_from_a_process(trio: str) -> None:
     assert first[0] == 0
     assert first[1].endswith("\n")
     assert first[2] == ""
+
+
+def test_a_file_that_crashes_llama_is_one_line(trio: str, tmp_path: Path) -> None:
+    for name in ("base", "small", "tuned"):
+        path = tmp_path / f"{name}.gguf"
+        path.write_bytes(Path(trio).with_name(path.name).read_bytes())
+    field = GGUFReader(path, "r+").fields["llama.block_count"]
+    field.parts[field.data[0]][0] = 513  # llama.cpp asserts that there are at most 512
+    (tmp_path / "trio.toml").write_text(Path(trio).read_text())
+    unchecked = (
+        "import eft_local.llama.model as m; m.check_gguf = lambda path: None; from eft_local.cli import main; main()"
+    )
+    command = [sys.executable, "-c", unchecked, "ask", "hello", "-r", str(tmp_path / "trio.toml")]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT, check=False)
+    assert (ended.returncode, ended.stdout) == (1, "")
+    assert ended.stderr.count("\n") == 1
+    assert f"{path} crashes llama.cpp" in ended.stderr
 
 
 def test_json_comes_from_a_process(trio: str) -> None:

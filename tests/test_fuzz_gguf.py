@@ -1,8 +1,8 @@
 """Damaged GGUF files never take the process down: we refuse them, or llama.cpp does, or they load and decode.
 
-Child processes change bytes, check, load and decode; a child that dies or hangs is blamed on the file it was
-at, and that file is kept. EFT_FUZZ_MUTATIONS sets how many files are tried per model, EFT_FUZZ_SEED which,
-and EFT_FUZZ_KEEP where those are kept that took a child down.
+Child processes change bytes, check, load (which tries the file in a process of its own first) and decode; a child
+that dies or hangs is blamed on the file it was at, and that file is kept. EFT_FUZZ_MUTATIONS sets how many files are
+tried per model, EFT_FUZZ_SEED which, and EFT_FUZZ_KEEP where those are kept that took a child down.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from pathlib import Path
 
 import pytest
 from gguf import GGUFReader
-from gguf_factory import CHATML, ModelSpec, Shape, bpe, spm, write_model
 
+from eft_local.bench.gguf_factory import CHATML, ModelSpec, Shape, bpe, spm, write_model
 from eft_local.errors import EftError
 from eft_local.llama import Model
 from eft_local.llama.gguf import check_gguf
@@ -59,6 +59,7 @@ MODELS = {
 }
 
 REFUSED_BY_US, REFUSED_BY_LLAMA, DECODED = "refused by the check", "refused by llama.cpp", "decoded"
+CRASHED_THE_TRIAL = "caught by the trial"
 
 
 def demo_model() -> Path:
@@ -143,8 +144,8 @@ def try_file(path: Path) -> str:
             for _ in range(3):
                 context.submit([Rows(0, tokens)])
                 tokens = [int(context.logits()[0].argmax())]
-    except EftError:
-        return REFUSED_BY_LLAMA
+    except EftError as error:
+        return CRASHED_THE_TRIAL if "crashes llama.cpp" in str(error) else REFUSED_BY_LLAMA
     return DECODED
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from gguf_factory import ModelSpec, Shape, bpe, write_model
+from eft_local.bench.gguf_factory import ModelSpec, Shape, bpe, write_model
 from reference_llama import ReferenceLlama
 
 from eft_local.llama import Model

@@ -69,7 +69,7 @@ class Emulator:
     def load(cls, recipe: Recipe | str | Path, *, progress: LoadProgress | None = None) -> Emulator:
         """Load every role of a recipe, given itself, by name or by path.
 
-        progress: called with a role's name and 0…1; returning False cancels.
+        progress: called with a role's name and 0…1, by several threads; returning False cancels.
         Raises: RecipeError, ModelNotFoundError, ModelFileError, UnsupportedModelError, PromptError,
             VocabularyMismatchError, OutOfMemoryError, Cancelled.
         """
@@ -78,8 +78,7 @@ class Emulator:
         with ExitStack() as cleanup:
             library = Library()
             cleanup.callback(library.close)
-            roles = {name: library.load(recipe, name, role, progress) for name, role in mixed_roles(recipe).items()}
-            emulator = cls(recipe, roles, library)
+            emulator = cls(recipe, library.load(recipe, mixed_roles(recipe), progress), library)
             cleanup.pop_all()
         return emulator
 
@@ -100,11 +99,9 @@ class Emulator:
             )
         named = mixed_roles(recipe) | dict(recipe.compare)
         prompted = {
-            name: self._library.load(recipe, name, named[name], None)
-            for name, loaded in self._roles.items()
-            if named[name].prompt != loaded.role.prompt
+            name: named[name] for name, loaded in self._roles.items() if named[name].prompt != loaded.role.prompt
         }
-        self._roles |= prompted
+        self._roles |= self._library.load(recipe, prompted)
         self._recipe = recipe
 
     @property
@@ -292,9 +289,9 @@ class Emulator:
     def _role(self, name: str) -> LoadedRole:
         """A loaded role; models under [compare] are loaded when they are first asked for."""
         if name not in self._roles:
-            loaded = self._library.load(self._recipe, name, self._recipe.compare[name], None)
-            self._unused[name] = unused_tokens({name: loaded}, loaded.vocabulary.n_tokens)
-            self._roles[name] = loaded
+            loaded = self._library.load(self._recipe, {name: self._recipe.compare[name]})
+            self._unused[name] = unused_tokens(loaded, loaded[name].vocabulary.n_tokens)
+            self._roles |= loaded
         return self._roles[name]
 
     def _system(self, only: str) -> System:

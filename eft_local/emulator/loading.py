@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -15,13 +18,13 @@ from eft_local.llama import ChatTemplate, Model, supports_gpu_offload
 from eft_local.prompts import Message, Template, render, template_for
 from eft_local.protocols import Evaluator, LanguageModel, Vocabulary
 from eft_local.recipe import Placement, Recipe, Role
-from eft_local.references import resolve_model
+from eft_local.references import is_bundled, resolve_model
 from eft_local.vocabulary import UNUSED, compare
 
 log = logging.getLogger("eft_local")
 
 LoadProgress = Callable[[str, float], bool | None]
-"""Called with a role's name and 0…1 while its weights are loaded; returning False cancels the load."""
+"""Called with a role's name and 0…1 while its weights are loaded, by one thread per file; returning False cancels."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -88,39 +91,89 @@ def _layers_on_gpu(placement: Placement) -> int:
     return placement.offload
 
 
+@dataclass(frozen=True, slots=True)
+class _File:
+    """A file and how it is loaded: roles that agree in this share their weights."""
+
+    path: Path = field(compare=False)  # as it is named: the name tells where the other shards are
+    content: Path
+    layers_on_gpu: int
+    mmap: bool
+    mlock: bool
+
+    @classmethod
+    def of(cls, recipe: Recipe, role: Role) -> _File:
+        """Raises: ModelNotFoundError."""
+        placement = recipe.placement_of(role)
+        path = resolve_model(role.model, recipe.folder)
+        return cls(path, path.resolve(), _layers_on_gpu(placement), placement.mmap, placement.mlock)
+
+    def load(self, progress: Callable[[float], bool]) -> Model:
+        return Model.load(
+            self.path,
+            n_gpu_layers=self.layers_on_gpu,
+            mmap=self.mmap,
+            mlock=self.mlock,
+            trusted=is_bundled(self.path),
+            progress=progress,
+        )
+
+
 class Library:
     """The models that are open, each file once however many roles use it."""
 
     def __init__(self) -> None:
-        self._models: dict[tuple[object, ...], Model] = {}
+        self._models: dict[_File, Model] = {}
         self._cleanup = ExitStack()
 
-    def load(self, recipe: Recipe, name: str, role: Role, progress: LoadProgress | None) -> LoadedRole:
-        """Load one role. Raises: ModelNotFoundError, PromptError, and what `Model.load` raises."""
-        path = resolve_model(role.model, recipe.folder)
-        placement = recipe.placement_of(role)
-        layers = _layers_on_gpu(placement)
-        key = (path.resolve(), layers, placement.mmap, placement.mlock)
-        if key not in self._models:
-            self._models[key] = self._cleanup.enter_context(
-                Model.load(
-                    path,
-                    n_gpu_layers=layers,
-                    mmap=placement.mmap,
-                    mlock=placement.mlock,
-                    progress=(lambda fraction: progress(name, fraction)) if progress else None,
-                )
-            )
-        elif progress and progress(name, 1.0) is False:
-            raise Cancelled("loading was cancelled")
-        model = self._models[key]
+    def load(
+        self, recipe: Recipe, roles: Mapping[str, Role], progress: LoadProgress | None = None
+    ) -> dict[str, LoadedRole]:
+        """Load roles by name, their files at the same time.
+
+        Raises: ModelNotFoundError, PromptError, and what `Model.load` raises; nothing stays open of what failed.
+        """
+        files = {name: _File.of(recipe, role) for name, role in roles.items()}
+        first: dict[_File, str] = {}
+        for name, file in files.items():
+            if file not in self._models:
+                first.setdefault(file, name)
+        if first:
+            self._open(first, progress)
+        return {name: self._loaded(recipe, roles[name], self._models[file]) for name, file in files.items()}
+
+    def _open(self, files: Mapping[_File, str], progress: LoadProgress | None) -> None:
+        """Open files, each in a thread of its own; `files` names the role that is told of the progress."""
+        stopped = threading.Event()
+
+        def load(file: _File, name: str) -> None:
+            def report(fraction: float) -> bool:
+                return not stopped.is_set() and (progress is None or progress(name, fraction) is not False)
+
+            try:
+                self._models[file] = self._cleanup.enter_context(file.load(report))
+            except BaseException:
+                stopped.set()  # the others need not go on
+                raise
+
+        with ThreadPoolExecutor(len(files)) as pool:
+            try:
+                loads = [pool.submit(load, file, name) for file, name in files.items()]
+                failures = [failure for each in loads if (failure := each.exception())]
+            except BaseException:
+                stopped.set()
+                raise
+        if failures:  # those that were merely stopped come last
+            raise min(failures, key=lambda failure: isinstance(failure, Cancelled))
+
+    def _loaded(self, recipe: Recipe, role: Role, model: Model) -> LoadedRole:
         if recipe.context > model.n_ctx_train:
             log.info(
                 "context = %d, but %s was trained with %d tokens: beyond them it may ramble",
-                recipe.context, path.name, model.n_ctx_train,
+                recipe.context, model.path.name, model.n_ctx_train,
             )  # fmt: skip
-        template = template_for(role.prompt, model.chat_template, _compiler(model), recipe.folder, str(path))
-        return LoadedRole(role, placement, model, template)
+        template = template_for(role.prompt, model.chat_template, _compiler(model), recipe.folder, str(model.path))
+        return LoadedRole(role, recipe.placement_of(role), model, template)
 
     def close(self) -> None:
         self._cleanup.close()

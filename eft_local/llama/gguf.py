@@ -22,7 +22,7 @@ _MAX_LAYERS = 512
 _MAX_EXPERTS = 1024
 _SHARD = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.gguf")
 # Architectures with llama's attention: one length for all heads, rotated whole. What llama.cpp asserts of them is
-# known and checked here; of the others it asserts far more than could be (see `trial`).
+# known and checked here, so that most damage gets its reason; whatever else it asserts, a `trial` finds.
 FAMILIAR = frozenset(
     "arcee baichuan ernie4_5 exaone granite internlm2 llama minicpm mistral3 "
     "olmo2 qwen2 qwen3 qwen3moe smollm3 xverse".split()
@@ -34,11 +34,10 @@ _INTERMEDIATE = {9, 15, 28}  # Q8_1, Q8_K, F64: never weights
 _NO_TOKEN = {-1, (1 << 32) - 1}  # what converters write for "there is no such token"
 
 
-def check_gguf(path: Path) -> str:
+def check_gguf(path: Path) -> None:
     """Check that a file (with all its shards, if it is the first of several) is a language model in GGUF.
 
-    Returns its architecture: of a `FAMILIAR` one, a file that passes does not crash llama.cpp; any other wants a
-    `trial`. Raises: ModelNotFoundError, ModelFileError.
+    Raises: ModelNotFoundError, ModelFileError.
     """
     model = _read(path)
     try:
@@ -52,7 +51,6 @@ def check_gguf(path: Path) -> str:
         _check_tensors(tensors)
     except BrokenGgufError as error:
         raise _refusal(path, error) from None
-    return keys.architecture
 
 
 def _read(path: Path) -> Gguf:

@@ -6,6 +6,7 @@ import ctypes
 import logging
 import os
 import sys
+import threading
 from collections import deque
 from functools import cache
 from typing import Any, TypeVar
@@ -22,16 +23,14 @@ _CONTINUED = 5
 Struct = TypeVar("Struct", bound=ctypes.Structure)
 
 
-class _LogBridge:
-    """Sends llama.cpp's log lines to `logging` and remembers the last complaints for error messages."""
+class _LogBridge(threading.local):
+    """Sends llama.cpp's log lines to `logging` and remembers a thread's last complaints for its error messages."""
 
     def __init__(self) -> None:
         self.complaints: deque[str] = deque(maxlen=20)
         self._level = logging.DEBUG
-        # llama.cpp keeps the pointer only: the callback object must live as long as the process.
-        self.callback = llama_cpp.llama_log_callback(self._write)
 
-    def _write(self, level: int, text: bytes | None, _user: int | None) -> None:
+    def write(self, level: int, text: bytes | None, _user: int | None) -> None:
         if level != _CONTINUED:
             self._level = _LEVELS.get(level, logging.DEBUG)
         line = (text or b"").decode("utf-8", "replace").strip()
@@ -44,12 +43,19 @@ class _LogBridge:
 
 
 _bridge = _LogBridge()
+_callback = llama_cpp.llama_log_callback(_bridge.write)  # llama.cpp keeps the pointer only: it must live on
+_starting = threading.Lock()
+
+
+def start() -> None:
+    """Start llama.cpp's backends once in this process, with its log going to the logger `eft_local.llama`."""
+    with _starting:  # models load in several threads
+        _start()
 
 
 @cache
-def start() -> None:
-    """Start llama.cpp's backends once in this process, with its log going to the logger `eft_local.llama`."""
-    llama_cpp.llama_log_set(_bridge.callback, ctypes.c_void_p(0))
+def _start() -> None:
+    llama_cpp.llama_log_set(_callback, ctypes.c_void_p(0))
     llama_cpp.llama_backend_init()
 
 

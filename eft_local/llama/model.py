@@ -15,7 +15,7 @@ from eft_local import locations
 from eft_local.errors import Cancelled, ModelFileError, OutOfMemoryError, UnsupportedModelError
 from eft_local.llama import library
 from eft_local.llama.context import Context
-from eft_local.llama.gguf import FAMILIAR, check_gguf
+from eft_local.llama.gguf import check_gguf
 from eft_local.llama.trial import try_model
 from eft_local.llama.vocabulary import LlamaVocabulary
 
@@ -40,27 +40,40 @@ class Model:
         n_gpu_layers: int = 0,
         mmap: bool = True,
         mlock: bool = False,
+        trusted: bool = False,
         progress: Progress | None = None,
     ) -> Model:
         """Load the weights of a GGUF file.
 
-        n_gpu_layers: layers to keep on the GPU; -1 for all.
+        n_gpu_layers: layers to keep on the GPU; -1 for all. trusted: do without the trial in a child process that a
+        file otherwise gets when it is loaded for the first time (see `trial`).
         Raises: ModelNotFoundError, ModelFileError (damaged or refused), UnsupportedModelError (no decoder),
             OutOfMemoryError, Cancelled (progress returned False).
         """
         path = Path(path)
-        if check_gguf(path) not in FAMILIAR:
-            try_model(path, locations.cache() / "trials")
+        check_gguf(path)
+        watcher = _ProgressWatcher(progress)
+        if not trusted:
+            try_model(path, locations.cache() / "trials", watcher.poll)
+        return cls._open(path, watcher, n_gpu_layers=n_gpu_layers, load_mode=_load_mode(mmap, mlock))
+
+    @classmethod
+    def load_untried(cls, path: Path) -> Model:
+        """Load a file as the trial does: on the CPU, mapped and not repacked (that is, not copied)."""
+        return cls._open(
+            path,
+            _ProgressWatcher(None),
+            n_gpu_layers=0,
+            load_mode=_load_mode(mmap=True, mlock=False),
+            use_extra_bufts=False,
+        )
+
+    @classmethod
+    def _open(cls, path: Path, watcher: _ProgressWatcher, **params: int) -> Model:
         library.start()
         library.forget_complaints()
-        watcher = _ProgressWatcher(progress)
-        params = library.fill(
-            llama_cpp.llama_model_default_params(),
-            n_gpu_layers=n_gpu_layers,
-            load_mode=_load_mode(mmap, mlock),
-            progress_callback=watcher.callback,
-        )
-        handle = llama_cpp.llama_model_load_from_file(os.fsencode(path), params)
+        filled = library.fill(llama_cpp.llama_model_default_params(), progress_callback=watcher.callback, **params)
+        handle = llama_cpp.llama_model_load_from_file(os.fsencode(path), filled)
         if handle is None:
             raise watcher.failure or _load_error(path)
         model = cls(handle, path)
@@ -175,6 +188,11 @@ class _ProgressWatcher:
         except BaseException as error:  # an exception must not unwind through C++
             self.failure = error
         return self.failure is None
+
+    def poll(self) -> None:
+        """Ask before loading begins. Raises: what the Python side raised or asked for."""
+        if not self._report(0.0, None) and self.failure:
+            raise self.failure
 
 
 def _load_mode(mmap: bool, mlock: bool) -> int:

@@ -1,83 +1,101 @@
 """Loads a model in a child process first, where a crash can be caught.
 
-llama.cpp asserts thousands of things about some 150 architectures; for those outside `gguf.FAMILIAR` the only way to
-learn whether a file is sound without risking the process is to try. The child reads the header, maps the weights and
-builds the graphs, which is where llama.cpp asserts; it evaluates nothing, so a large model takes no longer than its
-vocabulary. A file that passed is remembered, until it changes.
+llama.cpp asserts thousands of things about a file and ends the process where one does not hold. `check_gguf` refuses
+what is known to do that, and says why; whether a file has something that nobody thought of, only trying it tells. The
+child does what the process will do, once: load, read the vocabulary, evaluate a few tokens. A file that passed is
+remembered until it changes, so the price (a third of a second, and reading the weights) is paid once.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
+import signal
 import subprocess
 import sys
+import time
+from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 
-from eft_local.errors import ModelFileError
+from eft_local.errors import ModelFileError, OutOfMemoryError
 
-_PATIENCE = 300.0  # seconds; a sound model takes one or two
+_PATIENCE = 300.0  # seconds; a sound model of a few GB takes one or two
+_SLOWEST_DISK = 20e6  # bytes per second
+_ANSWER = 0.05  # seconds until a cancel is noticed
 
 
-def try_model(path: Path, passed: Path | None = None) -> None:
-    """Load the model in a child process, unless it passed before.
+def try_model(path: Path, passed: Path | None = None, waiting: Callable[[], None] = lambda: None) -> None:
+    """Load the model and evaluate tokens with it in a child process, unless it passed before.
 
-    passed: a folder that remembers; None asks anew each time. Raises: ModelFileError if the child crashed or hung.
-    A file that llama.cpp refuses properly passes: loading it will say why.
+    passed: a folder that remembers; None asks anew each time. waiting: called while the child works; what it raises
+    ends the child. A file that llama.cpp refuses properly passes: loading it will say why.
+    Raises: ModelFileError if the child crashed or hung, OutOfMemoryError if it was killed.
     """
     mark = None if passed is None else passed / f"{_identity(path)}.passed"
     if mark is not None and mark.exists():
         return
-    try:
-        child = subprocess.run(
-            [sys.executable, "-c", "from eft_local.llama import trial; trial.load()", os.fspath(path)],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            env=os.environ | {"GGML_NO_BACKTRACE": "1"},  # otherwise it would start a debugger
-            timeout=_PATIENCE,
-            check=False,
-        )
-    except subprocess.TimeoutExpired:
-        raise ModelFileError(f"{path} hangs llama.cpp while it loads; download or convert it again") from None
-    if child.returncode:
-        noise = child.stderr.decode("utf-8", "replace").strip().splitlines()
-        reason = noise[-1] if noise else f"status {child.returncode}"
+    status, noise = _run(path, waiting)
+    if status == -signal.SIGKILL:
+        raise OutOfMemoryError(f"loading {path} was killed: it needs more memory than there is; choose a smaller model")
+    if status:
+        reason = noise[-1] if noise else f"status {status}"
         raise ModelFileError(f"{path} crashes llama.cpp ({reason}); download or convert it again")
     if mark is not None:
-        mark.parent.mkdir(parents=True, exist_ok=True)
-        mark.touch()
+        with contextlib.suppress(OSError):  # it is tried again next time
+            mark.parent.mkdir(parents=True, exist_ok=True)
+            mark.touch()
+
+
+def _run(path: Path, waiting: Callable[[], None]) -> tuple[int, list[str]]:
+    """Return the child's status and what it said last."""
+    child = subprocess.Popen(
+        [sys.executable, "-c", "from eft_local.llama import trial; trial.load()", os.fspath(path)],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        env=os.environ | {"GGML_NO_BACKTRACE": "1"},  # otherwise it would start a debugger
+        start_new_session=True,  # Ctrl+C is ours to handle
+    )
+    deadline = time.monotonic() + _PATIENCE + path.stat().st_size / _SLOWEST_DISK
+    try:
+        while True:
+            try:
+                _, noise = child.communicate(timeout=_ANSWER)
+                return child.returncode, noise.decode("utf-8", "replace").strip().splitlines()
+            except subprocess.TimeoutExpired:
+                waiting()
+            if time.monotonic() > deadline:
+                raise ModelFileError(f"{path} hangs llama.cpp while it loads; download or convert it again")
+    finally:
+        if child.returncode is None:
+            child.kill()
+            child.communicate()
 
 
 def _identity(path: Path) -> str:
     """Name the file as it is now, for this version of llama.cpp."""
-    from importlib.metadata import version
-
     status = path.stat()
     facts = (str(path.resolve()), status.st_size, status.st_mtime_ns, version("llama-cpp-python"))
     return hashlib.sha256(repr(facts).encode()).hexdigest()[:32]
 
 
 def load() -> None:
-    """Do what loading the file sys.argv[1] does on the CPU, as far as building the graphs; a refusal is no crash."""
-    import llama_cpp
+    """Do with the file sys.argv[1] what an emulator does on the CPU; a refusal is no crash."""
+    from eft_local.errors import EftError
+    from eft_local.llama.model import Model
+    from eft_local.protocols import Rows
 
-    from eft_local.llama import library
-
-    path = sys.argv[1]
-    library.start()
-    params = library.fill(
-        llama_cpp.llama_model_default_params(),
-        n_gpu_layers=0,
-        load_mode=llama_cpp.LLAMA_LOAD_MODE_MMAP,
-        use_extra_bufts=False,  # these repack, that is copy, the weights
-    )
-    model = llama_cpp.llama_model_load_from_file(os.fsencode(path), params)
-    if model is None:
+    try:
+        # Not repacked: a model that only fits with the help of a GPU can be tried all the same.
+        with Model.load_untried(Path(sys.argv[1])) as model:
+            vocabulary = model.vocabulary
+            vocabulary.texts(), vocabulary.attributes()
+            tokens = vocabulary.tokenize("Is this file sound?", add_special=True, parse_special=True) or [0]
+            with model.open(n_ctx=64, n_batch=16, n_ubatch=16) as context:
+                context.submit([Rows(0, tokens[:8])])
+                context.submit([Rows(0, [int(context.logits()[0].argmax())])])
+                context.logits()
+    except EftError:
         return
-    context = llama_cpp.llama_init_from_model(
-        model, library.fill(llama_cpp.llama_context_default_params(), n_ctx=64, n_batch=16, n_ubatch=16)
-    )
-    if context is not None:
-        llama_cpp.llama_free(context)
-    llama_cpp.llama_model_free(model)

@@ -1,0 +1,131 @@
+"""llama.cpp without us: one model evaluated with its own functions, and a watch on the calls that are made to it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any
+
+import llama_cpp
+
+from eft_local.errors import EvaluationError, OutOfMemoryError
+from eft_local.llama import Model
+from eft_local.llama.context import KV_TYPES
+from eft_local.llama.library import default_threads, fill
+from eft_local.recipe import Placement
+
+_FLASH_ATTENTION = {"auto": -1, False: 0, True: 1}
+_decode = llama_cpp.llama_decode  # the function itself: a watch does not see what is evaluated here
+
+
+class BareContext:
+    """One sequence on one model, evaluated as a C program would: the limit of what anybody can reach on this machine.
+
+    Only what the placement says is set; everything else is llama.cpp's default.
+    """
+
+    def __init__(self, model: Model, placement: Placement, n_ctx: int) -> None:
+        """n_ctx: tokens that it has room for. Raises: OutOfMemoryError."""
+        threads = placement.threads or default_threads()
+        params = fill(
+            llama_cpp.llama_context_default_params(),
+            n_ctx=n_ctx,
+            n_batch=n_ctx,
+            n_threads=threads,
+            n_threads_batch=placement.threads_batch or threads,
+            type_k=KV_TYPES[placement.kv_type],
+            type_v=KV_TYPES[placement.kv_type],
+            flash_attn_type=_FLASH_ATTENTION[placement.flash_attention],
+        )
+        self._path = model.path
+        self._handle = llama_cpp.llama_init_from_model(model.handle, params)
+        if not self._handle:
+            raise OutOfMemoryError(f"no memory for a context of {n_ctx} tokens on {model.path}; close other programs")
+
+    def start(self, tokens: Sequence[int]) -> float:
+        """Forget what was evaluated, then evaluate tokens; return the seconds. Raises: EvaluationError."""
+        llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(self._handle), True)
+        return self.evaluate(tokens) if tokens else 0.0
+
+    def evaluate(self, tokens: Sequence[int]) -> float:
+        """Append tokens, with the logits of the last one; return the seconds. Raises: EvaluationError."""
+        array = (llama_cpp.llama_token * len(tokens))(*tokens)
+        batch = llama_cpp.llama_batch_get_one(array, len(tokens))
+        started = time.perf_counter()
+        status = _decode(self._handle, batch)
+        llama_cpp.llama_synchronize(self._handle)
+        seconds = time.perf_counter() - started
+        if status:
+            raise EvaluationError(f"llama.cpp failed to evaluate {len(tokens)} tokens on {self._path} ({status})")
+        return seconds
+
+    def close(self) -> None:
+        if self._handle:
+            llama_cpp.llama_free(self._handle)
+            self._handle = None
+
+    def __enter__(self) -> BareContext:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+@dataclass(slots=True)
+class Watch:
+    """What was asked of llama.cpp while it was watched.
+
+    seconds: spent inside its evaluations and samplers.
+    rows: of the watched model's first sequence, in each evaluation that had any.
+    """
+
+    seconds: float = 0.0
+    rows: list[int] = field(default_factory=list)
+
+    def clear(self) -> None:
+        self.seconds = 0.0
+        self.rows.clear()
+
+
+@contextmanager
+def watched(model: Model) -> Iterator[Watch]:
+    """Watch every call that our own code makes to llama.cpp in here, and the rows that are evaluated on a model.
+
+    A base that drafts are checked on evaluates a row more than tokens were drafted, so its rows tell the drafts'
+    lengths without asking the code that is measured.
+    """
+    watch = Watch()
+    decode, logits, apply = (getattr(llama_cpp, name) for name in _CALLS)
+
+    def timed(call: Callable[..., Any], *arguments: Any) -> Any:
+        started = time.perf_counter()
+        result = call(*arguments)
+        watch.seconds += time.perf_counter() - started
+        return result
+
+    def timed_decode(context: Any, batch: Any) -> Any:
+        if llama_cpp.llama_get_model(context) == model.handle:
+            rows = sum(batch.seq_id[row][0] == 0 for row in range(batch.n_tokens))
+            if rows:
+                watch.rows.append(rows)
+        return timed(decode, context, batch)
+
+    replaced = (timed_decode, lambda context: timed(logits, context), lambda *arguments: timed(apply, *arguments))
+    _set(replaced)
+    try:
+        yield watch
+    finally:
+        _set((decode, logits, apply))
+
+
+_CALLS = ("llama_decode", "llama_get_logits", "llama_sampler_apply")
+
+
+def _set(functions: Sequence[Callable[..., Any]]) -> None:
+    for name, function in zip(_CALLS, functions, strict=True):
+        setattr(llama_cpp, name, function)
