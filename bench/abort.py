@@ -10,8 +10,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from eft_local.bench.shapes import default_folder, load, shown, spread
-
+from eft_local.bench.blank import load
+from eft_local.bench.samples import shown, spread
+from eft_local.bench.shapes import default_folder
 from eft_local.errors import Cancelled
 from eft_local.llama import Context, Model
 from eft_local.protocols import Rows

@@ -11,6 +11,7 @@ from typing import Any
 
 import llama_cpp
 
+from eft_local.emulator.slots import common_prefix
 from eft_local.errors import EvaluationError, OutOfMemoryError
 from eft_local.llama import Model
 from eft_local.llama.context import KV_TYPES
@@ -41,14 +42,21 @@ class BareContext:
             flash_attn_type=_FLASH_ATTENTION[placement.flash_attention],
         )
         self._path = model.path
+        self._held: list[int] = []
         self._handle = llama_cpp.llama_init_from_model(model.handle, params)
         if not self._handle:
             raise OutOfMemoryError(f"no memory for a context of {n_ctx} tokens on {model.path}; close other programs")
 
-    def start(self, tokens: Sequence[int]) -> float:
-        """Forget what was evaluated, then evaluate tokens; return the seconds. Raises: EvaluationError."""
-        llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(self._handle), True)
-        return self.evaluate(tokens) if tokens else 0.0
+    def hold(self, tokens: Sequence[int]) -> None:
+        """Make tokens all that is held; what is common at the beginning stays. Raises: EvaluationError."""
+        memory = llama_cpp.llama_get_memory(self._handle)
+        kept = common_prefix(self._held, tokens)
+        if not llama_cpp.llama_memory_seq_rm(memory, 0, kept, -1):  # a recurrent state starts over
+            llama_cpp.llama_memory_clear(memory, True)
+            kept = 0
+        del self._held[kept:]
+        if kept < len(tokens):
+            self.evaluate(tokens[kept:])
 
     def evaluate(self, tokens: Sequence[int]) -> float:
         """Append tokens, with the logits of the last one; return the seconds. Raises: EvaluationError."""
@@ -60,6 +68,7 @@ class BareContext:
         seconds = time.perf_counter() - started
         if status:
             raise EvaluationError(f"llama.cpp failed to evaluate {len(tokens)} tokens on {self._path} ({status})")
+        self._held += tokens
         return seconds
 
     def close(self) -> None:

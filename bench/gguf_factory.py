@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from math import prod, sqrt
 from pathlib import Path
@@ -19,6 +20,8 @@ CHATML = (
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 
+_ALIGNMENT = int(gguf.GGUF_DEFAULT_ALIGNMENT)
+
 
 @dataclass(frozen=True)
 class Shape:
@@ -33,10 +36,16 @@ class Shape:
     rope_base: float = 10000.0
     epsilon: float = 1e-5
     tied: bool = False  # the output shares the embedding's weights
+    head: int | None = None  # dimensions of each head, if they are not n_embd / n_head
+
+    @property
+    def n_embd_head(self) -> int:
+        """Dimensions of each head."""
+        return self.head or self.n_embd // self.n_head
 
     def tensors(self, n_vocab: int) -> Iterator[tuple[str, tuple[int, ...]]]:
         """Yield (name, shape as NumPy has it: [out, in]) of every tensor."""
-        n_kv = self.n_embd // self.n_head * self.n_head_kv
+        n_q, n_kv = self.n_embd_head * self.n_head, self.n_embd_head * self.n_head_kv
         yield "token_embd.weight", (n_vocab, self.n_embd)
         yield "output_norm.weight", (self.n_embd,)
         if not self.tied:
@@ -44,10 +53,10 @@ class Shape:
         for layer in range(self.n_layer):
             for name, shape in {
                 "attn_norm": (self.n_embd,),
-                "attn_q": (self.n_embd, self.n_embd),
+                "attn_q": (n_q, self.n_embd),
                 "attn_k": (n_kv, self.n_embd),
                 "attn_v": (n_kv, self.n_embd),
-                "attn_output": (self.n_embd, self.n_embd),
+                "attn_output": (self.n_embd, n_q),
                 "ffn_norm": (self.n_embd,),
                 "ffn_gate": (self.n_ff, self.n_embd),
                 "ffn_up": (self.n_ff, self.n_embd),
@@ -134,40 +143,87 @@ def write_model(path: Path, spec: ModelSpec | None = None) -> Path:
     """Write the model, one tensor in memory at a time, and return the path."""
     spec = spec or ModelSpec()
     writer = gguf.GGUFWriter(path, "llama")
+    add_shape(writer, spec.shape, len(spec.tokens.texts))
     _add_metadata(writer, spec)
-    tensors = [(name, shape, _type(spec, shape)) for name, shape in spec.shape.tensors(len(spec.tokens.texts))]
-    for name, shape, kind in tensors:
-        # NumPy's dtype is not read when the raw one is given, but for its size.
-        writer.add_tensor_info(name, shape, np.dtype(np.float32), _size(shape, kind), raw_dtype=kind)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_ti_data_to_file()
-    writer.close()
-    with path.open("r+b") as file:
-        end = file.seek(0, 2)
-        for name, shape, kind in tensors:
-            start = -(-end // gguf.GGUF_DEFAULT_ALIGNMENT) * gguf.GGUF_DEFAULT_ALIGNMENT
-            end = start + _size(shape, kind)
-            if not spec.zero:
-                file.seek(start)
-                file.write(gguf.quants.quantize(_random(name, shape, spec.seed), kind).tobytes())
-        file.truncate(-(-end // gguf.GGUF_DEFAULT_ALIGNMENT) * gguf.GGUF_DEFAULT_ALIGNMENT)
+    shapes = dict(spec.shape.tensors(len(spec.tokens.texts)))
+    places = write_zeros(writer, path, shapes, spec.quantization)
+    if not spec.zero:
+        with path.open("r+b") as file:
+            for name, place in places.items():
+                file.seek(place.offset)
+                file.write(gguf.quants.quantize(_random(name, place.shape, spec.seed), place.kind).tobytes())
     return path
 
 
-def _add_metadata(writer: gguf.GGUFWriter, spec: ModelSpec) -> None:
-    shape, tokens = spec.shape, spec.tokens
-    writer.add_name(spec.name)
+@dataclass(frozen=True)
+class Place:
+    """Where a tensor's data lies in its file."""
+
+    offset: int  # bytes
+    shape: tuple[int, ...]  # [out, in]
+    kind: GGMLQuantizationType
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return row_bytes(prod(self.shape), self.kind)
+
+
+def write_zeros(
+    writer: gguf.GGUFWriter, path: Path, shapes: Mapping[str, tuple[int, ...]], quantization: str
+) -> dict[str, Place]:
+    """Write the file with all its metadata; its tensors are one hole, which takes no space and reads as zeros.
+
+    quantization: of the matrices; vectors are F32. Returns where each tensor is.
+    """
+    kinds = {
+        name: GGMLQuantizationType[quantization] if len(shape) > 1 else GGMLQuantizationType.F32
+        for name, shape in shapes.items()
+    }
+    for name, shape in shapes.items():
+        # NumPy's dtype is not read when the raw one is given, but for its size.
+        size = row_bytes(prod(shape), kinds[name])
+        writer.add_tensor_info(name, shape, np.dtype(np.float32), size, raw_dtype=kinds[name])
+    with closing(writer):
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_ti_data_to_file()
+    places = {}
+    with path.open("r+b") as file:
+        end = _aligned(file.seek(0, 2))
+        for name, shape in shapes.items():
+            places[name] = Place(end, shape, kinds[name])
+            end = _aligned(end + places[name].size)
+        file.truncate(end)
+    return places
+
+
+def row_bytes(values: int, kind: GGMLQuantizationType) -> int:
+    """Return the bytes of so many values, which are whole blocks of this type."""
+    block, size = GGML_QUANT_SIZES[kind]
+    return int(values // block * size)
+
+
+def add_shape(writer: gguf.GGUFWriter, shape: Shape, n_vocab: int) -> None:
+    """Add a llama model's hyper-parameters."""
     writer.add_block_count(shape.n_layer)
     writer.add_context_length(shape.n_ctx)
     writer.add_embedding_length(shape.n_embd)
     writer.add_feed_forward_length(shape.n_ff)
     writer.add_head_count(shape.n_head)
     writer.add_head_count_kv(shape.n_head_kv)
-    writer.add_rope_dimension_count(shape.n_embd // shape.n_head)
+    if shape.head:
+        writer.add_key_length(shape.head)
+        writer.add_value_length(shape.head)
+    writer.add_rope_dimension_count(shape.n_embd_head)
     writer.add_rope_freq_base(shape.rope_base)
     writer.add_layer_norm_rms_eps(shape.epsilon)
-    writer.add_vocab_size(len(tokens.texts))
+    writer.add_vocab_size(n_vocab)
+
+
+def _add_metadata(writer: gguf.GGUFWriter, spec: ModelSpec) -> None:
+    tokens = spec.tokens
+    writer.add_name(spec.name)
     writer.add_tokenizer_model(tokens.model)
     if tokens.model == "gpt2":
         writer.add_tokenizer_pre("gpt-2")
@@ -189,13 +245,8 @@ def _add_metadata(writer: gguf.GGUFWriter, spec: ModelSpec) -> None:
         add[type(value)](key, value)
 
 
-def _type(spec: ModelSpec, shape: tuple[int, ...]) -> GGMLQuantizationType:
-    return GGMLQuantizationType[spec.quantization] if len(shape) > 1 else GGMLQuantizationType.F32
-
-
-def _size(shape: tuple[int, ...], kind: GGMLQuantizationType) -> int:
-    block, size = GGML_QUANT_SIZES[kind]
-    return prod(shape) // block * size
+def _aligned(offset: int) -> int:
+    return -(-offset // _ALIGNMENT) * _ALIGNMENT
 
 
 def _random(name: str, shape: tuple[int, ...], seed: int) -> np.ndarray:

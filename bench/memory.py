@@ -101,9 +101,9 @@ def child(kind: str, job: dict[str, Any]) -> dict[str, Any]:
 
 def shape_recipe(folder: Path, shape: str, vocabulary: str) -> Path:
     """Write a recipe for three models of one shape."""
-    from eft_local.bench.shapes import model_file
+    from eft_local.bench.blank import blank_model
 
-    base, antiexpert, tuned = (model_file(folder, shape, vocabulary, seed) for seed in (1, 2, 3))
+    base, antiexpert, tuned = (blank_model(folder, shape, vocabulary, seed) for seed in (1, 2, 3))
     path = folder / f"{shape}-{vocabulary}.toml"
     roles = {"base": base, "antiexpert": antiexpert, "experts.tuned": tuned}
     tables = [f'[{name}]\nmodel = "{file.name}"\nprompt = "plain"\n' for name, file in roles.items()]

@@ -80,7 +80,7 @@ class TokenTime:
 
 @dataclass(frozen=True, slots=True)
 class PromptTime:
-    """One long prompt: seconds until its first token is there, and of each role's bare evaluation of the same tokens."""
+    """One long prompt: seconds until there is a first token, and of each role's bare evaluation of the same tokens."""
 
     emulated: float
     roles: Mapping[str, float]
@@ -186,6 +186,7 @@ class Benchmark:
 
     about: what was run and where (recipe, shape, machine, command, …), ready for JSON.
     batches: per block, tokens per second by (system, answers side by side).
+    parts: seconds of every block of each part of the run; seconds: from the command's start to its end.
     """
 
     about: Mapping[str, Any]
@@ -193,6 +194,7 @@ class Benchmark:
     batches: Sequence[Mapping[tuple[str, int], float]]
     prompts: Sequence[PromptTime]
     memory: Memory
+    parts: Mapping[str, Sequence[float]]
     seconds: float
 
     def batch_speed(self, system: str, size: int) -> Spread:

@@ -59,7 +59,7 @@ def interleave(
 
 
 def rotated(names: Sequence[str], number: int) -> list[str]:
-    """Return names in the order for block `number`: each begins once in len(names) blocks, every other one backwards."""
-    start = number % len(names)
+    """Return names in the order of block `number`: every two begin at the next of them, the second runs backwards."""
+    start = number // 2 % len(names)
     order = [*names[start:], *names[:start]]
     return order[::-1] if number % 2 else order

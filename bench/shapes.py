@@ -1,91 +1,247 @@
-"""GGUF files of real shapes, written in seconds: layers are holes full of zeros, which cost what weights cost.
-
-Every token runs through all of them; only its embedding comes out, so that the random output matrix gives logits as
-a real model's: normally distributed, a few units wide.
-"""
+"""Real sizes: what real models are shaped like, and copies of small models in those shapes (see `widening`)."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+import contextlib
+import hashlib
+import os
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from math import prod
 from pathlib import Path
-from statistics import median, quantiles
+from typing import TypeVar
 
-import gguf
-import numpy as np
-from eft_local.bench.gguf_factory import ModelSpec, Shape, Tokens, bpe, write_model
-from gguf.constants import TokenType
+from gguf.constants import GGMLQuantizationType
 
 from eft_local import locations
-from eft_local.llama import Model
+from eft_local.bench.gguf_factory import Shape, row_bytes
+from eft_local.bench.widening import VERSION, Source, fitted, narrowest, widen
+from eft_local.checks import nearest, shown
+from eft_local.emulator.loading import mixed_roles
+from eft_local.errors import OutputError, UsageError
+from eft_local.recipe import Recipe, Role
+from eft_local.references import resolve_model
 
-SHAPES = {
-    "7b": Shape(n_embd=4096, n_layer=32, n_head=32, n_head_kv=32, n_ff=11008, n_ctx=32768),
-    "1b": Shape(n_embd=2048, n_layer=22, n_head=32, n_head_kv=4, n_ff=5632, n_ctx=32768),
-    "0.5b": Shape(n_embd=896, n_layer=24, n_head=14, n_head_kv=2, n_ff=4864, n_ctx=32768),
-    "tiny": Shape(n_embd=256, n_layer=2, n_head=4, n_head_kv=4, n_ff=512, n_ctx=32768),
+SHAPES: Mapping[str, Shape] = {
+    "0.1b": Shape(n_embd=576, n_layer=30, n_head=9, n_head_kv=3, n_ff=1536, n_ctx=32768),  # SmolLM2
+    "0.5b": Shape(n_embd=896, n_layer=24, n_head=14, n_head_kv=2, n_ff=4864, n_ctx=32768),  # Qwen2.5
+    "1b": Shape(n_embd=2048, n_layer=22, n_head=32, n_head_kv=4, n_ff=5632, n_ctx=32768),  # TinyLlama
+    "7b": Shape(n_embd=4096, n_layer=32, n_head=32, n_head_kv=32, n_ff=11008, n_ctx=32768),  # Llama 2
+    "70b": Shape(n_embd=8192, n_layer=80, n_head=64, n_head_kv=8, n_ff=28672, n_ctx=32768),  # Llama 2
 }
-VOCABULARIES = {"32k": 32_000, "152k": 152_064}
-"""Llama-2's and Qwen-2.5's."""
+VOCABULARIES: Mapping[str, int] = {"32k": 32_000, "152k": 152_064}
+"""Llama 2's and Qwen2.5's."""
+QUANTIZATIONS = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "F16", "BF16", "F32")
 
-_LOGIT_WIDTH = 3.0  # standard deviation
-_NIBBLE_WIDTH = 4.61  # of uniform 0…15
+# About what the logits of added tokens are. What they are differs from model to model and from place to place by a
+# factor of 3 or so, and a mixture adds alpha times the difference of two models that are not its base.
+_NEVER = -2000.0  # of a base: low enough for any such difference of the others
+_UNLIKELY = -30.0  # of the others: low enough for what they choose alone
+
+
+@dataclass(frozen=True)
+class Trio:
+    """The shapes of a recipe's models."""
+
+    large: Shape
+    small: Shape
+
+
+TRIOS: Mapping[str, Trio] = {
+    "0.5b": Trio(SHAPES["0.5b"], SHAPES["0.1b"]),
+    "1b": Trio(SHAPES["1b"], SHAPES["0.1b"]),
+    "7b": Trio(SHAPES["7b"], SHAPES["0.5b"]),
+    "70b": Trio(SHAPES["70b"], SHAPES["7b"]),
+}
 
 
 def default_folder() -> Path:
     return locations.cache() / "bench"
 
 
-def model_file(folder: Path, shape: str, vocabulary: str, seed: int, layers: int | None = None) -> Path:
-    """Return the Q4_0 file of this shape and seed, with fewer layers if asked; written when it is not there."""
-    whole = SHAPES[shape]
-    layers = layers or whole.n_layer
-    path = folder / f"{shape}-{layers}-layers-{vocabulary}-{seed}.gguf"
-    if not path.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(".partial")
-        spec = ModelSpec(
-            replace(whole, n_layer=layers),
-            _tokens(VOCABULARIES[vocabulary]),
-            zero=True,
-            quantization="Q4_0",
+def scaled_model(
+    source: Path,
+    shape: str | Shape,
+    *,
+    vocabulary: str | int | None = "32k",
+    quantization: str = "Q4_0",
+    folder: Path | None = None,
+    padding: float = _NEVER,
+) -> Path:
+    """Return a GGUF file that computes what `source` does, at the cost of a model of this shape.
+
+    Its logits are those of `unwidened` with this quantisation, up to rounding in their last bits.
+    source: a llama with any weights. shape: its name in SHAPES, or a shape.
+    vocabulary: how many tokens, by name in VOCABULARIES or as a number; None is the source's own.
+    quantization: one of QUANTIZATIONS.
+    folder: where the file is kept, and looked for first; None is `default_folder()`. A 7B file takes seconds to write
+    and little room on disks that can have holes in files.
+    padding: about what the logits of added tokens are. For models that are to be mixed use `scaled_recipe`: it chooses
+    them so that added tokens have no chance in the mixture either.
+
+    Raises: UsageError (unknown name, source too large), UnsupportedModelError (not a plain llama),
+        ModelNotFoundError, ModelFileError, OutputError.
+    """
+    shape = _named("shape", shape, SHAPES) if isinstance(shape, str) else shape
+    model = Source.read(source)
+    return _kept(model, shape, _tokens(model, vocabulary), quantization, folder, _label(shape), padding)
+
+
+def unwidened(source: Path, quantization: str = "Q4_0", *, head: int | None = None, folder: Path | None = None) -> Path:
+    """Return the source quantised at its own size: what a scaled copy has to agree with.
+
+    Dimensions that are no whole blocks of 32, and heads of fewer than 64, are filled up with zeros as in every copy.
+    head: dimensions of each head, as many as the copy's where not the last bit may differ.
+    Raises: as `scaled_model`.
+    """
+    model = Source.read(source)
+    label = f"unwidened-{head}" if head else "unwidened"
+    return _kept(model, narrowest(model.shape, head), model.n_vocab, quantization, folder, label, 0.0)
+
+
+def scaled_recipe(
+    recipe: Recipe,
+    shape: str | Trio,
+    *,
+    vocabulary: str | int | None = "32k",
+    quantization: str = "Q4_0",
+    folder: Path | None = None,
+) -> Recipe:
+    """Return the recipe with every model replaced by its scaled copy, built where it is not there yet.
+
+    shape: a name in TRIOS, or a trio. The base takes the large shape, experts and antiexperts the small one; where
+    the base is the smaller model (down-scaling) it is the other way round. [compare] is left out.
+    The rest as in `scaled_model`. The mixture gives the tokens that it gives on the `unwidened_recipe` of this shape.
+    """
+    shapes = _shapes(recipe, shape)
+    label = f"-{shape}" if isinstance(shape, str) else ""
+
+    def scaled(name: str, source: Path) -> Path:
+        padding = _NEVER if name == "base" else _UNLIKELY
+        return scaled_model(
+            source, shapes[name], vocabulary=vocabulary, quantization=quantization, folder=folder, padding=padding
         )
-        write_model(partial, spec)
-        _fill(partial, seed)
-        partial.rename(path)
+
+    return _with_models(recipe, scaled).replace(name=f"{recipe.name}{label}")
+
+
+def unwidened_recipe(
+    recipe: Recipe, quantization: str = "Q4_0", *, shape: str | Trio | None = None, folder: Path | None = None
+) -> Recipe:
+    """Return the recipe with every model quantised at its own size (see `unwidened`); [compare] is left out.
+
+    shape: with heads as long as in this shape's copies.
+    """
+    heads = {name: each.n_embd_head for name, each in _shapes(recipe, shape).items()} if shape else {}
+    return _with_models(
+        recipe, lambda name, source: unwidened(source, quantization, head=heads.get(name), folder=folder)
+    )
+
+
+def scaled_bytes(
+    recipe: Recipe, shape: str | Trio, *, vocabulary: str | int | None = "32k", quantization: str = "Q4_0"
+) -> int:
+    """Return the bytes of all weights that `scaled_recipe`'s models have, without building them. Raises: as it does."""
+    shapes = _shapes(recipe, shape)
+    # The base has a file of its own: see `padding`.
+    copies = {(source, shapes[name], name == "base") for name, source in _sources(recipe).items()}
+    return sum(_size(Source.read(source), each, vocabulary, quantization) for source, each, _ in copies)
+
+
+def _size(model: Source, shape: Shape, vocabulary: str | int | None, quantization: str) -> int:
+    n_vocab, matrices = _tokens(model, vocabulary), GGMLQuantizationType[_known(quantization)]
+    return sum(
+        row_bytes(prod(dimensions), matrices if len(dimensions) > 1 else GGMLQuantizationType.F32)
+        for _, dimensions in fitted(model, shape, n_vocab).tensors(n_vocab)
+    )
+
+
+def _kept(
+    model: Source, shape: Shape, n_vocab: int, quantization: str, folder: Path | None, label: str, padding: float
+) -> Path:
+    """Return the file of this copy, written now if it is not there."""
+    folder = folder or default_folder()
+    facts = (VERSION, fitted(model, shape, n_vocab), n_vocab, _known(quantization), padding)
+    with model.path.open("rb") as file:
+        content = hashlib.file_digest(file, "sha256").hexdigest()
+    key = hashlib.sha256(repr((content, *facts)).encode()).hexdigest()[:12]
+    path = folder / f"{model.path.stem}-{label}-{quantization}-{key}.gguf"
+    if path.exists():
+        return path
+    partial = path.with_suffix(f".{os.getpid()}-{threading.get_ident()}.partial")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        widen(model, shape, n_vocab, quantization, partial, name=f"{model.path.stem} {label}", padding=padding)
+        partial.replace(path)
+    except OSError as error:
+        raise OutputError(f"cannot write {path}: {error.strerror}; name another folder") from error
+    finally:
+        with contextlib.suppress(OSError):
+            partial.unlink()
     return path
 
 
-def load(folder: Path, shape: str, vocabulary: str, seed: int, layers: int | None = None) -> Model:
-    return Model.load(model_file(folder, shape, vocabulary, seed, layers))
+def _tokens(model: Source, vocabulary: str | int | None) -> int:
+    if vocabulary is None:
+        return model.n_vocab
+    return _named("vocabulary", vocabulary, VOCABULARIES) if isinstance(vocabulary, str) else vocabulary
 
 
-def spread(samples: Sequence[float]) -> dict[str, float]:
-    """Median, quartiles, extremes."""
-    low, middle, high = quantiles(samples, n=4) if len(samples) > 1 else [samples[0]] * 3
-    return {"median": middle, "q1": low, "q3": high, "min": min(samples), "max": max(samples)}
+def _known(quantization: str) -> str:
+    return _named("quantization", quantization, {kind: kind for kind in QUANTIZATIONS})
 
 
-def shown(samples: Sequence[float], unit: str) -> str:
-    low, _, high = quantiles(samples, n=4) if len(samples) > 1 else [samples[0]] * 3
-    return f"{median(samples):8.3f} {unit}   ({low:.3f} … {high:.3f})"
+_Value = TypeVar("_Value")
 
 
-def _tokens(n_vocab: int) -> Tokens:
-    """Bytes, a few merges and control tokens, then words that only a model can choose."""
-    tokens = bpe()
-    words = [f"w{number}" for number in range(len(tokens.texts), n_vocab)]
-    return replace(tokens, texts=tokens.texts + words, types=tokens.types + [TokenType.NORMAL] * len(words))
+def _named(what: str, name: str, known: Mapping[str, _Value]) -> _Value:
+    """Return what this name stands for. Raises: UsageError."""
+    if name not in known:
+        raise UsageError(
+            f'{what} {shown(name)} is unknown; the nearest one is "{nearest(name, known)}" '
+            f"(there are {', '.join(known)})"
+        )
+    return known[name]
 
 
-def _fill(path: Path, seed: int) -> None:
-    """Write random embeddings and a random output matrix into a file of zeros, as raw Q4_0 blocks."""
-    generator = np.random.default_rng(seed)
-    for tensor in gguf.GGUFReader(path, "r+").tensors:
-        if tensor.name == "output_norm.weight":
-            tensor.data[:] = 1
-        elif tensor.name in ("token_embd.weight", "output.weight"):
-            blocks = tensor.data.reshape(-1, 18)  # one float16 scale, 32 values of half a byte
-            blocks[:] = np.frombuffer(generator.bytes(blocks.size), np.uint8).reshape(blocks.shape)
-            scale = _LOGIT_WIDTH / _NIBBLE_WIDTH / tensor.shape[0] ** 0.5
-            blocks[:, :2] = np.frombuffer(np.float16(scale).tobytes(), np.uint8)
+def _label(shape: Shape) -> str:
+    names = (name for name, known in SHAPES.items() if known == shape)
+    return next(names, f"{shape.n_embd}x{shape.n_layer}")
+
+
+# Recipes
+
+
+def _sources(recipe: Recipe) -> dict[str, Path]:
+    """Return the files of the mixture's roles, by name."""
+    return {name: resolve_model(role.model, recipe.folder) for name, role in mixed_roles(recipe).items()}
+
+
+def _shapes(recipe: Recipe, shape: str | Trio) -> dict[str, Shape]:
+    """Return the shape of each role of the mixture, by name."""
+    trio = _named("shape", shape, TRIOS) if isinstance(shape, str) else shape
+    sizes = {name: source.stat().st_size for name, source in _sources(recipe).items()}
+    base = sizes.pop("base")
+    large, small = (trio.large, trio.small) if base >= max(sizes.values()) else (trio.small, trio.large)
+    return {"base": large} | dict.fromkeys(sizes, small)
+
+
+def _with_models(recipe: Recipe, copy: Callable[[str, Path], Path]) -> Recipe:
+    """Return the recipe on copies of its models. copy: from a role's name and file to the copy."""
+    files = {name: str(copy(name, source)) for name, source in _sources(recipe).items()}
+
+    def antiexpert(role: Role | None, name: str) -> Role | None:
+        return replace(role, model=files[name]) if role else None
+
+    experts = {
+        name: replace(expert, model=files[name], antiexpert=antiexpert(expert.antiexpert, f"{name}.antiexpert"))
+        for name, expert in recipe.experts.items()
+    }
+    return replace(
+        recipe,
+        base=replace(recipe.base, model=files["base"]),
+        antiexpert=antiexpert(recipe.antiexpert, "antiexpert"),
+        experts=experts,
+        compare={},
+    )

@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import cast
 
 import llama_cpp
-from eft_local.bench.shapes import default_folder, load, shown, spread
 
+from eft_local.bench.blank import load
+from eft_local.bench.samples import shown, spread
+from eft_local.bench.shapes import default_folder
 from eft_local.emulator import Emulator, Step
 from eft_local.emulator.loading import LoadedRole
 from eft_local.llama import Model

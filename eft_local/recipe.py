@@ -4,7 +4,7 @@
     context = 4096                  # tokens per role
     offload = "auto"                # or layers on the GPU; any Placement key, also per role
     [base]
-    model = "large-base.gguf"       # a path relative to the recipe, or "demo:base"
+    model = "large-base.gguf"       # a path relative to the recipe, "demo:base", or "org/repo:Q4_K_M"
     prompt = "plain"                # chat | plain | few-shot (with examples) | a Jinja file
     [antiexpert]
     model = "small-base.gguf"
@@ -31,6 +31,7 @@ from typing import Any, Literal
 
 import tomli_w
 
+from eft_local.about import About
 from eft_local.checks import (
     Check,
     checked,
@@ -61,9 +62,11 @@ from eft_local.roles import (
 )
 from eft_local.sampling import Sampling
 
-__all__ = ["RESERVED_NAMES", "Expert", "Frame", "Placement", "Prompt", "Recipe", "Role", "Sampling"]
+__all__ = ["RESERVED_NAMES", "About", "Expert", "Frame", "Placement", "Prompt", "Recipe", "Role", "Sampling"]
 
 RESERVED_NAMES = ("base", "antiexpert", "expert", "eft", "system", "all")
+DRAFT_SOURCES = ("expert", "proxy", "ngram", "ngram+expert", "ngram+proxy")
+DRAFT_RULES = ("shared-noise", "rejection")
 SAMPLING_KEYS = tuple(each.name for each in fields(Sampling))
 _NAME = re.compile(r"\w[\w.-]*")  # what `--alpha NAME=X` and `--systems a,b` can carry
 
@@ -80,8 +83,12 @@ class Recipe:
     conservative_filter: EFT's: m = 1 only inside this top-p set of the first expert; None is off.
     plausibility_mask: only tokens with p_base ≥ this × max p_base may be chosen; None is off.
     plausibility_top_p: only the base's top-p set may be chosen; None is off.
-    draft: tokens that small roles write ahead, "auto" for what is fastest, or "off"; answers are the same.
-    draft_source: "expert"; "proxy", antiexpert + alpha·(expert − antiexpert); or "ngram", what the prompt repeats.
+    draft: tokens that small roles write ahead, "auto" for what is fastest, or "off".
+    draft_source: "expert"; "proxy", antiexpert + alpha·(expert − antiexpert); "ngram", what followed the last tokens
+        when they stood before; "ngram+expert", "ngram+proxy": the latter where the former has nothing to say.
+    draft_rule: "shared-noise", answers are the same as without drafts; or "rejection", speculative sampling's own rule:
+        it takes more of a draft, and answers have the same distribution.
+    about: what the models cost to get and to run.
     compare: further models that stand beside the mixture in comparisons and evaluations, never inside it.
     folder: where relative paths start, None for the working directory; not a TOML key.
     Raises: RecipeError, which names the key (and the file, when the recipe comes from one).
@@ -99,8 +106,10 @@ class Recipe:
     plausibility_mask: float | None = checked(optional(number(above=0, maximum=1)), None)
     plausibility_top_p: float | None = checked(optional(number(above=0, maximum=1)), None)
     draft: int | Literal["auto", "off"] = checked(either(choice("auto", "off"), integer(1, 16)), "off")
-    draft_source: str = checked(choice("expert", "proxy", "ngram"), "expert")
+    draft_source: str = checked(choice(*DRAFT_SOURCES), "expert")
+    draft_rule: str = checked(choice(*DRAFT_RULES), "shared-noise")
     sampling: Sampling = checked(instance(Sampling, "a Sampling"), factory=Sampling)
+    about: About = checked(instance(About, "an About"), factory=About)
     compare: Mapping[str, Role] = checked(instance(Mapping, "a table of roles"), factory=dict)
     folder: Path | None = checked(optional(Check("a folder's path", Path)), None)
 
@@ -205,11 +214,12 @@ class Recipe:
         table |= _written(self.placement, defaults)
         mixing = ("beta", "conservative_filter", "plausibility_mask", "plausibility_top_p")
         table |= {key: value for key in mixing if (value := getattr(self, key)) is not None}
-        drafts = {"draft": self.draft, "draft_source": self.draft_source}
+        drafts = {key: getattr(self, key) for key in _NO_DRAFTS}
         table |= drafts if defaults or drafts != _NO_DRAFTS else {}
         table |= {place: role.table() for place, role in self.named_roles() if "." not in place}
         table["experts"] = {name: expert.table() for name, expert in self.experts.items()}
         table["sampling"] = _written(self.sampling, defaults)
+        table["about"] = changed(self.about)
         table["compare"] = {name: role.table() for name, role in self.compare.items()}
         kept = {key: value for key, value in table.items() if value not in ("", {})}
         return tomli_w.dumps(kept, multiline_strings=self._has_long_text())
@@ -243,9 +253,10 @@ class Recipe:
         )
 
 
-_NO_DRAFTS = {"draft": "off", "draft_source": "expert"}
+_NO_DRAFTS = {"draft": "off", "draft_source": "expert", "draft_rule": "shared-noise"}
 _TOP_KEYS = tuple(each.name for each in fields(Recipe) if each.name not in ("placement", "folder"))
-_PLAIN_KEYS = tuple(key for key in _TOP_KEYS if key not in ("base", "antiexpert", "experts", "sampling", "compare"))
+_TABLES = ("base", "antiexpert", "experts", "sampling", "about", "compare")
+_PLAIN_KEYS = tuple(key for key in _TOP_KEYS if key not in _TABLES)
 
 
 def _arguments(tables: Mapping[str, Any]) -> dict[str, Any]:
@@ -269,6 +280,10 @@ def _arguments(tables: Mapping[str, Any]) -> dict[str, Any]:
         sampling = subtable(tables, "sampling") if "sampling" in tables else {}
         refuse_unknown(sampling, SAMPLING_KEYS)
         given["sampling"] = Sampling(**sampling)
+    with within("[about]"):
+        about = subtable(tables, "about") if "about" in tables else {}
+        refuse_unknown(about, [each.name for each in fields(About)])
+        given["about"] = About(**about)
     return given
 
 

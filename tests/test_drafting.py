@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from fake import emulator, noise, recipe, trio
+from fake import PLAIN, FakeModel, emulator, noise, recipe, says, trio
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from eft_local import Emulator, Recipe
-from eft_local.emulator.draft_length import AdaptiveLength
-from eft_local.emulator.row_costs import RowCosts
 from eft_local.errors import RecipeError
+from eft_local.questions import read_questions
+from eft_local.recipe import DRAFT_RULES, DRAFT_SOURCES, Expert
+from eft_local.references import demo_questions, find_recipe
 
 PROMPTS = ("hello", "there they were", "my friend, what is it?")
 SETTINGS = (
@@ -57,11 +61,152 @@ def test_drafts_leave_every_answer_as_it_is(trio_recipe: Recipe, settings: dict[
     with Emulator.load(plain.replace(draft=16)) as loaded:
         loaded.recipe = plain
         expected = answers(loaded)
-        for source in ("expert", "proxy", "ngram"):
+        for source in DRAFT_SOURCES:
             for length in (1, 4, 16):
                 loaded.recipe = plain.replace(draft=length, draft_source=source)
                 assert answers(loaded) == expected, (source, length)
             assert answers(loaded, parallel=2) == expected, source
+
+
+@pytest.fixture(scope="module")
+def questions() -> list[str]:
+    """304 held-out questions on the demo's facts, short and long: 19 for each length of drafts."""
+    return [each.question for each in read_questions(demo_questions()).select(split="held-out", limit=304).items]
+
+
+@pytest.mark.parametrize("alpha", [0.5, 1.0, 1.5])
+def test_greedy_answers_of_the_demo_are_the_same_token_for_token(questions: list[str], alpha: float) -> None:
+    exact = find_recipe("demo").replace(
+        alpha=alpha, temperature=0, max_tokens=20, threads=1, kv_type="f32", flash_attention=False
+    )
+    with Emulator.load(exact) as loaded:
+        plain = [answer.tokens for answer in loaded.generate(questions, parallel=19)]
+        assert len(set(plain)) > 200
+        for source in ("expert", "proxy", "ngram") if alpha != 1.0 else DRAFT_SOURCES:
+            for length in range(1, 17):
+                loaded.recipe = exact.replace(draft=length, draft_source=source)
+                drafted = loaded.generate(questions[length - 1 :: 16], parallel=19)
+                assert [answer.tokens for answer in drafted] == plain[length - 1 :: 16], (source, length)
+
+
+@pytest.mark.parametrize("source", DRAFT_SOURCES)
+def test_the_rejection_rule_leaves_greedy_answers_as_they_are(trio_recipe: Recipe, source: str) -> None:
+    for options in ({}, {"repeat_penalty": 1.3}, {"grammar": "root ::= [a-z ]+"}):
+        plain = trio_recipe.replace(temperature=0, **options)
+        with Emulator.load(plain) as loaded:
+            expected = answers(loaded)
+            loaded.recipe = plain.replace(draft=4, draft_source=source, draft_rule="rejection")
+            assert answers(loaded) == expected
+            assert answers(loaded, parallel=3) == expected
+
+
+@pytest.mark.parametrize("settings", SETTINGS)
+def test_the_rejection_rule_gives_a_seed_one_answer(trio_recipe: Recipe, settings: dict[str, object]) -> None:
+    with Emulator.load(trio_recipe.replace(draft=4, draft_rule="rejection", **settings)) as loaded:
+        first = answers(loaded)
+        assert answers(loaded) == first
+        assert answers(loaded, parallel=2) == first
+
+
+class Counted(FakeModel):
+    """Counts its evaluations."""
+
+    evaluations = 0
+
+    def on_submit(self, context: object) -> None:
+        self.evaluations += 1
+        super().on_submit(context)
+
+
+def counted(**tables: Callable[..., object]) -> dict[str, Counted]:
+    return {name: Counted(table) for name, table in tables.items()}
+
+
+@pytest.mark.parametrize("rule", DRAFT_RULES)
+def test_what_stood_before_is_drafted_at_once_and_the_rest_by_the_expert(rule: str) -> None:
+    """The answer is the prompt's first letters again and then something else."""
+    text = "abcdefghijklmnop" + "zyxwvuts"
+    models = counted(base=says(text), small=says(text), tuned=says(text))
+    asked = recipe(draft=8, draft_source="ngram+expert", draft_rule=rule, max_tokens=24)
+    with emulator(models, asked) as loaded:
+        steps = list(loaded.stream("abcdefghijklmnop"))
+    assert "".join(step.text for step in steps) == text
+    # 1: the prompt; 2 … 10, 11 … 16 and z: looked up; y: nothing stood before; then the expert's.
+    assert [step.drafted for step in steps].count(True) >= 18
+    assert models["base"].evaluations < 7
+    assert models["tuned"].evaluations < 16
+
+
+def test_the_heaviest_expert_drafts() -> None:
+    models = counted(base=noise(1), small=noise(2), tuned=noise(3), other=noise(4))
+    experts = {name: Expert(model=model, prompt=PLAIN) for name, model in (("helpful", "tuned"), ("kind", "other"))}
+    both = recipe(draft=4, max_tokens=17, experts=experts)
+    for alphas, heaviest in (((0.4, 0.6), "other"), ((0.6, 0.4), "tuned"), ((0.6, -1.0), "other")):
+        with emulator(models, both.replace(alpha=dict(zip(experts, alphas, strict=True)))) as loaded:
+            before = {name: model.evaluations for name, model in models.items()}
+            loaded.chat("hello")
+            spent = {name: model.evaluations - before[name] for name, model in models.items()}
+            assert max(spent, key=lambda name: spent[name]) == heaviest
+            assert spent["base"] == spent["small"]
+
+
+def test_an_answer_that_begins_does_not_keep_others_from_drafts() -> None:
+    texts = {ord("1"): says("no"), ord("2"): says("x" * 60)}
+
+    def table(tokens: tuple[int, ...]) -> object:
+        return next(texts[token] for token in tokens if token in texts)(tokens)
+
+    models = counted(base=table, small=table, tuned=table)
+    with emulator(models, recipe(draft=8, max_tokens=80)) as loaded:
+        made = loaded.generate(["2", "1", "1", "1"], parallel=2)
+    assert [answer.text for answer in made] == ["x" * 60, "no", "no", "no"]
+    assert models["base"].evaluations == 1 + 60 // 9 + 1  # the first token, then nine at a time; the others beside it
+
+
+@pytest.mark.parametrize("rule", DRAFT_RULES)
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    source=st.sampled_from(DRAFT_SOURCES),
+    length=st.integers(1, 9),
+    temperature=st.sampled_from([0.0, 0.5, 1.5]),
+    failing=st.sampled_from(["base", "small", "tuned"]),
+    moment=st.integers(1, 25),
+    abandon=st.booleans(),
+    parallel=st.integers(1, 3),
+)
+def test_whenever_an_answer_is_stopped_nothing_of_it_is_left(
+    rule: str,
+    source: str,
+    length: int,
+    temperature: float,
+    failing: str,
+    moment: int,
+    abandon: bool,
+    parallel: int,
+) -> None:
+    models = trio(small=noise(0))  # alike to the base: guesses are often right
+    asked = recipe(draft=length, draft_source=source, draft_rule=rule, temperature=temperature, max_tokens=20)
+
+    def next_turn(loaded: Emulator) -> list[tuple[int, ...]]:
+        one = loaded.chat("hello there, hello", seed=4, max_tokens=9).tokens
+        return [one, *(each.tokens for each in loaded.generate(["a", "bb", "a"], seed=4, parallel=2))]
+
+    with emulator(models, asked) as loaded:
+        expected = next_turn(loaded)
+        if abandon:
+            steps = loaded.stream("hello and hello", seed=1)
+            for _, _ in zip(range(moment), steps, strict=False):
+                pass
+            steps.close()
+        else:
+            models[failing].failures = {moment: loaded.cancel}
+            if parallel > 1:
+                stopped = loaded.generate(["hello", "hello and", "c"], seed=1, parallel=parallel)
+            else:
+                stopped = [loaded.chat("hello and hello", seed=1)]
+            assert {answer.finish_reason for answer in stopped} <= {"cancelled", "length"}
+            models[failing].failures = {}
+        assert next_turn(loaded) == expected
 
 
 def test_an_expert_that_is_its_own_mixture_is_always_right() -> None:
@@ -86,8 +231,9 @@ def test_a_changed_alpha_acts_from_the_next_token_of_an_accepted_draft(trio_reci
 
 
 @pytest.mark.parametrize("stop_after", [1, 2, 3, 7])
-def test_an_abandoned_drafted_answer_leaves_nothing_behind(trio_recipe: Recipe, stop_after: int) -> None:
-    with Emulator.load(trio_recipe.replace(draft=6, temperature=1.0)) as loaded:
+@pytest.mark.parametrize("rule", DRAFT_RULES)
+def test_an_abandoned_drafted_answer_leaves_nothing_behind(trio_recipe: Recipe, rule: str, stop_after: int) -> None:
+    with Emulator.load(trio_recipe.replace(draft=6, draft_rule=rule, temperature=1.0)) as loaded:
         expected = loaded.chat("there", seed=5, max_tokens=20).tokens
         steps = loaded.stream("hello", seed=5)
         for _ in range(stop_after):
@@ -131,43 +277,7 @@ def test_a_draft_length_that_cannot_be_is_refused(trio_recipe: Recipe, draft: ob
         trio_recipe.replace(draft=draft)
 
 
-FLAT = RowCosts((1, 16), (0.1, 0.1))
-STEEP = RowCosts((1, 16), (0.1, 1.6))
-SMALL = RowCosts((1, 16), (0.01, 0.02))
-
-
-def taught(length: AdaptiveLength, drafted: int, accepted: int, times: int = 200) -> AdaptiveLength:
-    for _ in range(times):
-        length.observe(drafted, accepted)
-    return length
-
-
-def test_rows_that_cost_nothing_and_drafts_that_are_right_make_long_drafts() -> None:
-    assert taught(AdaptiveLength([SMALL], [FLAT]), 15, 15).choose(1) == 15
-
-
-def test_rows_at_full_price_make_no_drafts() -> None:
-    assert AdaptiveLength([SMALL], [STEEP]).choose(1) == 0
-
-
-def test_wrong_drafts_end_drafting_until_they_are_forgotten() -> None:
-    length = taught(AdaptiveLength([SMALL], [RowCosts((1, 2, 16), (0.1, 0.19, 0.5))]), 4, 0)
-    assert length.choose(1) == 0
-    assert taught(length, 0, 0, times=500).choose(1) > 0
-
-
-def test_many_answers_side_by_side_leave_less_to_win() -> None:
-    costs = RowCosts((1, 8, 16, 32), (0.1, 0.12, 0.3, 0.6))
-    alone, together = (taught(AdaptiveLength([SMALL], [costs]), 7, 6).choose(live) for live in (1, 8))
-    assert alone > together
-
-
-def test_costs_between_and_beyond_the_measured_rows_are_on_the_lines_through_them() -> None:
-    costs = RowCosts((1, 2, 4), (1.0, 3.0, 4.0))
-    assert [costs(n) for n in (1, 2, 3, 4, 6)] == [1.0, 3.0, 3.5, 4.0, 5.0]
-
-
 @pytest.mark.parametrize("draft", [3, "auto", "off"])
 def test_drafts_are_written_to_the_recipe_and_read_back(trio_recipe: Recipe, draft: object) -> None:
-    changed = trio_recipe.replace(draft=draft, draft_source="proxy")
+    changed = trio_recipe.replace(draft=draft, draft_source="ngram+proxy", draft_rule="rejection")
     assert Recipe.from_text(changed.to_toml(), changed.folder).replace(name=changed.name) == changed

@@ -70,9 +70,9 @@ def distributions(emulator: Emulator, **options) -> dict[str, np.ndarray]:
     n_vocab = emulator._mixture.n_vocab
     found: dict[str, list[np.ndarray]] = {}
     for step in steps(emulator, top=n_vocab, **options):
-        for name, view in step.roles.items():
+        for name in step.roles:
             row = np.full(n_vocab, -np.inf)
-            row[[each.token for each in view.top]] = [each.logprob for each in view.top]
+            row[[each.token for each in step.candidates]] = [each.roles[name].logprob for each in step.candidates]
             found.setdefault(name, []).append(row)
     return {name: np.array(rows) for name, rows in found.items()}
 
@@ -153,13 +153,17 @@ def test_the_conservative_filter(emulator, beta):
 
 def test_plausibility_masks(emulator):
     emulator.recipe = emulator.recipe.replace(plausibility_mask=0.1, plausibility_top_p=0.8, alpha=3.0)
-    views = distributions(emulator)
+    masked, chosen = distributions(emulator)["eft"], emulator.chat("hello").tokens
+    emulator.recipe = emulator.recipe.replace(plausibility_mask=None, plausibility_top_p=None)
+    views = {"eft": masked}
+    for name in emulator.roles:  # what is masked is no candidate, so the roles' own views of it are read without masks
+        at_each = [distributions(emulator, prefix=chosen[:end], max_tokens=1)[name][0] for end in range(len(masked))]
+        views[name] = np.array(at_each)
     allowed = top_p_set(views["base"], 0.8) & (views["base"] >= views["base"].max(-1, keepdims=True) + np.log(0.1))
     assert 0 < allowed.mean() < 0.5
     np.testing.assert_array_equal(np.isfinite(views["eft"]), allowed)
     expected = log_softmax(np.where(allowed, formula(views, 3.0), -np.inf))
     np.testing.assert_allclose(views["eft"][allowed], expected[allowed], atol=2e-4)
-    chosen = emulator.chat("hello").tokens
     assert all(row[token] for row, token in zip(allowed, chosen, strict=False))
 
 
@@ -184,7 +188,7 @@ def test_padding_that_every_role_has_is_never_offered(ggufs):
             seen = {token for seed in range(4) for token in emulator.chat("x", only=only, seed=seed).tokens}
             assert len(seen) > 100
             step = next(emulator.stream("x", only=only, top=300))
-            assert len(step.roles["eft" if only == "eft" else next(iter(step.roles))].top) == 265
+            assert len(step.candidates) == 265
             assert max(seen) < 265
 
 
@@ -238,8 +242,9 @@ def test_score_is_the_product_of_stepwise_probabilities(emulator):
     stepwise: dict[str, list[float]] = {}
     for index, token in enumerate(tokens):
         step = next(emulator.stream("hello", prefix=tokens[:index], top=265))
-        for name, view in step.roles.items():
-            stepwise.setdefault(name, []).append(next(each.logprob for each in view.top if each.token == token))
+        scored = next(each for each in step.candidates if each.token == token)
+        for name, view in scored.roles.items():
+            stepwise.setdefault(name, []).append(view.logprob)
     for name, score in alone.items():
         np.testing.assert_allclose(score.logprobs, stepwise[name], atol=1e-3)
         assert score.tokens == tokens

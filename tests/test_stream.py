@@ -123,10 +123,24 @@ def test_facts(options):
                 order = np.argsort(-logprobs[name], kind="stable")
                 assert view.rank == list(order).index(step.token)
                 assert view.logprob == pytest.approx(logprobs[name][step.token], abs=1e-4)
-                assert [each.token for each in view.top] == list(order[: options.get("top", 0)])
-                for candidate in view.top:
-                    assert candidate.logprob == pytest.approx(logprobs[name][candidate.token], abs=1e-4)
-                    assert candidate.text.encode() == AsciiVocabulary().piece(candidate.token)
+                for candidate in step.candidates:
+                    seen = candidate.roles[name]
+                    assert seen.rank == list(order).index(candidate.token)
+                    assert seen.logprob == pytest.approx(logprobs[name][candidate.token], abs=1e-4)
+            likeliest = list(np.argsort(-logprobs["eft"], kind="stable")[: options.get("top", 0)])
+            favourite = int(logprobs["base"].argmax())
+            assert [each.token for each in step.candidates][: len(likeliest)] == likeliest
+            others = {step.token, favourite} if likeliest else set()
+            assert {each.token for each in step.candidates} == {*likeliest, *others}
+            ranks = [each.roles["eft"].rank for each in step.candidates]
+            assert ranks == sorted(ranks)
+            for candidate in step.candidates:
+                token = candidate.token
+                assert candidate.piece == AsciiVocabulary().piece(token)
+                assert candidate.ends == (token == END)
+                of_base, of_small, of_tuned = (logprobs[name][token] for name in ROLES)
+                assert candidate.behaviour == pytest.approx(0.7 * (of_tuned - of_small), abs=1e-4)
+                assert candidate.scale == pytest.approx(1.2 * (of_base - of_small), abs=1e-4)
             change = 0.5 * np.abs(np.exp(logprobs["base"]) - np.exp(logprobs["eft"])).sum()
             assert step.change == pytest.approx(change, abs=1e-5)
             assert step.change > 0.01
@@ -141,6 +155,8 @@ def test_facts(options):
 def test_facts_of_one_role_alone():
     for step in emulator(trio()).stream("hello", only="expert", top=2):
         assert list(step.roles) == ["helpful"]
+        assert [each.roles["helpful"].rank for each in step.candidates] == [0, 1]
+        assert all(each.behaviour is each.scale is None for each in step.candidates)
         assert step.roles["helpful"].rank == 0
         assert step.change is step.top_changed is None
 
@@ -148,15 +164,16 @@ def test_facts_of_one_role_alone():
 def test_candidates_of_a_tie_are_in_the_order_of_rank():
     flat = {name: (lambda tokens: np.zeros(END + 1, np.float32)) for name in ("base", "small", "tuned")}
     step = next(emulator(trio(**flat)).stream("hello", top=3))
-    assert [each.token for each in step.roles["eft"].top] == [0, 1, 2]
+    assert [each.token for each in step.candidates] == [0, 1, 2]
+    assert [each.roles["eft"].rank for each in step.candidates] == [0, 1, 2]
     assert step.token == 0
     assert [view.rank for view in step.roles.values()] == [0] * 4
 
 
 def test_masked_tokens_are_no_candidates():
     step = next(emulator(trio(), recipe(plausibility_mask=0.9)).stream("hello", top=200))
-    assert 0 < len(step.roles["eft"].top) < 10
-    assert all(np.isfinite(each.logprob) for each in step.roles["eft"].top)
+    assert 0 < len(step.candidates) < 10
+    assert all(np.isfinite(each.roles["eft"].logprob) for each in step.candidates)
 
 
 @pytest.mark.parametrize("speaker", ["base", "tuned"])

@@ -1,74 +1,193 @@
-"""How many tokens to draft: as many as give the most tokens per second, by measured costs and measured acceptance."""
+"""How many tokens to draft: those that raise the tokens per second, by measured costs and measured acceptance."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from bisect import bisect_right
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from itertools import accumulate
+from typing import NamedTuple, Protocol
 
 from eft_local.emulator.row_costs import RowCosts
 
-_PRIOR_RIGHT, _PRIOR_WRONG = 1.6, 0.4
-"""What is believed before anything was seen, as numbers of right and wrong guesses."""
+_SURENESS = (0.2, 0.4, 0.6, 0.8, 0.9, 0.95, 0.99)
+"""Guesses are told apart by how sure the draft was: these are the bounds between one kind and the next."""
 
-_MEMORY = 0.98
+_BELIEVED = (0.3, 0.45, 0.6, 0.75, 0.85, 0.9, 0.95, 0.97)
+"""How often a guess of each kind is believed to be right, before any was seen …"""
+
+_BELIEF = 2.0
+"""… as if it had been seen in so many guesses."""
+
+_MEMORY = 0.995
 """What is left of an observation one token later."""
 
 
+class Outcome(NamedTuple):
+    """Of a draft's tokens: how many were judged, and how many of these accepted; the first refused one is the last."""
+
+    judged: int
+    accepted: int
+
+
 class DraftLength(Protocol):
-    """Decides the length of the next drafts, and hears what became of them."""
+    """Decides, guess by guess, whether a draft goes on, and hears what became of it."""
 
-    def choose(self, live: int) -> int:
-        """Return how many tokens to draft for each of `live` answers."""
+    def begin(self, live: int) -> None:
+        """Start drafting for `live` answers, numbered from 0."""
 
-    def observe(self, drafted: int, accepted: int) -> None:
-        """Learn from one draft; one that was not made counts as well (0, 0)."""
+    def extend(self, sureness: Mapping[int, float], *, free: bool = False) -> set[int]:
+        """Return the answers whose draft shall get one more token.
+
+        sureness: the draft's highest probability for the next token, by answer. It must not depend on which token is
+        drawn: a rule that rejects guesses would be biased by those that are held back.
+        free: whether guessing needs no evaluation of its own.
+        """
+
+    def observe(self, outcomes: Sequence[Outcome]) -> None:
+        """Learn what became of the drafts, one for each answer; an empty one counts as well."""
 
 
-@dataclass(frozen=True, slots=True)
 class FixedLength:
     """Always the same length."""
 
-    tokens: int
+    def __init__(self, tokens: int) -> None:
+        self._tokens = tokens
+        self._lengths: list[int] = []
 
-    def choose(self, live: int) -> int:
-        return self.tokens
+    def begin(self, live: int) -> None:
+        self._lengths = [0] * live
 
-    def observe(self, drafted: int, accepted: int) -> None:
+    def extend(self, sureness: Mapping[int, float], *, free: bool = False) -> set[int]:
+        longer = {i for i in sureness if self._lengths[i] < self._tokens}
+        for i in longer:
+            self._lengths[i] += 1
+        return longer
+
+    def observe(self, outcomes: Sequence[Outcome]) -> None:
         pass
 
 
 @dataclass(slots=True)
-class AdaptiveLength:
-    """The length with the most expected tokens per second.
+class Calibration:
+    """How often guesses turn out right, given how sure the draft is of them. What was seen long ago fades."""
 
-    A draft of k tokens, each right with probability a where all before it were, gives (1 − a^(k+1)) / (1 − a) tokens
-    (Leviathan et al. 2023, eq. 1). It costs k + 1 evaluations of one row for the drafting roles and one of k + 1 rows
-    for the others. a is a running estimate that forgets, so that after a stretch without drafts one is tried again.
-    """
+    right: list[float] = field(default_factory=lambda: [0.0] * len(_BELIEVED))
+    wrong: list[float] = field(default_factory=lambda: [0.0] * len(_BELIEVED))
 
-    drafting: Sequence[RowCosts]
-    rest: Sequence[RowCosts]
-    most: int = 15
-    _right: float = field(default=0.0, init=False)
-    _wrong: float = field(default=0.0, init=False)
+    def probability(self, sureness: float) -> float:
+        """Return the probability that a guess is right where all before it are."""
+        kind = bisect_right(_SURENESS, sureness)
+        right = self.right[kind] + _BELIEF * _BELIEVED[kind]
+        return right / (self.right[kind] + self.wrong[kind] + _BELIEF)
 
     @property
-    def acceptance(self) -> float:
-        """The estimated probability that a drafted token is right."""
-        right, wrong = _PRIOR_RIGHT + self._right, _PRIOR_WRONG + self._wrong
-        return right / (right + wrong)
+    def mean(self) -> float:
+        """The probability for a guess of which nothing is known yet."""
+        right, wrong = sum(self.right), sum(self.wrong)
+        return (right + 0.8 * _BELIEF) / (right + wrong + _BELIEF)
 
-    def choose(self, live: int) -> int:
-        return max(range(self.most + 1), key=lambda k: self._speed(k, live))
+    def observe(self, sureness: Sequence[float], outcome: Outcome) -> None:
+        for place, value in enumerate(sureness[: outcome.judged]):
+            (self.right if place < outcome.accepted else self.wrong)[bisect_right(_SURENESS, value)] += 1
 
-    def observe(self, drafted: int, accepted: int) -> None:
-        fade = _MEMORY ** (accepted + 1)
-        self._right = self._right * fade + accepted
-        self._wrong = self._wrong * fade + (accepted < drafted)
+    def fade(self, tokens: int) -> None:
+        left = _MEMORY**tokens
+        self.right = [left * value for value in self.right]
+        self.wrong = [left * value for value in self.wrong]
 
-    def _speed(self, k: int, live: int) -> float:
-        a = self.acceptance
-        tokens = (1 - a ** (k + 1)) / (1 - a)
-        drafting = (k + 1) * sum(costs(live) for costs in self.drafting)
-        return tokens / (drafting + sum(costs(live * (k + 1)) for costs in self.rest))
+
+class AdaptiveLength:
+    """A draft goes on while the tokens that it may win are worth more than the time that it takes.
+
+    One more guess wins a token with the probability that it and all before it are right, which is estimated from how
+    sure the draft is. It costs an evaluation of the drafting roles and one more row for the others; a token is worth
+    the time that one takes at the present speed, so that the rule maximises tokens per second (the renewal–reward
+    theorem). As kernels work in fours, a fourth row may be cheaper than a third: costs are weighed some guesses ahead,
+    for all answers that are being written together.
+    """
+
+    def __init__(self, drafting: Sequence[RowCosts], rest: Sequence[RowCosts], most: int = 15) -> None:
+        """drafting, rest: costs of the roles that draft, and of those that check; most: tokens of a draft."""
+        self._drafting_costs = tuple(drafting)
+        self._rest_costs = tuple(rest)
+        self._most = most
+        self._calibrations = {False: Calibration(), True: Calibration()}  # of free guesses by themselves
+        self._tokens = 0.0
+        self._seconds = 0.0
+        self.begin(1)
+
+    def begin(self, live: int) -> None:
+        self._sureness: list[list[float]] = [[] for _ in range(live)]
+        self._odds = [1.0] * live  # that all guesses so far are right
+        self._free = [False] * live
+        self._spent = self._drafting(live)
+
+    def extend(self, sureness: Mapping[int, float], *, free: bool = False) -> set[int]:
+        calibration = self._calibrations[free]
+        odds = {
+            i: self._odds[i] * calibration.probability(value)
+            for i, value in sureness.items()
+            if len(self._sureness[i]) < self._most
+        }
+        likeliest = sorted(odds, key=lambda i: odds[i], reverse=True)
+        longer = likeliest[: self._best([odds[i] for i in likeliest], calibration.mean, free)]
+        for i in longer:
+            self._sureness[i].append(sureness[i])
+            self._odds[i] = odds[i]
+            self._free[i] = free
+        if longer and not free:
+            self._spent += self._drafting(len(longer))
+        return set(longer)
+
+    def observe(self, outcomes: Sequence[Outcome]) -> None:
+        tokens = len(outcomes) + sum(outcome.accepted for outcome in outcomes)
+        for calibration in self._calibrations.values():
+            calibration.fade(tokens)
+        for sureness, free, outcome in zip(self._sureness, self._free, outcomes, strict=True):
+            self._calibrations[free].observe(sureness, outcome)
+        left = _MEMORY ** (2 * tokens)
+        self._tokens = left * self._tokens + tokens
+        self._seconds = left * self._seconds + self._spent + self._rest(self._rows)
+
+    @property
+    def _rows(self) -> int:
+        """Rows that the other roles must evaluate for the drafts as they are."""
+        return len(self._sureness) + sum(map(len, self._sureness))
+
+    def _best(self, odds: Sequence[float], later: float, free: bool) -> int:
+        """Return how many of the drafts should go on, the likeliest first; they may have to go on several times."""
+        best, most = 0, 0.0
+        rows, worth = self._rows, self._tokens_per_second()
+        done = min((len(sureness) for sureness in self._sureness), default=0)
+        before = self._checking(rows, free)
+        for count, won_now in enumerate(accumulate(odds), 1):
+            won = 0.0
+            for times in range(1, self._most - done + 1):
+                won += won_now * later ** (times - 1)
+                spent = self._checking(rows + count * times, free) - before
+                if not free:
+                    spent += times * self._drafting(count)
+                if won - worth * spent > most:
+                    best, most = count, won - worth * spent
+        return best
+
+    def _tokens_per_second(self) -> float:
+        """Return the present speed: never below that without drafts, with which it begins."""
+        live = len(self._sureness)
+        plain = self._drafting(live) + self._rest(live)
+        return max(live / plain, (self._tokens + 2 * live) / (self._seconds + 2 * plain))
+
+    def _drafting(self, rows: int) -> float:
+        return _seconds(self._drafting_costs, rows)
+
+    def _rest(self, rows: int) -> float:
+        return _seconds(self._rest_costs, rows)
+
+    def _checking(self, rows: int, free: bool) -> float:
+        """Return the seconds of evaluating drafted rows: where guesses are free, for the drafting roles as well."""
+        return self._rest(rows) + (self._drafting(rows) if free else 0.0)
+
+
+def _seconds(costs: Iterable[RowCosts], rows: int) -> float:
+    return sum(cost(rows) for cost in costs)

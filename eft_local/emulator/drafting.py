@@ -1,24 +1,25 @@
 """Drafts: small roles write ahead, so that the large one evaluates several tokens at once.
 
-A draft only guesses. Every token of the answer is drawn from the mixture with noise keyed by (seed, position, token),
-exactly as without drafts; a draft drawn with the same noise agrees with it as often as their distributions do, and what
-agrees needs no evaluation of its own. So the answer does not depend on drafts, their source or their length.
-(Leviathan et al. 2023 for drafting; Mitchell et al. 2023 for the expert as draft of its own mixture.)
+A draft only guesses; `acceptance` holds the rules by which guesses become tokens of the answer, without changing its
+distribution. A guess that is taken needs no evaluation of its own.
+(Leviathan et al. 2023 for drafting; Mitchell et al. 2023 for the expert as draft of its own mixture; Saxena 2023 for
+prompt lookup.)
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import takewhile
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
+from eft_local.emulator.acceptance import RULES, Guess, Rule
 from eft_local.emulator.draft_length import AdaptiveLength, DraftLength, FixedLength
 from eft_local.emulator.loading import LoadedRole, antiexpert_name
 from eft_local.emulator.row_costs import RowCosts, row_costs
 from eft_local.emulator.slots import Slots
+from eft_local.llama import Sampler
 from eft_local.protocols import Floats
 from eft_local.recipe import Recipe
 
@@ -27,25 +28,56 @@ if TYPE_CHECKING:
 
 _NGRAM = 3  # tokens at the end of an answer that are looked up in what came before
 
+_FOUND = (0.0, 0.3, 0.7, 0.9)
+"""How sure a guess is where so many tokens were found: what it is worth, experience tells."""
+
 
 @dataclass(slots=True)
 class Draft:
-    """Guessed tokens of one line, and the logits [1, n] that making them gave: per role a row more than tokens."""
+    """Guesses for one line's next tokens.
 
-    tokens: list[int] = field(default_factory=list)
+    ended: whether the last of them is an end token; it is offered like any other, but not evaluated: nothing follows.
+    rows: the logits [1, n] that drafting has given, per role: one more than there are evaluated tokens.
+    """
+
+    guesses: list[Guess] = field(default_factory=list)
+    ended: bool = False
     rows: dict[str, list[Floats]] = field(default_factory=dict)
+
+    @property
+    def tokens(self) -> list[int]:
+        """The guesses that are evaluated."""
+        return [guess.token for guess in self.guesses[: len(self.guesses) - self.ended]]
+
+    @property
+    def offers(self) -> tuple[Guess | None, ...]:
+        """The guess at each row of logits; none at the last, unless it is an end."""
+        return tuple(self.guesses) if self.ended else (*self.guesses, None)
+
+
+@dataclass(frozen=True, slots=True)
+class Round:
+    """What drafts are made for: the answers in the making, and how many tokens each may get at most."""
+
+    slots: Slots
+    system: System
+    lines: Sequence[Line]
+    limits: Sequence[int]
+    recipe: Recipe
+    length: DraftLength
 
 
 class Drafter(Protocol):
-    """A source of drafts. `roles` are evaluated while drafting, and need no evaluation afterwards."""
+    """A source of drafts. `roles` are evaluated while drafting, and need no evaluation afterwards.
+
+    Where a draft stops may depend on anything but the tokens that it leaves out: what was drawn is offered.
+    """
 
     @property
     def roles(self) -> tuple[str, ...]: ...
 
-    def draft(
-        self, slots: Slots, system: System, lines: Sequence[Line], limits: Sequence[int], recipe: Recipe
-    ) -> list[Draft]:
-        """Guess at most limits[i] tokens for lines[i]; the drafted tokens are then part of the roles' sequences."""
+    def draft(self, now: Round, which: Sequence[int]) -> dict[int, Draft]:
+        """Draft for the lines with these numbers; the tokens are then part of the roles' sequences."""
 
 
 class RoleDrafter:
@@ -55,41 +87,44 @@ class RoleDrafter:
     expert where α is not 1, and an evaluation dearer.
     """
 
-    def __init__(self, expert: str, antiexpert: str | None = None) -> None:
+    def __init__(self, rule: Rule, expert: str, antiexpert: str | None = None) -> None:
+        """rule: draws the guesses; the one that decides on them."""
+        self._rule = rule
         self._expert = expert
         self._antiexpert = antiexpert
         self.roles = (expert,) if antiexpert is None else (antiexpert, expert)
 
-    def draft(
-        self, slots: Slots, system: System, lines: Sequence[Line], limits: Sequence[int], recipe: Recipe
-    ) -> list[Draft]:
-        drafts = [Draft(rows={name: [] for name in self.roles}) for _ in lines]
-        samplers = [line.draft_sampler(system, recipe.sampling) for line in lines]
-        active = list(range(len(lines)))
+    def draft(self, now: Round, which: Sequence[int]) -> dict[int, Draft]:
+        drafts = {i: Draft(rows={name: [] for name in self.roles}) for i in which}
+        samplers = {i: now.lines[i].draft_sampler(now.system, now.recipe.sampling) for i in which}
+        active = list(which)
         try:
             while active:
-                logits = slots.evaluate([lines[i].slot for i in active], self.roles, [1] * len(active))
-                for place, i in enumerate(active):
-                    for name in self.roles:
-                        # A copy: the view is gone with the next evaluation, and the mixture needs this row later.
-                        drafts[i].rows[name].append(logits[name][place][:, : system.n_vocab].copy())
-                active = [i for i in active if len(drafts[i].tokens) < limits[i]]
-                for i in tuple(active):
-                    line, draft = lines[i], drafts[i]
-                    guess = self._guess(draft, recipe)
-                    token = samplers[i].pick(guess, line.seed, line.position + len(draft.tokens))
-                    if system.ends(token):  # nothing follows an end, so its row would be wasted
-                        active.remove(i)
-                        continue
-                    samplers[i].accept(token)
-                    draft.tokens.append(token)
-                    slots.push(line.slot, self.roles, [token])
+                _evaluate(now, {i: drafts[i] for i in active}, [1] * len(active))
+                scores = {
+                    i: self._scores(drafts[i], now.recipe) for i in active if len(drafts[i].guesses) < now.limits[i]
+                }
+                longer = now.length.extend({i: _sureness(row, now.system.scratch) for i, row in scores.items()})
+                active = [i for i in sorted(longer) if self._extend(now, i, drafts[i], samplers[i], scores[i])]
         finally:
-            for sampler in samplers:
+            for sampler in samplers.values():
                 sampler.close()
         return drafts
 
-    def _guess(self, draft: Draft, recipe: Recipe) -> Floats:
+    def _extend(self, now: Round, i: int, draft: Draft, sampler: Sampler, scores: Floats) -> bool:
+        """Add a guess to a draft; return whether it may be followed by another."""
+        line = now.lines[i]
+        guess = self._rule.guess(sampler, scores, line.seed, line.position + len(draft.guesses), line.position)
+        draft.guesses.append(guess)
+        if now.system.ends(guess.token):
+            draft.ended = True
+            return False
+        sampler.accept(guess.token)
+        now.slots.push(line.slot, self.roles, [guess.token])
+        return True
+
+    def _scores(self, draft: Draft, recipe: Recipe) -> Floats:
+        """Return what the next guess is drawn from, [n_vocab]."""
         expert: Floats = draft.rows[self._expert][-1][0]
         if self._antiexpert is None:
             return expert
@@ -102,21 +137,48 @@ class NgramDrafter:
 
     roles: tuple[str, ...] = ()
 
-    def draft(
-        self, slots: Slots, system: System, lines: Sequence[Line], limits: Sequence[int], recipe: Recipe
-    ) -> list[Draft]:
-        return [
-            Draft(list(takewhile(lambda token: not system.ends(token), _continuation(line.history(), limit))))
-            for line, limit in zip(lines, limits, strict=True)
-        ]
+    def draft(self, now: Round, which: Sequence[int]) -> dict[int, Draft]:
+        return {i: self._draft(now, i) for i in which}
+
+    def _draft(self, now: Round, i: int) -> Draft:
+        draft = Draft()
+        found, tokens = _continuation(now.lines[i].history(), now.limits[i])
+        for token in tokens:
+            if not now.length.extend({i: _FOUND[found]}, free=True):
+                break
+            draft.guesses.append(Guess(token))
+            if now.system.ends(token):
+                draft.ended = True
+                break
+        return draft
+
+
+class FirstOf:
+    """Two sources: one that costs nothing, and where it has no guess, another one."""
+
+    def __init__(self, free: NgramDrafter, otherwise: Drafter) -> None:
+        self._free = free
+        self._otherwise = otherwise
+        self.roles = otherwise.roles
+
+    def draft(self, now: Round, which: Sequence[int]) -> dict[int, Draft]:
+        found = {i: draft for i, draft in self._free.draft(now, which).items() if draft.guesses}
+        for i, draft in found.items():
+            draft.rows = {name: [] for name in self.roles}
+            now.slots.push(now.lines[i].slot, self.roles, draft.tokens)
+        if found:
+            _evaluate(now, found, [len(draft.tokens) + 1 for draft in found.values()])
+        others = [i for i in which if i not in found]
+        return found | (self._otherwise.draft(now, others) if others else {})
 
 
 @dataclass(frozen=True, slots=True)
 class Drafting:
-    """Where drafts come from, and how long they are."""
+    """Where drafts come from, how long they are, and what becomes of them."""
 
     drafter: Drafter
     length: DraftLength
+    rule: Rule
 
 
 class DraftingSource:
@@ -130,48 +192,72 @@ class DraftingSource:
     def choose(self, recipe: Recipe, system: System, slots: Slots) -> Drafting | None:
         """Return how to draft, or None: off, one role alone, or a role whose model cannot rewind.
 
-        slots: where costs are measured when they are not known yet.
+        slots: where costs are measured when they are not known yet, and learnt from what is evaluated.
         """
         if recipe.draft == "off" or not system.mixture or self._recurrent(system.roles):
             return None
-        drafter = _drafter(recipe)
+        rule = RULES[recipe.draft_rule]
+        drafter = _drafter(recipe, rule)
         if recipe.draft != "auto":
-            return Drafting(drafter, FixedLength(int(recipe.draft)))
-        key = (recipe.draft_source, *drafter.roles)
+            return Drafting(drafter, FixedLength(int(recipe.draft)), rule)
+        slots.on_rows = self._learn
+        key = (recipe.draft_rule, recipe.draft_source, *drafter.roles)
         if key not in self._learnt:
             costs = {name: self._measured(name, slots) for name in system.roles}
             self._learnt[key] = AdaptiveLength(
                 drafting=[costs[name] for name in drafter.roles],
                 rest=[costs[name] for name in system.roles if name not in drafter.roles],
             )
-        return Drafting(drafter, self._learnt[key])
+        return Drafting(drafter, self._learnt[key], rule)
 
     def _measured(self, name: str, slots: Slots) -> RowCosts:
         if name not in self._costs:
             self._costs[name] = row_costs(self._roles[name], lambda rows: slots.time_rows(name, rows))
         return self._costs[name]
 
+    def _learn(self, name: str, rows: int, seconds: float) -> None:
+        if name in self._costs:
+            self._costs[name].learn(rows, seconds)
+
     def _recurrent(self, roles: Sequence[str]) -> bool:
         return any(getattr(self._roles[name].model, "keeps_recurrent_state", False) for name in roles)
 
 
-def _drafter(recipe: Recipe) -> Drafter:
-    if recipe.draft_source == "ngram":
+def _drafter(recipe: Recipe, rule: Rule) -> Drafter:
+    free, _, source = recipe.draft_source.rpartition("+")
+    if source == "ngram":
         return NgramDrafter()
     heaviest = max(recipe.experts, key=lambda name: abs(recipe.experts[name].alpha))
-    return RoleDrafter(heaviest, antiexpert_name(recipe, heaviest) if recipe.draft_source == "proxy" else None)
+    drafter = RoleDrafter(rule, heaviest, antiexpert_name(recipe, heaviest) if source == "proxy" else None)
+    return FirstOf(NgramDrafter(), drafter) if free else drafter
 
 
-def _continuation(tokens: Sequence[int], limit: int) -> Sequence[int]:
-    """What followed the latest earlier place where the last few tokens stood."""
+def _evaluate(now: Round, drafts: Mapping[int, Draft], rows: Sequence[int]) -> None:
+    """Evaluate what is pending of the drafting roles, and keep so many last rows of each line in its draft."""
+    roles = tuple(next(iter(drafts.values())).rows)
+    logits = now.slots.evaluate([now.lines[i].slot for i in drafts], roles, rows)
+    for name, parts in logits.items():
+        for draft, part in zip(drafts.values(), parts, strict=True):
+            # A copy: the view is gone with the next evaluation, and the mixture needs these rows later.
+            draft.rows[name] += np.split(part[:, : now.system.n_vocab].copy(), len(part))
+
+
+def _sureness(scores: Floats, scratch: Floats) -> float:
+    """Return the highest probability of one row of scores, before any sampler."""
+    exponentials = np.exp(np.subtract(scores, scores.max(), out=scratch), out=scratch)
+    return 1.0 / float(exponentials.sum())
+
+
+def _continuation(tokens: Sequence[int], limit: int) -> tuple[int, Sequence[int]]:
+    """Return how many of the last tokens stood somewhere before, and what followed them at the latest such place."""
     if limit <= 0:
-        return ()
+        return 0, ()
     for size in range(min(_NGRAM, len(tokens) - 1), 0, -1):
         ending = tokens[-size:]
         for start in range(len(tokens) - size - 1, -1, -1):
             if tokens[start : start + size] == ending:
-                return tokens[start + size : start + size + limit]
-    return ()
+                return size, tokens[start + size : start + size + limit]
+    return 0, ()
 
 
 def rows_of(draft: Draft, logits: Mapping[str, list[Floats]], line: int, row: int) -> dict[str, Floats]:

@@ -141,14 +141,16 @@ class Emulator:
         only: str = MIXTURE,
         max_tokens: int | None = None,
         seed: int | None = None,
+        top: int = 0,
+        facts: bool = False,
         prefix: Sequence[int] = (),
         on_step: Callable[[Step], None] | None = None,
     ) -> Answer:
         """Write one answer and return it whole; arguments and errors as in `stream`.
 
-        on_step: called with each step (without facts) as it is made.
+        on_step: called with each step as it is made; it has facts only if asked for.
         """
-        line = self._line(only, messages_or_prompt, max_tokens, seed, prefix)
+        line = self._line(only, messages_or_prompt, max_tokens, seed, prefix, facts, top)
         for step in self._steps(only, line):
             if on_step:
                 on_step(step)

@@ -18,7 +18,7 @@ from eft_local.llama import ChatTemplate, Model, supports_gpu_offload
 from eft_local.prompts import Message, Template, render, template_for
 from eft_local.protocols import Evaluator, LanguageModel, Vocabulary
 from eft_local.recipe import Placement, Recipe, Role
-from eft_local.references import is_bundled, resolve_model
+from eft_local.references import is_bundled, model_of
 from eft_local.vocabulary import UNUSED, compare
 
 log = logging.getLogger("eft_local")
@@ -105,7 +105,7 @@ class _File:
     def of(cls, recipe: Recipe, role: Role) -> _File:
         """Raises: ModelNotFoundError."""
         placement = recipe.placement_of(role)
-        path = resolve_model(role.model, recipe.folder)
+        path = model_of(recipe, role)
         return cls(path, path.resolve(), _layers_on_gpu(placement), placement.mmap, placement.mlock)
 
     def load(self, progress: Callable[[float], bool]) -> Model:

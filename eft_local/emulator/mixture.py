@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from math import log
 
 import numpy as np
@@ -11,7 +12,7 @@ import numpy.typing as npt
 from eft_local import mix
 from eft_local.emulator.loading import antiexpert_name
 from eft_local.emulator.results import Candidate, RoleView
-from eft_local.protocols import Floats, Vocabulary
+from eft_local.protocols import Floats
 from eft_local.recipe import Recipe
 
 MIXTURE = "eft"
@@ -63,32 +64,49 @@ class Mixture:
         return self._scores[:rows]
 
 
-def views(
-    rows: Mapping[str, Floats], token: int, top: int, vocabulary: Vocabulary
-) -> tuple[dict[str, RoleView], float | None, bool | None]:
-    """Return what each role thinks of a token, and how far the mixture is from the base.
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What is known of one step beside its token; the fields are those of `Step`."""
 
-    rows: per role (and "eft") one row of logits [n_vocab]. top: candidates per role.
-    Returns (views, total variation between base and mixture, whether the top choice differs); the latter two are
-    None when one role runs alone.
+    roles: dict[str, RoleView]
+    candidates: tuple[Candidate, ...] = ()
+    change: float | None = None
+    top_changed: bool | None = None
+
+
+def facts(
+    recipe: Recipe,
+    rows: Mapping[str, Floats],
+    token: int,
+    top: int,
+    piece: Callable[[int], bytes],
+    ends: Callable[[int], bool],
+) -> Facts:
+    """Return what each role thinks of a token and of its rivals, and how far the mixture is from the base.
+
+    rows: per role one row of logits [n_vocab], the mixture's under "eft". top: how many of the likeliest are rivals.
     """
-    seen: dict[str, RoleView] = {}
+    normalisers: dict[str, float] = {}
     compared: dict[str, Floats] = {}
     for name, row in rows.items():  # few arrays at a time: fresh pages cost more than the arithmetic
-        exponentials, normaliser = _exponentials(row)
+        exponentials, normalisers[name] = _exponentials(row)
         if name in ("base", MIXTURE):
             exponentials /= exponentials.sum()
             compared[name] = exponentials
-        seen[name] = RoleView(
-            mix.rank(row, token),
-            float(row[token]) - normaliser,
-            _candidates(row, normaliser, top, vocabulary),
-        )
-    if len(compared) < 2:
-        return seen, None, None
+    if len(compared) < 2:  # one role alone
+        own = next(iter(rows))
+        ids = _rivals(rows[own], top, token)
+        return Facts(_views(rows, normalisers, token), _candidates(rows, normalisers, ids, piece, ends))
     difference = np.subtract(compared["base"], compared[MIXTURE], out=compared["base"])
     change = min(1.0, 0.5 * float(np.abs(difference, out=difference).sum()))
-    return seen, change, int(rows["base"].argmax()) != int(rows[MIXTURE].argmax())
+    favourite = int(rows["base"].argmax())
+    ids = _rivals(rows[MIXTURE], top, token, favourite)
+    return Facts(
+        _views(rows, normalisers, token),
+        _candidates(rows, normalisers, ids, piece, ends, _deltas(recipe, rows, normalisers, ids)),
+        change,
+        favourite != int(rows[MIXTURE].argmax()),
+    )
 
 
 def log_normaliser(row: Floats, scratch: Floats | None = None) -> float:
@@ -110,10 +128,53 @@ def _exponentials(row: Floats, out: Floats | None = None) -> tuple[Floats, float
     return exponentials, float(highest) + log(exponentials.sum())
 
 
-def _candidates(row: Floats, normaliser: float, top: int, vocabulary: Vocabulary) -> tuple[Candidate, ...]:
+def _views(rows: Mapping[str, Floats], normalisers: Mapping[str, float], token: int) -> dict[str, RoleView]:
+    return {name: RoleView(mix.rank(row, token), float(row[token]) - normalisers[name]) for name, row in rows.items()}
+
+
+def _rivals(scores: Floats, top: int, *others: int) -> list[int]:
+    """Return the ids of the `top` highest scores and of `others`, in the order of `mix.rank`; none if top is 0."""
     if top <= 0:
-        return ()
+        return []
+    ids: list[int] = mix.best(scores, top).tolist()
+    return ids + sorted(set(others).difference(ids), key=lambda token: mix.rank(scores, token))
+
+
+def _deltas(
+    recipe: Recipe, rows: Mapping[str, Floats], normalisers: Mapping[str, float], ids: Sequence[int]
+) -> list[tuple[float, float]]:
+    """Return what behaviour and scale add to the antiexpert's log-probability of each token.
+
+    As in `mix.mix`, what is infinite because of the antiexpert, or undefined, counts as 0.
+    """
+    if not ids:
+        return []
+    logprobs = {name: row[ids] - np.float32(normalisers[name]) for name, row in rows.items()}
+    behaviour = np.zeros(len(ids), np.float32)
+    with np.errstate(invalid="ignore"):
+        for name, alpha in recipe.alphas.items():
+            behaviour += _counted(np.float32(alpha) * (logprobs[name] - logprobs[antiexpert_name(recipe, name)]))
+        first = next(iter(recipe.experts))
+        scale = _counted(np.float32(recipe.beta) * (logprobs["base"] - logprobs[antiexpert_name(recipe, first)]))
+    if recipe.conservative_filter is not None:
+        kept = mix.top_p_mask(mix.log_softmax(rows[first][None]), recipe.conservative_filter)[0]
+        scale[~kept[ids]] = 0
+    return list(zip(behaviour.tolist(), scale.tolist(), strict=True))
+
+
+def _counted(delta: Floats) -> Floats:
+    return np.where(delta < np.inf, delta, np.float32(0))
+
+
+def _candidates(
+    rows: Mapping[str, Floats],
+    normalisers: Mapping[str, float],
+    ids: Sequence[int],
+    piece: Callable[[int], bytes],
+    ends: Callable[[int], bool],
+    deltas: Sequence[tuple[float | None, float | None]] = (),
+) -> tuple[Candidate, ...]:
     return tuple(
-        Candidate(token, vocabulary.piece(token).decode("utf-8", "replace"), float(row[token]) - normaliser)
-        for token in mix.best(row, top).tolist()
+        Candidate(token, piece(token), ends(token), _views(rows, normalisers, token), behaviour, scale)
+        for token, (behaviour, scale) in zip(ids, deltas or [(None, None)] * len(ids), strict=True)
     )

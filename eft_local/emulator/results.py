@@ -12,21 +12,35 @@ FinishReason = Literal["stop", "length", "context", "cancelled"]
 
 
 @dataclass(frozen=True, slots=True)
-class Candidate:
-    """A token that a role might have chosen, with its log-probability (natural logarithm) under that role."""
+class RoleView:
+    """What one role thinks of a token: its rank (0 = top) and log-probability (natural logarithm)."""
 
-    token: int
-    text: str
+    rank: int
     logprob: float
 
 
 @dataclass(frozen=True, slots=True)
-class RoleView:
-    """What one role thinks of the chosen token: its rank (0 = top) and log-probability; `top` candidates if asked."""
+class Candidate:
+    """A token that may have been chosen.
 
-    rank: int
-    logprob: float
-    top: tuple[Candidate, ...] = ()
+    piece: the bytes it adds to the text, UTF-8, perhaps part of a character; none for control tokens.
+    ends: whether it ends an answer.
+    roles: per role, and for the mixture under "eft", what it thinks of the token.
+    behaviour, scale: what Σα(expert − antiexpert) and β·m·(base − antiexpert) add to the antiexpert's log-probability
+        (up to the mixture's normalisation); None when one role runs alone.
+    """
+
+    token: int
+    piece: bytes
+    ends: bool
+    roles: Mapping[str, RoleView]
+    behaviour: float | None = None
+    scale: float | None = None
+
+    @property
+    def text(self) -> str:
+        """What can be read of the piece; bytes that are no whole character are written as \\xe2."""
+        return self.piece.decode("utf-8", "backslashreplace")
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +52,8 @@ class Step:
     logprob: under the mixture (or the one role that runs), before the samplers.
     drafted: whether a draft proposed it.
     roles: per role, and for the mixture under "eft", what it thinks of the token; empty when facts are off.
+    candidates: if asked for, the likeliest of the mixture (or the one role), the chosen token, and the base's first
+        choice, in the mixture's order.
     change: total variation distance, 0…1, between the base's and the mixture's distribution here.
     top_changed: whether the mixture's most likely token is another than the base's.
     finish_reason: set in the last step of every answer, and only there.
@@ -48,6 +64,7 @@ class Step:
     logprob: float | None = None
     drafted: bool = False
     roles: Mapping[str, RoleView] = field(default_factory=dict)
+    candidates: tuple[Candidate, ...] = ()
     change: float | None = None
     top_changed: bool | None = None
     finish_reason: FinishReason | None = None

@@ -8,8 +8,8 @@ import json
 import os
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from importlib.metadata import version
+from math import inf
 from pathlib import Path
 
 from eft_local import locations
@@ -18,25 +18,49 @@ from eft_local.emulator.loading import LoadedRole
 MEASURED_ROWS = (1, 2, 3, 4, 5, 8, 12, 16)
 """Kernels work in fours and eights, so the cost of rows is far from a straight line: these corners are measured."""
 
-_REPEATS = 3
+_REPEATS = 5
+_BUDGET = 2.0
+"""Seconds after which measuring is not repeated: a large model's costs show at once, and are learnt as it is used."""
+
+_OF_THESE_ROWS, _OF_THE_MACHINE = 0.2, 0.05
+"""How much of a deviation (as a power of the ratio) is put down to the rows, how much to the machine's load."""
 
 
-@dataclass(frozen=True, slots=True)
 class RowCosts:
-    """What evaluating n rows at once costs a role: seconds at `rows`, interpolated between and extended beyond."""
+    """What evaluating n rows at once costs a role: seconds where known, interpolated between and extended beyond."""
 
-    rows: Sequence[int]
-    seconds: Sequence[float]
+    def __init__(self, rows: Sequence[int], seconds: Sequence[float]) -> None:
+        """rows: at least two numbers, ascending."""
+        self._rows = list(rows)
+        self._seconds = list(seconds)
 
     def __call__(self, n: int) -> float:
         """Return the seconds for n rows."""
-        right = bisect_left(self.rows, n)
-        if right < len(self.rows) and self.rows[right] == n:
-            return self.seconds[right]
-        right = min(max(right, 1), len(self.rows) - 1)
+        rows, seconds = self._rows, self._seconds
+        right = bisect_left(rows, n)
+        if right < len(rows) and rows[right] == n:
+            return seconds[right]
+        right = min(max(right, 1), len(rows) - 1)
         left = right - 1
-        slope = (self.seconds[right] - self.seconds[left]) / (self.rows[right] - self.rows[left])
-        return self.seconds[left] + slope * (n - self.rows[left])
+        slope = (seconds[right] - seconds[left]) / (rows[right] - rows[left])
+        return seconds[left] + slope * (n - rows[left])
+
+    def learn(self, n: int, seconds: float) -> None:
+        """Take an evaluation of n rows into account that took so long."""
+        expected = self(n)
+        if expected <= 0 or seconds <= 0:
+            return
+        deviation = min(max(seconds / expected, 0.5), 2.0)
+        place = bisect_left(self._rows, n)
+        if place == len(self._rows) or self._rows[place] != n:
+            self._rows.insert(place, n)
+            self._seconds.insert(place, expected)
+            deviation_of_rows = deviation**0.5
+        else:
+            deviation_of_rows = deviation**_OF_THESE_ROWS
+        common = deviation**_OF_THE_MACHINE
+        self._seconds = [value * common for value in self._seconds]
+        self._seconds[place] *= deviation_of_rows
 
 
 def row_costs(role: LoadedRole, evaluate: Callable[[int], float]) -> RowCosts:
@@ -46,8 +70,7 @@ def row_costs(role: LoadedRole, evaluate: Callable[[int], float]) -> RowCosts:
         kept = json.loads(path.read_text()) if path else None
         if kept and kept["rows"] == list(MEASURED_ROWS):
             return RowCosts(kept["rows"], [float(value) for value in kept["seconds"]])
-    evaluate(1)  # the first run warms caches and thread pools
-    seconds = [min(evaluate(n) for _ in range(_REPEATS)) for n in MEASURED_ROWS]
+    seconds = _measure(evaluate)
     if path:
         with contextlib.suppress(OSError):  # it is measured again next time
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -55,6 +78,20 @@ def row_costs(role: LoadedRole, evaluate: Callable[[int], float]) -> RowCosts:
             partial.write_text(json.dumps({"rows": MEASURED_ROWS, "seconds": seconds}))
             partial.replace(path)
     return RowCosts(MEASURED_ROWS, seconds)
+
+
+def _measure(evaluate: Callable[[int], float]) -> list[float]:
+    """Return the least seconds per number of rows; what else runs on the machine only ever makes them more."""
+    spent = evaluate(1)  # warms caches and thread pools
+    seconds = [inf] * len(MEASURED_ROWS)
+    for repeat in range(_REPEATS):
+        if repeat and spent > _BUDGET:
+            break
+        for place, rows in enumerate(MEASURED_ROWS):
+            now = evaluate(rows)
+            spent += now
+            seconds[place] = min(seconds[place], now)
+    return seconds
 
 
 def _cached(role: LoadedRole) -> Path | None:

@@ -8,7 +8,7 @@ prompt in that slot evaluates only what follows the longest common prefix.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from itertools import accumulate
@@ -91,6 +91,8 @@ class Slots:
         self.context = context
         self.outputs = outputs
         self.seconds: dict[str, float] = dict.fromkeys(roles, 0.0)
+        self.on_rows: Callable[[str, int, float], None] | None = None
+        """Told of each evaluation that gave logits of all its rows: the role, the rows, the seconds."""
         self._groups: list[_Group] = []
         self._sequences: dict[tuple[str, int], _Sequence] = {}
         with ExitStack() as cleanup:
@@ -151,6 +153,8 @@ class Slots:
         """
         active = [(group, [name for name in group.roles if name in roles]) for group in self._groups]
         active = [(group, names) for group, names in active if names]
+        evaluated: list[int] = []
+        submitted: list[float] = []
         for group, names in active:
             started = time.perf_counter()
             sequences = [self._sequences[name, slot] for name in names for slot in slots]
@@ -158,17 +162,20 @@ class Slots:
             group.evaluator.submit(
                 [Rows(each.number, each.pending, rows) for each, rows in zip(sequences, wanted, strict=True)]
             )
+            evaluated.append(sum(len(each.pending) for each in sequences))
             for each in sequences:
                 each.settle()
-            self._count(names, started)
+            submitted.append(self._count(names, started))
         logits: dict[str, list[Floats]] = {}
-        for group, names in active:
+        for (group, names), count_rows, before in zip(active, evaluated, submitted, strict=True):
             started = time.perf_counter()
             rows, wanted = group.evaluator.logits(), [*outputs] * len(names)
             parts = [rows[end - count : end] for end, count in zip(accumulate(wanted), wanted, strict=True)]
             for index, name in enumerate(names):
                 logits[name] = parts[index * len(slots) : (index + 1) * len(slots)]
-            self._count(names, started)
+            seconds = before + self._count(names, started)
+            if self.on_rows and len(names) == 1 and count_rows == len(rows):
+                self.on_rows(names[0], count_rows, seconds)
         return logits
 
     def time_rows(self, name: str, rows: int) -> float:
@@ -196,10 +203,12 @@ class Slots:
     def close(self) -> None:
         self._cleanup.close()
 
-    def _count(self, names: Sequence[str], started: float) -> None:
-        seconds = (time.perf_counter() - started) / len(names)
+    def _count(self, names: Sequence[str], started: float) -> float:
+        """Share the time since `started` among roles; return it."""
+        seconds = time.perf_counter() - started
         for name in names:
-            self.seconds[name] += seconds
+            self.seconds[name] += seconds / len(names)
+        return seconds
 
 
 def common_prefix(first: Sequence[int], second: Sequence[int]) -> int:

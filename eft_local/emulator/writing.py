@@ -11,8 +11,10 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from eft_local.emulator.drafting import Draft, Drafting, rows_of
-from eft_local.emulator.mixture import MIXTURE, Mixture, log_normaliser, views
+from eft_local.emulator.acceptance import RULES, Guess, Rule
+from eft_local.emulator.draft_length import Outcome
+from eft_local.emulator.drafting import Draft, Drafting, Round, rows_of
+from eft_local.emulator.mixture import MIXTURE, Mixture, facts, log_normaliser
 from eft_local.emulator.results import Answer, FinishReason, RoleTiming, Step
 from eft_local.emulator.slots import Slots
 from eft_local.emulator.text import TextStream
@@ -92,10 +94,10 @@ class Line:
         self.role_seconds = dict.fromkeys(self.prompts, 0.0)
         self.stream = TextStream(sampling.stop, b"".join(map(system.vocabulary.piece, self.prefix)))
 
-    def choose(self, system: System, scores: Floats, sampling: Sampling) -> int:
-        """Draw the next token from one row of scores, with the samplers that the recipe asks for now."""
+    def choose(self, system: System, scores: Floats, sampling: Sampling, rule: Rule, guess: Guess | None) -> int:
+        """Choose the next token by one row of scores, with the samplers that the recipe asks for now."""
         sampler = self._current_sampler(system, sampling)
-        token = sampler.pick(scores, self.seed, self.position)
+        token = rule.choose(sampler, scores, self.seed, self.position, guess)
         sampler.accept(token)
         return token
 
@@ -212,9 +214,9 @@ def write(
     """Write answers, `parallel` of them side by side; yield each step with its line as it is made.
 
     recipe: asked before each token, so that changed strengths and samplers act from the next one on. drafting: None
-    evaluates every token by itself; the answers are the same with it. A consumer may
-    stop at any step: caches hold exactly the tokens that their lists say. After an abort every unfinished line
-    gets its closing step.
+    evaluates every token by itself; answers have the same distribution with it, and with shared noise are the same.
+    A consumer may stop at any step: caches hold exactly the tokens that their lists say. After an abort every
+    unfinished line gets its closing step.
     """
     waiting = deque(lines)
     free = deque(range(parallel))
@@ -241,7 +243,8 @@ def write(
 def _round(
     slots: Slots, system: System, live: Sequence[Line], recipe: Callable[[], Recipe], drafting: Drafting | None
 ) -> Iterator[tuple[Line, Step]]:
-    """Give every live line its next token, and the tokens after it that a draft has guessed right."""
+    """Give every live line its next token, and those after it as long as the guesses before them are taken."""
+    rule = drafting.rule if drafting else RULES["shared-noise"]
     watch = Stopwatch(slots)
     rooms = [slots.room(line.slot, system.roles) for line in live]
     lengths = [{name: slots.length(line.slot, name) for name in system.roles} for line in live]
@@ -250,29 +253,32 @@ def _round(
     for line, draft in zip(live, drafts, strict=True):
         slots.push(line.slot, rest, draft.tokens)
     logits = slots.evaluate([line.slot for line in live], rest, [len(draft.tokens) + 1 for draft in drafts])
+    outcomes = []
     for i, (line, draft) in enumerate(zip(live, drafts, strict=True)):
         accepted = 0
-        for row, guess in enumerate((*draft.tokens, None)):
+        for row, guess in enumerate(draft.offers):
             settings = recipe()
             rows = rows_of(draft, logits, i, row)
             scores = system.scores(settings, rows)[0]
-            token = line.choose(system, scores, settings.sampling)
+            token = line.choose(system, scores, settings.sampling, rule, guess)
             text = line.add(token, system, settings.sampling)
             if line.finish_reason is None and rooms[i] <= row:  # it could not be evaluated
                 text += line.end("context")
-            step = _describe(line, token, text, rows, scores, system, drafted=token == guess)
+            right = guess is not None and token == guess.token
+            accepted += right
+            step = _describe(line, token, text, rows, scores, system, settings, drafted=right)
             watch.stop()
             yield line, step
             watch.start()
-            if line.finish_reason or token != guess:
+            if line.finish_reason or not right:
                 break
-            accepted += 1
-        if drafting:
-            drafting.length.observe(len(draft.tokens), accepted)
+        outcomes.append(Outcome(min(row + 1, len(draft.guesses)), accepted))
         if line.finish_reason is None:
             for name in system.roles:
                 slots.rewind(line.slot, name, lengths[i][name] + accepted)
             slots.push(line.slot, system.roles, [token])
+    if drafting:
+        drafting.length.observe(outcomes)
     watch.stop()
     watch.share(live)
 
@@ -281,35 +287,45 @@ def _drafts(
     slots: Slots, system: System, live: Sequence[Line], rooms: Sequence[int], recipe: Recipe, drafting: Drafting | None
 ) -> tuple[list[Draft], tuple[str, ...]]:
     """Draft for every live line; return the drafts and the roles that were evaluated for them."""
-    nothing = [Draft() for _ in live], ()
-    if not drafting or not all(line.tokens for line in live):  # a prompt's evaluation is measured by itself
-        return nothing
-    length = min(drafting.length.choose(len(live)), slots.outputs - 1)
-    limits = [
-        int(max(0, min(length, room, line.remaining(recipe.sampling) - 1)))
-        for line, room in zip(live, rooms, strict=True)
-    ]
-    if not any(limits):
-        return nothing
-    return drafting.drafter.draft(slots, system, live, limits, recipe), drafting.drafter.roles
+    if drafting:
+        drafting.length.begin(len(live))
+        limits = [
+            # A line whose prompt is not evaluated yet gets no draft: its first token's time is the prompt's.
+            int(max(0, min(slots.outputs - 1, room, line.remaining(recipe.sampling) - 1))) if line.tokens else 0
+            for line, room in zip(live, rooms, strict=True)
+        ]
+        if any(limits):
+            now = Round(slots, system, live, limits, recipe, drafting.length)
+            drafts = drafting.drafter.draft(now, range(len(live)))
+            return [drafts[i] for i in range(len(live))], drafting.drafter.roles
+    return [Draft() for _ in live], ()
 
 
 def _describe(
-    line: Line, token: int, text: str, rows: Mapping[str, Floats], scores: Floats, system: System, *, drafted: bool
+    line: Line,
+    token: int,
+    text: str,
+    rows: Mapping[str, Floats],
+    scores: Floats,
+    system: System,
+    recipe: Recipe,
+    *,
+    drafted: bool,
 ) -> Step:
     if not (line.facts or line.top):
         logprob = float(scores[token]) - log_normaliser(scores, system.scratch)
         return Step(token, text, logprob, drafted, finish_reason=line.finish_reason)
     own = MIXTURE if system.mixture else system.roles[0]
-    views_of = {name: row[0, : system.n_vocab] for name, row in rows.items()} | {own: scores}
-    seen, change, top_changed = views(views_of, token, line.top, system.vocabulary)
+    rows_of_all = {name: row[0, : system.n_vocab] for name, row in rows.items()} | {own: scores}
+    known = facts(recipe, rows_of_all, token, line.top, system.vocabulary.piece, system.ends)
     return Step(
         token,
         text,
-        seen[own].logprob,
+        known.roles[own].logprob,
         drafted,
-        roles=seen,
-        change=change,
-        top_changed=top_changed,
+        roles=known.roles,
+        candidates=known.candidates,
+        change=known.change,
+        top_changed=known.top_changed,
         finish_reason=line.finish_reason,
     )

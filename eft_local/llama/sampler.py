@@ -15,7 +15,8 @@ import numpy.typing as npt
 
 from eft_local.errors import EvaluationError, UsageError
 from eft_local.llama import grammar
-from eft_local.llama.noise import gumbel, key
+from eft_local.llama.distribution import Distribution
+from eft_local.llama.noise import CONSTRAINED, gumbel, key
 from eft_local.llama.vocabulary import LlamaVocabulary
 from eft_local.mix import best
 from eft_local.protocols import Floats, Vocabulary
@@ -23,6 +24,7 @@ from eft_local.sampling import Sampling
 from eft_local.vocabulary import verbatim
 
 _CANDIDATE = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])
+_NOTHING_LEFT = "the models left no token to choose (their logits are NaN or all masked)"
 _DRY_BREAKERS = (b"\n", b":", b'"', b"*")
 
 
@@ -65,21 +67,35 @@ class Sampler:
 
         Raises: EvaluationError if nothing may be chosen.
         """
-        if not isfinite(scores.max()):  # NaN if any is: llama.cpp's sorting must not see one
-            raise EvaluationError("the models left no token to choose (their logits are NaN or all masked)")
+        self._check(scores)
         if self.greedy and self._bare:
             token = int(scores.argmax())
         else:
             token = self._draw(scores, seed, position, constrained=False)
-        if self._grammar and not self._grammar_allows(token):
+        if not self._allowed(np.array([token], np.int32))[0]:
             # As llama.cpp does: the grammar looks at every candidate only where the free choice breaks it.
             token = self._draw(scores, seed, position, constrained=True)
         return token
 
+    def distribution(self, scores: Floats, seed: int, position: int) -> Distribution:
+        """Return how likely `pick` is to give each token, for logits `scores` [n_vocab], whatever the noise.
+
+        seed, position: XTC tosses its coin there, and the distribution is the one that is left.
+        Raises: EvaluationError if nothing may be chosen.
+        """
+        if self.greedy:
+            return Distribution.certain(self.pick(scores, seed, position))
+        self._check(scores)
+        free = _softmax(self._left(scores, seed, position, constrained=False))
+        forbidden = ~self._allowed(free.ids)
+        if not forbidden.any():
+            return free
+        return free.redrawn(forbidden, _softmax(self._left(scores, seed, position, constrained=True)))
+
     def accept(self, token: int) -> None:
         """Remember a chosen token. Raises: EvaluationError if the grammar forbids it (llama.cpp would abort)."""
         if self._grammar:
-            if not self._grammar_allows(token):
+            if not self._allowed(np.array([token], np.int32))[0]:
                 raise EvaluationError(f"token {token} breaks the grammar")
             llama_cpp.llama_sampler_accept(self._grammar, token)
         llama_cpp.llama_sampler_accept(self._chain, token)
@@ -99,6 +115,16 @@ class Sampler:
         self._chain = self._temperature = self._grammar = None
 
     def _draw(self, scores: Floats, seed: int, position: int, *, constrained: bool) -> int:
+        left = self._left(scores, seed, position, constrained=constrained)
+        ids, logits = left["id"], left["logit"]
+        if self.greedy or left.size == 1:
+            return int(ids[logits == logits.max()].min())
+        # Noise of its own, so that how likely a second draw is does not depend on what the first one was.
+        purpose = (CONSTRAINED,) if constrained else ()
+        return int(ids[np.argmax(logits + gumbel(seed, position, ids, *purpose))])
+
+    def _left(self, scores: Floats, seed: int, position: int, *, constrained: bool) -> npt.NDArray[np.void]:
+        """Return the candidates that all samplers leave, with logits at the temperature; valid until the next call."""
         array = self._fill(scores, 0 if constrained else self._enough)
         if constrained:
             llama_cpp.llama_sampler_apply(self._grammar, array)
@@ -109,16 +135,11 @@ class Sampler:
                     llama_cpp.llama_sampler_apply(xtc, array)
             llama_cpp.llama_sampler_apply(self._temperature, array)
         left = _view(array)
-        logits = left["logit"]
-        if not left.size or not np.isfinite(logits.max()):
+        if not left.size or not isfinite(left["logit"].max()):
             raise EvaluationError(
-                "no token may be chosen here: the grammar allows none of them"
-                if constrained
-                else "the models left no token to choose (their logits are NaN or all masked)"
+                "no token may be chosen here: the grammar allows none of them" if constrained else _NOTHING_LEFT
             )
-        if self.greedy or left.size == 1:
-            return int(left["id"][logits == logits.max()].min())
-        return int(left["id"][np.argmax(logits + gumbel(seed, position, left["id"]))])
+        return left
 
     def _fill(self, scores: Floats, enough: int) -> Any:
         """Lay out the candidates: the `enough` best; all of them at 0."""
@@ -127,11 +148,21 @@ class Sampler:
         self._logits_laid[: ids.size] = scores[ids] if enough else scores
         return ctypes.byref(_token_data_array(self._pointer, ids.size))
 
-    def _grammar_allows(self, token: int) -> bool:
-        single = np.array([(token, 0.0, 0.0)], _CANDIDATE)
-        array = _token_data_array(_pointer(single), 1)
+    def _allowed(self, ids: npt.NDArray[np.int32]) -> npt.NDArray[np.bool_]:
+        """Return which of these tokens the grammar allows, [n]."""
+        if not self._grammar:
+            return np.ones(ids.size, np.bool_)
+        candidates = np.zeros(ids.size, _CANDIDATE)
+        candidates["id"] = ids
+        array = _token_data_array(_pointer(candidates), ids.size)
         llama_cpp.llama_sampler_apply(self._grammar, ctypes.byref(array))
-        return bool(np.isfinite(single["logit"][0]))
+        allowed: npt.NDArray[np.bool_] = np.isfinite(candidates["logit"])
+        return allowed
+
+    @staticmethod
+    def _check(scores: Floats) -> None:
+        if not isfinite(scores.max()):  # NaN if any is: llama.cpp's sorting must not see one
+            raise EvaluationError(_NOTHING_LEFT)
 
 
 def _pointer(candidates: npt.NDArray[np.void]) -> Any:
@@ -150,6 +181,10 @@ def _view(array: Any) -> npt.NDArray[np.void]:
     address = ctypes.cast(struct.data, ctypes.c_void_p).value
     memory = (ctypes.c_char * (struct.size * _CANDIDATE.itemsize)).from_address(address)
     return np.frombuffer(memory, _CANDIDATE)
+
+
+def _softmax(candidates: npt.NDArray[np.void]) -> Distribution:
+    return Distribution.softmax(candidates["id"].copy(), candidates["logit"])
 
 
 def _chain(vocabulary: Vocabulary, sampling: Sampling, n_vocab: int, window: int) -> Any:

@@ -1,0 +1,162 @@
+"""What a GGUF file says of itself, read from its header; llama.cpp is not asked."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from eft_local.errors import ModelFileError, ModelNotFoundError
+from eft_local.llama.gguf import check_gguf
+from eft_local.llama.gguf_reader import BrokenGgufError, Gguf, Value, read_gguf
+
+Kind = TypeVar("Kind", str, int, float)
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """A file's own words; None where it says nothing, or nothing that can be believed.
+
+    kind: "model", "adapter", …  size: bytes.  parameters: of the weights in these files.
+    weights: how many parameters each type of weights has, by ggml's name, the most first.
+    context: tokens that it was trained with.  tokens: of its vocabulary.  bos, eos: their texts.
+    chat_template: Jinja.  shard: (number, count) if this is one of several files.
+    """
+
+    path: Path
+    size: int
+    kind: str
+    architecture: str | None
+    name: str | None
+    licence: str | None
+    parameters: int
+    weights: dict[str, int]
+    layers: int | None
+    embedding: int | None
+    heads: int | None
+    kv_heads: int | None
+    context: int | None
+    tokenizer: str | None
+    tokens: int | None
+    bos: str | None
+    eos: str | None
+    chat_template: str | None
+    shard: tuple[int, int] | None
+
+
+def read_facts(path: Path) -> Facts:
+    """Return what a file says. Raises: ModelNotFoundError, ModelFileError."""
+    if not path.exists():
+        raise ModelNotFoundError(f"there is no file {path}; check the path, or download the model")
+    if not path.is_file():
+        raise ModelFileError(f"{path} is not a file; name a GGUF file")
+    try:
+        header = read_gguf(path)
+        return _facts(path, header)
+    except BrokenGgufError as error:
+        raise ModelFileError(f"{path} is not a usable GGUF file: {error}; download or convert it again") from None
+    except OSError as error:
+        raise ModelFileError(f"{path} cannot be read: {error.strerror or error}") from error
+
+
+def _facts(path: Path, header: Gguf) -> Facts:
+    metadata = header.metadata
+
+    def text(key: str) -> str | None:
+        return _of(metadata.get(key), str)
+
+    def number(key: str) -> int | None:
+        return _of(metadata.get(f"{text('general.architecture')}.{key}"), int)
+
+    tokens = metadata.get("tokenizer.ggml.tokens")
+    texts = tokens if isinstance(tokens, list) else None
+    weights = Counter[str]()
+    for tensor in header.tensors.values():
+        weights[_kind_name(tensor.kind)] += prod(tensor.shape)
+    return Facts(
+        path=path,
+        size=path.stat().st_size,
+        kind=text("general.type") or "model",
+        architecture=text("general.architecture"),
+        name=text("general.name"),
+        licence=text("general.license.name") or text("general.license"),
+        parameters=weights.total(),
+        weights=dict(weights.most_common()),
+        layers=number("block_count"),
+        embedding=number("embedding_length"),
+        heads=number("attention.head_count"),
+        kv_heads=number("attention.head_count_kv"),
+        context=number("context_length"),
+        tokenizer=text("tokenizer.ggml.pre") or text("tokenizer.ggml.model"),
+        tokens=None if texts is None else len(texts),
+        bos=_token(texts, metadata.get("tokenizer.ggml.bos_token_id")),
+        eos=_token(texts, metadata.get("tokenizer.ggml.eos_token_id")),
+        chat_template=text("tokenizer.chat_template"),
+        shard=_shard(metadata.get("split.no"), metadata.get("split.count")),
+    )
+
+
+def _of(value: Value | None, kind: type[Kind]) -> Kind | None:
+    return value if type(value) is kind else None
+
+
+def _token(texts: list[bytes] | None, token: Value | None) -> str | None:
+    if texts is None or type(token) is not int or not 0 <= token < len(texts):
+        return None
+    return texts[token].decode("utf-8", "backslashreplace")
+
+
+def _shard(number: Value | None, count: Value | None) -> tuple[int, int] | None:
+    if type(number) is not int or type(count) is not int or count < 2:
+        return None
+    return number + 1, count
+
+
+def _kind_name(kind: int) -> str:
+    from gguf.constants import GGMLQuantizationType
+
+    try:
+        return str(GGMLQuantizationType(kind).name)
+    except ValueError:
+        return f"type {kind}"
+
+
+# llama.cpp's attribute bits (llama_token_attr) by GGUF's token types: normal, unknown, control, user-defined, …
+_ATTRIBUTES = np.array([0, 1 << 2, 1 << 0, 1 << 3, 1 << 4, 1 << 1, 1 << 5], np.int32)
+
+
+@dataclass(frozen=True, slots=True)
+class HeaderVocabulary:
+    """A file's tokens, as far as two models are compared by them."""
+
+    _texts: list[bytes]
+    _attributes: npt.NDArray[np.int32]
+
+    def texts(self) -> list[bytes]:
+        """Return every token's text."""
+        return self._texts
+
+    def attributes(self) -> npt.NDArray[np.int32]:
+        """Return every token's attribute bits."""
+        return self._attributes
+
+
+def header_vocabulary(path: Path) -> HeaderVocabulary:
+    """Return the tokens of a file that passes `check_gguf`, without loading it.
+
+    Raises: ModelNotFoundError, ModelFileError.
+    """
+    check_gguf(path)
+    metadata = read_gguf(path).metadata
+    tokens = metadata.get("tokenizer.ggml.tokens")
+    texts = tokens if isinstance(tokens, list) else []
+    types = metadata.get("tokenizer.ggml.token_type")
+    kinds = np.ones(len(texts), np.intp)
+    if isinstance(types, np.ndarray):
+        kinds = np.clip(types[: len(texts)].astype(np.intp), 0, len(_ATTRIBUTES) - 1)
+    return HeaderVocabulary(texts, _ATTRIBUTES[kinds])
