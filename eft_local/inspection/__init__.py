@@ -1,0 +1,20 @@
+"""The inspector: who decided each token of an answer. Made of an answer's steps, live or stored; faces draw it."""
+
+from eft_local.inspection.record import CANDIDATES, Inspection, Place, Summary, by_position, chosen
+from eft_local.inspection.shown import LEVELS, label, level, percent, signed, sparkline, visible
+
+__all__ = [
+    "CANDIDATES",
+    "LEVELS",
+    "Inspection",
+    "Place",
+    "Summary",
+    "by_position",
+    "chosen",
+    "label",
+    "level",
+    "percent",
+    "signed",
+    "sparkline",
+    "visible",
+]
