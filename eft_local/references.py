@@ -1,39 +1,101 @@
-"""From the names that people write to files: models ("demo:base", a path) and recipes ("demo", a path)."""
+"""From the names that people write to files: models ("demo:base", a path, "org/repo:Q4_K_M") and recipes."""
 
 from __future__ import annotations
 
+import shlex
 from importlib import resources
 from pathlib import Path
 
 from eft_local import locations
 from eft_local.checks import nearest, shown
 from eft_local.errors import ModelNotFoundError, RecipeError
+from eft_local.hub import HubName
 from eft_local.recipe import Recipe
+from eft_local.roles import Role
 
 _BUNDLED = Path(str(resources.files("eft_local.models")))
 _DEMO = _BUNDLED / "demo"
 _DEMO_PREFIX = "demo:"
 
 
-def resolve_model(reference: str, folder: Path | None) -> Path:
+def resolve_model(reference: str, folder: Path | None, recipe: str | None = None) -> Path:
     """Return the file that a recipe's `model` names.
 
-    reference: "demo:NAME" for a bundled model, or a path; a relative one is looked for in `folder` (None: the
-    working directory), then in the user's folder of models.
-    Raises: ModelNotFoundError saying where it looked.
+    reference: "demo:NAME" for a bundled model; a path, where a relative one is looked for in `folder` (None: the
+    working directory), then in the user's folder of models; or, where no such file exists, a model on the hub,
+    "org/repo:LABEL" or "org/repo/file.gguf" with an optional "@revision", which is looked for in the cache only.
+    recipe: what `eft pull` is to be told to get, for the error; None is the reference itself.
+    Raises: ModelNotFoundError saying where it looked, UsageError if several models in the cache are meant.
     """
     if reference.startswith(_DEMO_PREFIX):
         return _demo_model(reference)
-    path = locations.expanded(reference)
-    folders = (folder or Path.cwd(), locations.models())
-    places = list(dict.fromkeys(place / path for place in folders))  # an absolute path is one place
+    places = _places(reference, folder)
     for place in places:
         if _is_file(place):
             return place
     if _is_folder(places[0]):
         raise ModelNotFoundError(f"model {shown(reference)} is a folder, {places[0]}; name the GGUF file in it")
+    name = HubName.parse(reference)
+    if name is not None:
+        return _pulled_model(name, recipe)
     looked = " or ".join(str(place) for place in places)
     raise ModelNotFoundError(f"model {shown(reference)} is not at {looked}; correct the path or put it there")
+
+
+def model_of(recipe: Recipe, role: Role) -> Path:
+    """Return the file of a recipe's role, like `resolve_model`; an error names the recipe for `eft pull`."""
+    return resolve_model(role.model, recipe.folder, _told_name(recipe))
+
+
+def hub_names(recipe: Recipe) -> dict[str, HubName]:
+    """Return the models that a recipe has from the hub, by role; those that are files of the user are none."""
+    names = {}
+    for place, role in recipe.named_roles():
+        name = hub_name(role.model, recipe.folder)
+        if name is not None:
+            names[place] = name
+    return names
+
+
+def hub_name(reference: str, folder: Path | None) -> HubName | None:
+    """Return what a model's reference names on the hub, None if it names a bundled model or a file or folder here."""
+    if reference.startswith(_DEMO_PREFIX):
+        return None
+    places = _places(reference, folder)
+    if any(map(_is_file, places)) or _is_folder(places[0]):
+        return None
+    return HubName.parse(reference)
+
+
+def _places(reference: str, folder: Path | None) -> list[Path]:
+    """Return where the file of a path may be; an absolute path is one place."""
+    path = locations.expanded(reference)
+    return list(dict.fromkeys(place / path for place in (folder or Path.cwd(), locations.models())))
+
+
+def _pulled_model(name: HubName, recipe: str | None) -> Path:
+    if not (name.label or name.file):
+        raise ModelNotFoundError(
+            f"model {shown(str(name))} names a repository, not a model; `eft show {name}` lists the models in it"
+        )
+    from eft_local.hub import cache
+
+    path = cache.find(name)
+    if path is None:
+        raise ModelNotFoundError(f"model {shown(str(name))} is not here yet; get it with: eft pull {recipe or name}")
+    return path
+
+
+def _told_name(recipe: Recipe) -> str | None:
+    """Return what the command line calls this recipe: its name, or its file; None if it comes from neither."""
+    folder = recipe.folder
+    if folder is None:
+        return None
+    file = recipe_names().get(recipe.name)
+    if file is not None and file.parent == folder:
+        return recipe.name
+    path = folder / f"{recipe.name}.toml"
+    return shlex.quote(str(path)) if _is_file(path) else None
 
 
 def is_bundled(path: Path) -> bool:
@@ -86,6 +148,11 @@ def find_recipe(name_or_path: str | Path) -> Recipe:
         f'recipe {shown(name_or_path)} is unknown; the nearest one is "{nearest(name_or_path, names)}" '
         f"(recipes: {', '.join(sorted(names))}; or give a .toml file)"
     )
+
+
+def names_recipe(text: str) -> bool:
+    """Whether a text that may name a recipe or a model names a recipe: by its name, or by a .toml file."""
+    return text in recipe_names() or text.endswith(".toml")
 
 
 def _looks_like_path(text: str) -> bool:

@@ -1,0 +1,156 @@
+"""`eft recipes new`: a recipe of one's own, with models that fit together."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TypeVar, cast
+
+import click
+
+from eft_local import locations
+from eft_local.cli import output
+from eft_local.cli.options import Command, example
+from eft_local.errors import EftError, PromptError, UsageError
+from eft_local.protocols import Vocabulary
+from eft_local.recipe import Expert, Prompt, Recipe, Role
+from eft_local.references import model_of, names_recipe, resolve_model
+
+Answer = TypeVar("Answer")
+
+
+@click.command(
+    cls=Command,
+    epilog=example(
+        "eft recipes new mine",
+        "eft recipes new mine --base big.gguf --antiexpert small.gguf --expert tuned.gguf --alpha 0.8",
+    ),
+)
+@click.argument("name", required=False)
+@click.option("--base", metavar="MODEL", help="The large model, that nobody has tuned.")
+@click.option("--antiexpert", metavar="MODEL", help="The small model before its tuning.")
+@click.option("--expert", "experts", metavar="[NAME=]MODEL", multiple=True, help="The tuned small model; repeatable.")
+@click.option("--alpha", type=float, default=1.0, show_default=True, help="Strength of the tuning, for each expert.")
+@click.option("--prompt", metavar="STYLE|FILE", default="chat", show_default=True, help="The experts' prompt.")
+@click.option("--no-thinking", is_flag=True, help="Turn Qwen3's thinking off (enable_thinking = false).")
+@click.option("--context", type=int, default=4096, show_default=True, metavar="N", help="Tokens per role.")
+@click.option("--description", default="", metavar="TEXT", help="A line for 'eft recipes'.")
+@click.option("--output", "-o", "path", metavar="FILE", help="Where to write; else your folder of recipes.")
+@click.option("--force", is_flag=True, help="Replace a recipe of this name.")
+@click.option("--no-check", is_flag=True, help="Write it though models are not here, or do not fit.")
+def new(
+    name: str | None,
+    base: str | None,
+    antiexpert: str | None,
+    experts: tuple[str, ...],
+    alpha: float,
+    prompt: str,
+    no_thinking: bool,
+    context: int,
+    description: str,
+    path: str | None,
+    force: bool,
+    no_check: bool,
+) -> None:
+    """Write a recipe after checking that its models share their tokens. What is not given is asked for.
+
+    A MODEL is a file (written down with its whole path), demo:NAME, or ORG/REPO:Q4_K_M once it is pulled.
+    """
+    name = name or _asked("Name of the recipe", lambda text: text)
+    file = _target(name, path, force)
+    check = not no_check
+    base = _model(base, "Large model, not tuned (file or ORG/REPO:Q4_K_M)", check)
+    antiexpert = _model(antiexpert, "Small model, not tuned", check)
+    tuned = _named(experts) or {"helpful": _model(None, "The small model, tuned", check)}
+    arguments = {"enable_thinking": False} if no_thinking else {}
+    recipe = Recipe(
+        name=name,
+        description=description,
+        context=context,
+        base=Role(model=base),
+        antiexpert=Role(model=antiexpert),
+        experts={
+            key: Expert(
+                model=_model(model, "", check), alpha=alpha, prompt=Prompt(style=prompt, template_args=arguments)
+            )
+            for key, model in tuned.items()
+        },
+        folder=file.parent,
+    )
+    if check:
+        _check_fit(recipe)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    output.save(file, recipe.to_toml().encode())
+    output.write(f"{file}\n")
+    called = name if file.parent == locations.recipes() else str(file)
+    output.note(f"try it: eft ask --recipe {called} 'Why is the sky blue?'")
+
+
+def _target(name: str, path: str | None, force: bool) -> Path:
+    """Return the file to write. Raises: UsageError if it is there already, or could not be found by its name."""
+    if not name or Path(name).name != name or name.startswith(".") or name.endswith(".toml"):
+        raise UsageError(f"{name!r} cannot be a recipe's name: it names a file, without its .toml")
+    file = locations.expanded(path).absolute() if path else locations.recipes() / f"{name}.toml"
+    if not names_recipe(file.name):
+        raise UsageError(f"{file}: a recipe's file ends in .toml")
+    if file.exists() and not force:
+        raise UsageError(f"{file} exists; choose another name, or --force to replace it")
+    return file
+
+
+def _named(experts: tuple[str, ...]) -> dict[str, str]:
+    """Return the experts by name; one without a name is called after its place. Raises: UsageError."""
+    named: dict[str, str] = {}
+    for number, text in enumerate(experts, start=1):
+        name, equals, model = text.partition("=")
+        key = name if equals else "helpful" if len(experts) == 1 else f"expert-{number}"
+        if key in named:
+            raise UsageError(f"two experts are called {key}; give each its own NAME=MODEL")
+        named[key] = model if equals else text
+    return named
+
+
+def _model(given: str | None, question: str, check: bool) -> str:
+    """Return a model as the recipe names it: a file by its whole path. Raises: ModelNotFoundError, UsageError."""
+
+    def accept(text: str) -> str:
+        place = locations.expanded(text)
+        if place.is_file():
+            return str(place.absolute())
+        if check:
+            resolve_model(text, None)
+        return text
+
+    return _asked(question, accept) if given is None else accept(given)
+
+
+def _asked(question: str, accept: Callable[[str], Answer]) -> Answer:
+    """Ask on the terminal until the answer can be used. Raises: UsageError where nobody can be asked."""
+    if not sys.stdin.isatty():
+        raise UsageError("there is no terminal to ask on: give NAME, --base, --antiexpert and --expert")
+    while True:
+        try:
+            return accept(click.prompt(question, err=True).strip())
+        except EftError as error:
+            output.complain(str(error))
+
+
+def _check_fit(recipe: Recipe) -> None:
+    """Compare the models by their headers. Raises: VocabularyMismatchError, PromptError, ModelFileError."""
+    from eft_local.llama.facts import header_vocabulary, read_facts
+    from eft_local.vocabulary import compare
+
+    paths = {place: model_of(recipe, role) for place, role in recipe.named_roles()}
+    base = cast(Vocabulary, header_vocabulary(paths["base"]))  # all of it that is compared
+    for place, file in paths.items():
+        compare(base, cast(Vocabulary, header_vocabulary(file)), ("base", place))
+    _check_templates(recipe, {place: read_facts(file).chat_template for place, file in paths.items()})
+
+
+def _check_templates(recipe: Recipe, templates: Mapping[str, str | None]) -> None:
+    for place, role in recipe.named_roles():
+        if role.prompt.style == "chat" and templates[place] is None:
+            raise PromptError(
+                f"[{place}]: {role.model} has no chat template; give --prompt plain, or a Jinja file with the format"
+            )

@@ -1,0 +1,235 @@
+"""`eft pull`: models from the hub."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from eft_local.cli import output
+from eft_local.cli.options import Command, example
+from eft_local.errors import Cancelled, UsageError
+from eft_local.hub.names import HubName, size_text
+from eft_local.references import find_recipe, hub_name, hub_names, names_recipe
+
+if TYPE_CHECKING:
+    from eft_local.hub.pull import Event, Pulled, Report
+
+_EVERY = 0.25  # seconds between two lines of --json about one file
+_PLAIN_EVERY = 10.0  # the same where no bar can be drawn
+
+
+@click.command(
+    cls=Command,
+    epilog=example("eft pull qwen3-laptop", "eft pull Qwen/Qwen3-0.6B-GGUF:Q8_0", "eft pull ORG/REPO/FILE.gguf@main"),
+)
+@click.argument("what", metavar="RECIPE|REF...", nargs=-1, required=True)
+@click.option("--json", "as_json", is_flag=True, help="Print what happens as JSON, one object on each line.")
+def pull(what: tuple[str, ...], as_json: bool) -> None:
+    """Download the models of a RECIPE, or single ones: ORG/REPO:Q4_K_M, ORG/REPO/FILE.gguf, with @REVISION if wanted.
+
+    They go into the Hugging Face cache, which other tools share, and are verified against the hub's checksums.
+    A download that stopped (Ctrl+C, no network, a full disk) goes on where it stopped when the command is run again.
+
+    \b
+    HF_TOKEN        for gated and private repositories (or `hf auth login`)
+    HF_HOME         where the cache is, e.g. on a larger disk
+    HF_ENDPOINT     a mirror
+    HTTPS_PROXY     a proxy
+    """
+    names = [name for each in what for name in _names(each)]
+    if not names:
+        output.note("nothing to download: these models are here already")
+        return
+    from eft_local.hub.pull import pull as download
+
+    with _reporting(as_json) as report:
+        try:
+            pulled = download(names, report=report)
+        except KeyboardInterrupt:
+            raise Cancelled("stopped; the same command goes on where it stopped") from None
+    _write(pulled, as_json)
+
+
+def _names(what: str) -> list[HubName]:
+    """Return the models on the hub that an argument means. Raises: UsageError, RecipeError."""
+    if names_recipe(what):
+        return list(hub_names(find_recipe(what)).values())
+    name = hub_name(what, None)
+    if name is not None:
+        return [name]
+    if HubName.parse(what):
+        return []  # a file here
+    if "/" not in what and ":" not in what:
+        find_recipe(what)  # raises, naming the nearest recipe
+    raise UsageError(f"{what} names neither a recipe nor a model on the hub, such as ORG/REPO:Q4_K_M")
+
+
+def _write(pulled: Sequence[Pulled], as_json: bool) -> None:
+    if as_json:
+        models = [{"reference": str(each.name), "path": str(each.path), "size": each.size} for each in pulled]
+        _write_line({"event": "result", "models": models})
+        return
+    for each in pulled:
+        output.write(f"{each.name}  {size_text(each.size)}  {each.path}\n")
+
+
+@contextmanager
+def _reporting(as_json: bool) -> Iterator[Report]:
+    """Yield who is told what happens: JSON lines on stdout, bars on a terminal, or a line on stderr now and then."""
+    if as_json:
+        yield _json_lines()
+    elif sys.stderr.isatty():
+        with _bars() as report:
+            yield report
+    else:
+        yield _plain_lines()
+
+
+class Pace:
+    """Bytes per second over the last seconds."""
+
+    def __init__(self, seconds: float = 10.0, clock: Callable[[], float] = time.monotonic) -> None:
+        self._seconds, self._clock = seconds, clock
+        self._points: deque[tuple[float, int]] = deque()
+
+    def add(self, done: int) -> None:
+        """Remember how much is done now."""
+        now = self._clock()
+        self._points.append((now, done))
+        while now - self._points[0][0] > self._seconds:
+            self._points.popleft()
+
+    @property
+    def bytes_per_second(self) -> float | None:
+        """None as long as there is nothing to tell it by."""
+        (start, first), (end, last) = (self._points[0], self._points[-1]) if self._points else ((0.0, 0), (0.0, 0))
+        return (last - first) / (end - start) if end > start and last > first else None
+
+    def seconds_left(self, missing: int) -> float | None:
+        """Return the seconds for the bytes that are missing, at this pace."""
+        speed = self.bytes_per_second
+        return missing / speed if speed else None
+
+
+def _json_lines() -> Report:
+    pace, last = Pace(), 0.0
+
+    def report(event: Event) -> None:
+        nonlocal last
+        if event.kind == "progress":
+            pace.add(event.all_done)
+            if time.monotonic() - last < _EVERY and event.done < event.size:
+                return
+            last = time.monotonic()
+        told: dict[str, Any] = {
+            "event": event.kind,
+            "file": event.file or None,
+            "done": event.done,
+            "size": event.size,
+            "all_done": event.all_done,
+            "all_size": event.all_size,
+        }
+        if event.kind == "progress":
+            told["bytes_per_second"] = pace.bytes_per_second
+            told["seconds_left"] = pace.seconds_left(event.all_size - event.all_done)
+        if event.kind == "said":
+            told |= {"text": event.text, "seconds": event.seconds}
+        _write_line(told)
+
+    return report
+
+
+def _write_line(told: dict[str, Any]) -> None:
+    output.write(json.dumps(told, ensure_ascii=False, allow_nan=False) + "\n")
+    output.flush()
+
+
+def _plain_lines() -> Report:
+    pace, last = Pace(), time.monotonic()
+
+    def report(event: Event) -> None:
+        nonlocal last
+        if event.kind == "plan":
+            output.note(_planned(event))
+        elif event.kind == "said":
+            output.note(_said(event))
+        elif event.kind == "done":
+            output.note(f"{event.file}: complete and verified")
+        elif event.kind == "progress":
+            pace.add(event.all_done)
+            if time.monotonic() - last >= _PLAIN_EVERY:
+                last = time.monotonic()
+                output.note(_progress(event, pace))
+
+    return report
+
+
+def _planned(event: Event) -> str:
+    if event.all_done == event.all_size:
+        return f"{size_text(event.all_size)}, all of it here already"
+    here = f"; {size_text(event.all_done)} of {size_text(event.all_size)} are here" if event.all_done else ""
+    return f"{size_text(event.all_size - event.all_done)} to download{here}"
+
+
+def _said(event: Event) -> str:
+    return event.text + (f"; trying again in {event.seconds:.0f} s" if event.seconds >= 0.5 else "")
+
+
+def _progress(event: Event, pace: Pace) -> str:
+    speed, left = pace.bytes_per_second, pace.seconds_left(event.all_size - event.all_done)
+    told = f"{size_text(event.all_done)} of {size_text(event.all_size)}"
+    if speed and left is not None:
+        told += f", {size_text(round(speed))}/s, {left / 60:.0f} min left" if left >= 90 else f", {left:.0f} s left"
+    return told
+
+
+@contextmanager
+def _bars() -> Iterator[Report]:
+    """Draw a bar for the file that is being downloaded and one for all of them."""
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+        TransferSpeedColumn,
+    )
+    from rich.text import Text
+
+    console = Console(stderr=True)
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(bar_width=24),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, transient=True) as bars:
+        whole = bars.add_task("all", total=None)
+        tasks: dict[str, Any] = {}
+
+        def report(event: Event) -> None:
+            if event.kind == "plan":
+                bars.console.print(Text(_planned(event)))
+                bars.reset(whole, total=event.all_size)
+            elif event.kind == "said":
+                bars.console.print(Text(_said(event)))
+            else:
+                name = event.file.rpartition("/")[2]
+                if event.file not in tasks:
+                    tasks[event.file] = bars.add_task(name[-40:], total=event.size, completed=event.done)
+                bars.update(tasks[event.file], completed=event.done)
+                if event.kind == "done":
+                    bars.remove_task(tasks.pop(event.file))
+                    bars.console.print(Text(f"{event.file}: complete and verified"))
+            bars.update(whole, completed=event.all_done)
+
+        yield report
