@@ -6,12 +6,14 @@
     │   └── PromptError           2   an empty prompt, a missing chat template, a broken template
     ├── ModelNotFoundError        3   a file or bundled name that does not exist
     ├── VocabularyMismatchError   4   the roles' tokens differ, so their logits cannot be combined
+    ├── DownloadError             1   a model could not be fetched (no network, gated, wrong checksum, disk full)
     ├── ModelFileError            1   truncated, corrupted, not GGUF, or refused by llama.cpp
     ├── UnsupportedModelError     1   a model that cannot do what was asked (rewind, decode)
     ├── ContextOverflowError      1   a prompt longer than the context
     ├── EvaluationError           1   llama.cpp failed while it evaluated
     ├── OutOfMemoryError          1   no memory for weights or context
     ├── OutputError               1   a result could not be written (disk full, no permission)
+    ├── HistoryError              1   the history of chats cannot be read or written (disk full, damaged, ...)
     ├── BusyError                 1   the emulator already writes another answer
     └── Cancelled               130   stopped on request, where there is no answer to keep
 
@@ -47,6 +49,10 @@ class ModelNotFoundError(EftError):
     exit_code = 3
 
 
+class DownloadError(EftError):
+    """A model could not be fetched from the hub."""
+
+
 class VocabularyMismatchError(EftError):
     """Two roles do not share a vocabulary."""
 
@@ -75,6 +81,10 @@ class OutOfMemoryError(EftError):
 
 class OutputError(EftError):
     """A result could not be written."""
+
+
+class HistoryError(EftError):
+    """The history of chats cannot be read or written."""
 
 
 class BusyError(EftError):

@@ -194,7 +194,7 @@ PLACEMENT_KEYS = tuple(each.name for each in fields(Placement))
 class Role:
     """One model in its part. TOML: [base], [antiexpert], [experts.NAME.antiexpert], [compare.NAME].
 
-    model: a path relative to the recipe, or "demo:NAME".
+    model: a path relative to the recipe, "demo:NAME", or a model on the hub, "org/repo:Q4_K_M".
     prompt: see Prompt; "plain" when the table does not say.
     overrides: the Placement keys that differ from the recipe's.
     Raises: RecipeError.

@@ -15,10 +15,17 @@ from eft_local.version import __version__
 
 COMMANDS = {
     "ask": ("ask", "Answer one question on stdout."),
-    "chat": ("chat", "Chat, line by line."),
+    "chat": ("chat", "Chat in an app, or line by line."),
     "compare": ("compare", "Answers of base, expert and mixture, side by side."),
+    "inspect": ("inspect", "Who decided each token of an answer."),
     "eval": ("evaluate", "Run systems over a question file and count what they get right."),
-    "recipes": ("recipes", "List recipes, or show one."),
+    "bench": ("bench", "What emulation costs on this machine, beside its models alone."),
+    "history": ("history", "The chats that are kept: list, search, show, export, delete."),
+    "recipes": ("recipes", "List recipes, show one, or write your own."),
+    "pull": ("pull", "Download the models of a recipe, or single ones."),
+    "ls": ("ls", "List the models that are here."),
+    "show": ("show", "What a model or a recipe is."),
+    "rm": ("rm", "Delete models."),
     "doctor": ("doctor", "What this installation can do, and what is missing."),
     "completion": ("completion", "Print the completion script for a shell."),
 }
@@ -83,7 +90,7 @@ class LazyGroup(click.Group):
 def eft(ctx: click.Context) -> Any:
     """Emulated fine-tuning: two small models steer a large one, token by token.
 
-    Without a command, eft opens a chat with the bundled demo models.
+    Without a command, eft opens the chat, with the bundled demo models.
     """
     if ctx.invoked_subcommand is None:
         chat = eft.get_command(ctx, "chat")

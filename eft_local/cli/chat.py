@@ -1,16 +1,18 @@
-"""`eft chat`: a conversation, line by line, for terminals, pipes and screen readers."""
+"""`eft chat`: the app on a terminal, or a conversation line by line, for pipes and screen readers."""
 
 from __future__ import annotations
 
 import contextlib
+import secrets
 import sys
 from collections.abc import Callable
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
+from click.core import ParameterSource
 
-from eft_local.cli import answers, failures, output
+from eft_local.cli import answers, failures, output, record, screen
 from eft_local.cli.interrupt import interruptible
 from eft_local.cli.loading import loaded
 from eft_local.cli.options import (
@@ -24,11 +26,12 @@ from eft_local.cli.options import (
     recipe_option,
     system_option,
 )
-from eft_local.errors import ContextOverflowError, EftError, UsageError
+from eft_local.errors import ContextOverflowError, EftError, RecipeError, UsageError
 from eft_local.prompts import Message, conversation
 
 if TYPE_CHECKING:
     from eft_local.emulator import Emulator
+    from eft_local.history import Chat
     from eft_local.recipe import Recipe
 
 
@@ -41,15 +44,46 @@ if TYPE_CHECKING:
 @only_option
 @system_option
 @click.option("--plain", is_flag=True, help="Line by line: for pipes and screen readers.")
-@click.pass_obj
-def chat(session: Session, only: str, system: str | None, plain: bool) -> int:
-    """Chat with a recipe's models, one question per line.
+@click.option("--continue", "-c", "resume", is_flag=True, help="Go on with the last chat, its recipe and settings.")
+@click.option("--chat", "chat_id", metavar="ID", help="Go on with this one; 'eft history' lists them.")
+@click.option(
+    "--save/--no-save", default=None, help="Keep the chat in the history (default: unless it comes through a pipe)."
+)
+@click.pass_context
+def chat(
+    ctx: click.Context,
+    only: str,
+    system: str | None,
+    plain: bool,
+    resume: bool,
+    chat_id: str | None,
+    save: bool | None,
+) -> int:
+    """Chat with a recipe's models: in an app on a terminal, otherwise (or with --plain) one question per line.
 
-    Answers go to stdout, everything else to stderr. Ctrl+C stops an answer and keeps the chat; at the prompt
-    it leaves, as the end of the input does. /help lists the commands that a line may hold instead.
+    Line by line, answers go to stdout, everything else to stderr. Ctrl+C stops an answer and keeps the chat; at
+    the prompt it leaves, as the end of the input does. /help lists the commands that a line may hold instead.
     """
-    with loaded(session.recipe()) as emulator:
-        return PlainChat(emulator, only, system).run()
+    if screen.wanted(plain):
+        return screen.open_app(ctx, only=only, system=system, chat=chat_id, resume=resume, save=save)
+    if save is None:
+        save = resume or chat_id is not None or sys.stdin.isatty()
+    with (
+        record.opened(save=save, chat=chat_id, resume=resume) as kept,
+        loaded(_recipe(ctx, kept.chat)) as emulator,
+    ):
+        return PlainChat(emulator, only, system, kept).run()
+
+
+def _recipe(ctx: click.Context, chat: Chat | None) -> Recipe:
+    """Return the recipe of a chat as it was left, unless another is named; options change either."""
+    session = ctx.ensure_object(Session)
+    if chat is None or ctx.get_parameter_source("recipe") is not ParameterSource.DEFAULT:
+        return session.recipe()
+    try:
+        return chat.recipe.recipe().replace(**session.changes)
+    except RecipeError as error:
+        raise RecipeError(f"chat {chat.id}: {error}; name a recipe with --recipe") from None
 
 
 class Leave(Exception):  # noqa: N818 (not an error)
@@ -59,19 +93,24 @@ class Leave(Exception):  # noqa: N818 (not an error)
 class PlainChat:
     """One conversation: its turns, and what a line typed by the user does."""
 
-    def __init__(self, emulator: Emulator, only: str, system: str | None) -> None:
+    def __init__(self, emulator: Emulator, only: str, system: str | None, kept: record.Record) -> None:
         self.emulator = emulator
         self.only = only
         self.system = system
-        self.turns: list[tuple[str, str]] = []  # question and answer
-        self.last_question: str | None = None
+        self.record = kept
+        self.turns = kept.turns  # question and answer
+        self.last_question: str | None = kept.last_question.text if kept.last_question else None
+        if kept.chat and system is None:
+            self.system = kept.chat.system_prompt
+        elif kept.chat:
+            kept.set_system_prompt(system)
 
     def run(self) -> int:
         """Read lines until the input ends. Return the exit code: in a pipe, that of the last error."""
         interactive = sys.stdin.isatty()
         code = 0
         if interactive:
-            output.note(f"recipe {self.emulator.recipe.name}. /help lists commands; Ctrl+D leaves.")
+            self.greet()
         while True:
             try:
                 line = _read_line(interactive)
@@ -83,6 +122,15 @@ class PlainChat:
             except EftError as error:
                 output.complain(failures.message(error))
                 code = 0 if interactive else error.exit_code
+
+    def greet(self) -> None:
+        """Say which models answer, and what was said last in a chat that goes on."""
+        output.note(f"recipe {self.emulator.recipe.name}. /help lists commands; Ctrl+D leaves.")
+        if self.record.chat:
+            output.note(f"chat {self.record.chat.id} goes on: {self.record.chat.title}")
+        if self.turns:
+            question, answer = self.turns[-1]
+            output.note(f"> {question}\n{answer.rstrip()}")
 
     def obey(self, line: str) -> None:
         """Do what a line says: a command, a question, or nothing if it is empty."""
@@ -100,13 +148,19 @@ class PlainChat:
             raise UsageError(f"unknown command /{name}; {hint}")
         return COMMANDS[name].action
 
-    def answer(self, question: str) -> None:
-        """Answer a question and keep it in the conversation, also what was written of a stopped answer."""
+    def answer(self, question: str, *, again: bool = False) -> None:
+        """Answer a question and keep it in the conversation, also what was written of a stopped answer.
+
+        again: it is the last one, for another answer.
+        """
         self.last_question = question
         printer = answers.Printer()
+        recipe = self.emulator.recipe
+        seed = secrets.randbits(32) if recipe.sampling.seed is None else recipe.sampling.seed
         try:
             with interruptible(self.emulator.cancel) as interrupt:
-                steps = self.emulator.stream(self.messages(question), only=self.only, facts=False)
+                steps = self.emulator.stream(self.messages(question), only=self.only, seed=seed, facts=False)
+                steps = self.record.saved(steps, record.Asked(question, recipe, self.system, self.only, seed, again))
                 reason = answers.stream(steps, printer, interrupt, self.emulator.cancel)
         except ContextOverflowError as error:
             raise ContextOverflowError(f"{error}; /reset starts anew") from None
@@ -143,17 +197,19 @@ class PlainChat:
             raise UsageError("/retry: there is no question yet")
         if self.turns and self.turns[-1][0] == self.last_question:
             self.turns.pop()
-        self.answer(self.last_question)
+        self.answer(self.last_question, again=True)
 
     def set_system(self, text: str) -> None:
         """Set or remove the system prompt."""
         self.system = text or None
+        self.record.set_system_prompt(self.system)
         output.note(f"system prompt: {text}" if text else "no system prompt")
 
     def reset(self) -> None:
         """Forget the conversation."""
         self.turns.clear()
         self.last_question = None
+        self.record.reset()
         output.note("a new conversation")
 
 

@@ -92,7 +92,7 @@ def _folders() -> dict[str, dict[str, Any]]:
 def _recipes() -> dict[str, dict[str, str | None]]:
     """Return for every named recipe its file and what is wrong with it or its models (None: nothing)."""
     from eft_local.errors import EftError
-    from eft_local.references import find_recipe, recipe_names, resolve_model
+    from eft_local.references import find_recipe, hub_name, recipe_names, resolve_model
 
     found: dict[str, dict[str, str | None]] = {}
     for name, path in recipe_names().items():
@@ -101,7 +101,7 @@ def _recipes() -> dict[str, dict[str, str | None]]:
             recipe = find_recipe(name)
             roles = [recipe.base, recipe.antiexpert, *recipe.experts.values(), *recipe.compare.values()]
             for role in [*roles, *(expert.antiexpert for expert in recipe.experts.values())]:
-                if role is not None:
+                if role is not None and hub_name(role.model, recipe.folder) is None:  # `eft pull` gets the others
                     resolve_model(role.model, recipe.folder)
         except EftError as error:
             found[name]["problem"] = str(error)

@@ -203,7 +203,21 @@ STEERING = (
         type=str,
         metavar="off|auto|N",
         keep=_change_draft,
-        help="Let the expert write N tokens ahead; the answer is the same.",
+        help="Let small roles write N tokens ahead, or as many as is fastest.",
+    ),
+    _changing(
+        "Steering",
+        "--draft-source",
+        type=str,
+        metavar="NAME",
+        help="Who writes ahead: expert, proxy, ngram, ngram+expert, ngram+proxy.",
+    ),
+    _changing(
+        "Steering",
+        "--draft-rule",
+        type=str,
+        metavar="NAME",
+        help="shared-noise: the answer is as without drafts. rejection: its distribution is.",
     ),
     _changing(
         "Steering",

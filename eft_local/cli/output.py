@@ -74,8 +74,11 @@ def abandon() -> None:
             os.close(nowhere)
 
 
-def save(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all: under another name beside it first. Raises: OutputError."""
+def save(path: Path, content: bytes, *, private: bool = False) -> None:
+    """Write a file whole or not at all: under another name beside it first. Raises: OutputError.
+
+    private: only the user may read it.
+    """
     import tempfile  # slow to import, and help needs none
 
     temporary = None
@@ -85,7 +88,7 @@ def save(path: Path, content: bytes) -> None:
         ) as file:
             temporary = Path(file.name)
             file.write(content)
-        temporary.chmod(0o666 & ~_umask())
+        temporary.chmod(0o600 if private else 0o666 & ~_umask())
         temporary.replace(path)
     except OSError as error:
         raise OutputError(f"cannot write {path}: {error.strerror}") from error

@@ -1,26 +1,35 @@
-"""`eft recipes`: what can be loaded by name."""
+"""`eft recipes`: what can be loaded by name, what it needs, and writing one of your own."""
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from eft_local import locations
 from eft_local.cli import output
+from eft_local.cli.new_recipe import new
 from eft_local.cli.options import Command, example, json_option, read_text
 from eft_local.errors import EftError
-from eft_local.references import find_recipe, recipe_names
+from eft_local.references import find_recipe, hub_names, recipe_names
+
+if TYPE_CHECKING:
+    from eft_local.about import About
 
 
 @click.group(
     invoke_without_command=True,
-    epilog=example("eft recipes", "eft recipes show demo > my-recipe.toml"),
+    epilog=example("eft recipes", "eft recipes show demo > my-recipe.toml", "eft recipes new mine"),
 )
 @json_option
 @click.pass_context
 def recipes(ctx: click.Context, as_json: bool) -> None:
-    """List the recipes that can be loaded by name: the bundled ones and your own."""
+    """List the recipes that can be loaded by name, the bundled ones and your own, with what their models need.
+
+    'eft pull NAME' downloads a recipe's models, 'eft show NAME' tells which of them are here.
+    """
     if ctx.invoked_subcommand is not None:
         return
     rows = _rows()
@@ -29,7 +38,10 @@ def recipes(ctx: click.Context, as_json: bool) -> None:
         return
     width = max((len(row["name"]) for row in rows), default=0)
     for row in rows:
-        output.write(f"{row['name']:<{width}}  {row['error'] or row['description']}\n{'':<{width}}  {row['path']}\n")
+        details = "; ".join(filter(None, (row["needs"], row["path"] if row["is_own"] else None)))
+        output.write(f"{row['name']:<{width}}  {row['error'] or row['description']}\n")
+        if details:
+            output.write(f"{'':<{width}}  {details}\n")
 
 
 @recipes.command(cls=Command, epilog=example("eft recipes show demo"))
@@ -40,20 +52,47 @@ def show(name: str) -> None:
     output.write(read_text(recipe_names().get(name, Path(name).expanduser()), "recipe"))
 
 
+recipes.add_command(new)
+
+
 def _rows() -> list[dict[str, Any]]:
+    own = locations.recipes()
     rows: list[dict[str, Any]] = []
     for name, path in recipe_names().items():
         row: dict[str, Any] = {
             "name": name,
             "path": str(path),
+            "is_own": path.parent == own,
             "description": "",
             "experts": [],
+            "hub": [],
+            "needs": "",
+            "about": None,
             "error": None,
         }
         try:
             recipe = find_recipe(name)
-            row |= {"description": recipe.description, "experts": list(recipe.experts)}
         except EftError as error:
-            row["error"] = str(error)
+            row |= {"error": str(error), "is_own": True}
+        else:
+            row |= {
+                "description": recipe.description,
+                "experts": list(recipe.experts),
+                "hub": list(dict.fromkeys(map(str, hub_names(recipe).values()))),
+                "needs": _needs(recipe.about),
+                "about": asdict(recipe.about),
+            }
         rows.append(row)
     return rows
+
+
+def _needs(about: About) -> str:
+    """Return on one line what a recipe says of its models."""
+    gated = " (gated)" if about.gated else ""
+    facts = (
+        f"{about.licence}{gated}" if about.licence else None,
+        f"{about.download_gb:g} GB to download" if about.download_gb else None,
+        f"{about.memory_gb:g} GB of memory" if about.memory_gb else None,
+        {True: "run by us", False: "not run by us", None: None}[about.tested],
+    )
+    return ", ".join(filter(None, facts))

@@ -1,0 +1,130 @@
+"""What the app's tests share: the app on a fake Emulator, and waiting for what should happen."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from fake_emulator import FakeEmulator
+from textual.pilot import Pilot
+
+from eft_local.history import History
+from eft_local.references import find_recipe
+from eft_local.tui.app import ChatApp
+from eft_local.tui.composer import Typed
+from eft_local.tui.config import Config
+from eft_local.tui.engine import Engine
+from eft_local.tui.message import AnswerView, MessageView
+from eft_local.tui.session import Session
+
+PATIENCE = 20.0
+"""Seconds after which what should happen counts as not happening."""
+
+
+class Gate:
+    """Holds a fake answer before a word until it is opened, or the answer is cancelled."""
+
+    def __init__(self, word: int) -> None:
+        self.word = word
+        self.reached = threading.Event()
+        self.opened = threading.Event()
+
+    def __call__(self, emulator: FakeEmulator, number: int) -> None:
+        if number == self.word and not self.opened.is_set():
+            self.reached.set()
+            while not self.opened.wait(0.005) and not emulator.cancelled:
+                pass
+
+
+class Desk:
+    """An app that runs, with short ways to use it."""
+
+    def __init__(self, app: ChatApp, pilot: Pilot[Any], emulators: list[FakeEmulator]) -> None:
+        self.app = app
+        self.pilot = pilot
+        self.emulators = emulators
+
+    @property
+    def emulator(self) -> FakeEmulator:
+        return self.emulators[-1]
+
+    async def until(self, condition: Callable[[], object], what: str = "") -> None:
+        """Wait until something is so."""
+        async with asyncio.timeout(PATIENCE):
+            while not condition():
+                await self.pilot.pause(0.01)
+        await self.pilot.pause()
+
+    async def press(self, *keys: str) -> None:
+        await self.pilot.press(*keys)
+        await self.pilot.pause()
+
+    async def send(self, text: str) -> None:
+        """Type a text and press Enter."""
+        self.app.chat.composer.focus()
+        self.app.chat.composer.write(text)
+        await self.press("enter")
+
+    async def ask(self, text: str) -> None:
+        """Ask something and wait for the answer."""
+        await self.send(text)
+        await self.idle()
+
+    async def idle(self) -> None:
+        await self.until(lambda: not self.app.engine.busy and not self.app.session.writing and self.app.quiet)
+
+    @property
+    def notice(self) -> str:
+        return self.app.chat.notice
+
+    @property
+    def texts(self) -> list[str]:
+        """The shown messages' texts."""
+        return [message.text for message in self.app.session.messages]
+
+    @property
+    def views(self) -> list[MessageView]:
+        return self.app.chat.transcript.views
+
+    @property
+    def answer(self) -> AnswerView:
+        view = self.app.chat.transcript.last_answer
+        assert view is not None
+        return view
+
+
+@asynccontextmanager
+async def desk(
+    home: Path,
+    emulators: list[FakeEmulator],
+    *,
+    size: tuple[int, int] = (120, 40),
+    recipe: str = "demo",
+    config: Config | None = None,
+    chat: str | None = None,
+    load: Callable[..., Any] | None = None,
+    changes: dict[str, Any] | None = None,
+    wait: bool = True,
+) -> AsyncIterator[Desk]:
+    """Run the app on a fake Emulator until its models are loaded."""
+
+    def fake(recipe: Any, progress: Any) -> Any:
+        return FakeEmulator.load(recipe, progress=progress)
+
+    engine = Engine(load or fake)
+    history = History(home / "chats.db")
+    session = Session(history, engine, find_recipe(recipe).replace(**(changes or {})))
+    app = ChatApp(session, config or Config(), Typed(home / "typed.json"), chat=chat)
+    try:
+        async with app.run_test(size=size) as pilot:
+            there = Desk(app, pilot, emulators)
+            if wait:
+                await there.idle()
+            yield there
+    finally:
+        engine.close()
+        history.close()

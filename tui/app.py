@@ -1,0 +1,493 @@
+"""The app: puts the widgets together, hands what the engine says to them, and runs actions."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from typing import ClassVar
+
+from textual import on
+from textual.app import App, ComposeResult, SystemCommand
+from textual.binding import BindingType
+from textual.containers import Horizontal
+from textual.screen import Screen
+from textual.widgets import Input
+
+from eft_local.checks import nearest
+from eft_local.errors import ContextOverflowError, EftError, UsageError
+from eft_local.history import Chat, History
+from eft_local.recipe import Recipe
+from eft_local.tui.actions import ACTIONS, BY_ID, Action, bindings
+from eft_local.tui.chat import ChatPane
+from eft_local.tui.compare import CompareScreen, Picked, contenders
+from eft_local.tui.composer import Typed
+from eft_local.tui.config import Config
+from eft_local.tui.engine import Engine, Event, Failed, Finished, Loaded, LoadFailed, Loading, Started, Wrote, with_air
+from eft_local.tui.footer import Figures, Footer, settled
+from eft_local.tui.help import key_name
+from eft_local.tui.knobs import KnobsPanel, steering
+from eft_local.tui.message import AnswerView
+from eft_local.tui.presets import Presets
+from eft_local.tui.screens import DecisionScreen
+from eft_local.tui.session import CANDIDATES, Session
+from eft_local.tui.sidebar import Sidebar
+from eft_local.tui.text import visible
+
+BEAT = 0.1
+"""Seconds between two looks at what the engine has written."""
+
+NEARLY_FULL = 0.85
+"""The share of a context that, once used, the app speaks of."""
+
+ROOM_FOR_SIDEBAR = 110
+"""Columns from which on the saved chats stand beside the chat unasked."""
+
+QUIT_WINDOW = 3.0
+"""Seconds in which a second Ctrl+C leaves."""
+
+
+class ChatApp(App[None], inherit_bindings=False):
+    """Chat with an emulated model, and see who decided each token."""
+
+    CSS_PATH = "style.tcss"
+    TITLE = "eft-local"
+    BINDINGS: ClassVar[list[BindingType]] = bindings("app")
+    COMMAND_PALETTE_BINDING = BY_ID["app.palette"].keys
+    HORIZONTAL_BREAKPOINTS = [(0, "-narrow"), (ROOM_FOR_SIDEBAR, "-wide")]  # noqa: RUF012 (an instance variable to mypy)
+
+    def __init__(
+        self,
+        session: Session,
+        config: Config,
+        typed: Typed | None = None,
+        *,
+        warning: str = "",
+        chat: str | None = None,
+        own_recipe: bool = False,
+    ) -> None:
+        """session: with its engine and history, which the caller closes.  typed: None keeps nothing.
+
+        warning: said at the start.  chat: opened at the start, with the session's recipe instead of its own if
+        `own_recipe`.
+        """
+        super().__init__()
+        self.session = session
+        self.config = config
+        self.presets = Presets()
+        self.typed = typed or Typed(None)
+        self.systems: tuple[str, ...] = ()
+        self._loaded: Recipe | None = None
+        self._figures = Figures()
+        self._warning = warning
+        self._opened_with = chat
+        self._own_recipe = own_recipe
+        self.quiet = False  # nothing runs, and all that the engine said is shown
+        self._quit_offered_at = -QUIT_WINDOW
+        self._sidebar_wanted: bool | None = None if config.sidebar else False
+        self._changing = asyncio.Lock()  # beats and actions come from different message loops
+        self.sidebar = Sidebar()
+        self.chat = ChatPane(session, self.typed.recalled, config.keys)
+        self.footer = Footer()
+        self.knobs = KnobsPanel(session.recipe)
+
+    @property
+    def engine(self) -> Engine:
+        """What writes."""
+        return self.session.engine
+
+    @property
+    def history(self) -> History:
+        """What is saved."""
+        return self.session.history
+
+    def compose(self) -> ComposeResult:
+        """Lay out chats, chat and knobs, and the footer under them."""
+        with Horizontal():
+            yield self.sidebar
+            yield self.chat
+            yield self.knobs
+        yield self.footer
+
+    async def on_mount(self) -> None:
+        """Show what there is while the models load."""
+        self.knobs.display = False
+        self.attempt(lambda: self.use_theme(self.config.theme or self.theme))
+        self.set_keymap(dict(self.config.keys))
+        self._beat = self.set_interval(BEAT, self.beat)
+        self.set_interval(1.0, self.keep_typed)
+        self._place_sidebar()
+        self.chat.composer.focus()
+        self._resume(self._opened_with)
+        await self.show_chat()
+        if self._warning:
+            self.complain(self._warning)
+
+    def _resume(self, chat: str | None) -> None:
+        """Open the chat that the app was started with; its recipe gives way to one that was asked for."""
+        asked, system = self.session.recipe, self.session.system
+        try:
+            if chat is not None:
+                self.session.open(chat)
+        except EftError as error:
+            self._warning = str(error)
+        if system is not None:
+            self.session.set_system(system)
+        self.load(asked if self._own_recipe else self.session.recipe)
+
+    # What the engine says
+
+    async def beat(self) -> None:
+        """Hand on what the engine has said since the last beat."""
+        async with self._changing:
+            busy = self.engine.busy  # asked first: what it says after that is heard by the next beat
+            events = self.engine.drain()
+            self.quiet = not events and not busy
+            if self.quiet:
+                self._beat.pause()
+            if isinstance(self.screen, CompareScreen):
+                self.screen.heard(events)
+            wrote = [event for event in events if isinstance(event, Wrote)]
+            if wrote:
+                await self._show_written(wrote)
+            for event in events:
+                if not isinstance(event, Wrote):
+                    await self._hear(event)
+
+    async def _show_written(self, events: Sequence[Wrote]) -> None:
+        texts = [text for event in events if (text := self.session.wrote(event)) is not None]
+        writing = self.session.writing
+        if not texts or writing is None:
+            return
+        await self.chat.write("".join(texts), writing)
+        self._show_figures(
+            replace(
+                self._figures,
+                state="writing",
+                tokens_per_second=writing.tokens_per_second,
+                drafted=writing.drafted,
+                used={name: tokens + len(writing.steps) for name, tokens in self.session.used.items()},
+            )
+        )
+
+    async def _hear(self, event: Event) -> None:
+        if isinstance(event, Loading):
+            self._say_state(f"loading {event.role} {100 * event.fraction:.0f} %")
+        elif isinstance(event, Loaded):
+            self._loaded = event.recipe
+            self.systems = event.systems
+            self._say_state("")
+        elif isinstance(event, LoadFailed):
+            self._loaded = None
+            self._say_state("no models")
+            self.complain(f"{event.error}; /recipe chooses another recipe")
+        elif isinstance(event, Started):
+            self._say_state("reading the prompt")
+        elif isinstance(event, Finished):
+            await self._finished(event)
+        elif isinstance(event, Failed):
+            await self._failed(event)
+
+    async def _finished(self, event: Finished) -> None:
+        view = self.chat.answer_view(self.session.writing)
+        drafted = self.session.writing.drafted if self.session.writing else None
+        if self.session.finished(event):
+            await self._end(view)
+            self._show_figures(settled(event.answer, drafted, self.session.used, self.session.recipe.context))
+            self._speak_of_context(event.answer.finish_reason)
+
+    async def _failed(self, event: Failed) -> None:
+        view = self.chat.answer_view(self.session.writing)
+        if self.session.failed(event):
+            await self._end(view)
+            self.complain(str(event.error))
+            if isinstance(event.error, ContextOverflowError):
+                self._offer_room(str(event.error))
+
+    async def _end(self, view: AnswerView | None) -> None:
+        await self.chat.end(view)
+        self.show_chats()
+        self._say_state("")
+
+    def _speak_of_context(self, reason: str) -> None:
+        used, context = max(self.session.used.values(), default=0), self.session.recipe.context
+        if reason == "context":
+            self._offer_room(f"the context of {context} tokens is full: the answer ends here")
+        elif used > NEARLY_FULL * context:
+            self.say(f"the context is nearly full ({used} of {context} tokens): /drop leaves the oldest turn out, /new")
+
+    def _offer_room(self, problem: str) -> None:
+        def decide(answer: str | None) -> None:
+            if answer == "drop":
+                turns = sum(message.role == "user" for message in self.session.messages)
+                self.attempt(lambda: self.session.drop((self.session.dropped + turns) // 2))
+                self.call_later(self.action_perform, "answer.regenerate")
+            elif answer == "new":
+                self.call_later(self.action_perform, "chat.new")
+
+        several = len(self.session.messages) > 2
+        drop = [("drop", "leave the older half of the turns out, and answer again")] if several else []
+        choices = [*drop, ("new", "begin a new chat"), ("leave", "leave it")]
+        self.push_screen(DecisionScreen(problem, choices), decide)
+
+    # Asking
+
+    async def ask(self, text: str) -> None:
+        """Send a question, or the edited one."""
+        composer, editing = self.chat.composer, self.chat.editing
+        if editing is None:
+            self.session.ask(text)
+            composer.take()
+        else:
+            self.session.edit(editing, text)
+            self.chat.end_edit()
+        await self.begin()
+
+    async def begin(self) -> None:
+        """Show the answer that the engine was asked for."""
+        await self.chat.begin()
+        self.wake()
+        self.keep_typed()
+
+    def stop(self) -> None:
+        """Stop loading or the answer."""
+        self.engine.stop()
+        self.say("stopped")
+
+    def compare(self, systems: Sequence[str]) -> None:
+        """Open the comparison on the last question. Raises: UsageError."""
+        question = self.session.question_of()
+        entries = contenders(self.session.recipe, systems, self.systems)
+        top = CANDIDATES if self.config.record else 0
+
+        async def adopt(picked: Picked | None) -> None:
+            if picked is not None:
+                contender = picked.contender
+                self.session.adopt(question.id, picked.answer, contender.recipe, contender.only, picked.steps)
+                await self.chat.show_messages()
+
+        if self.engine.busy:
+            raise UsageError("an answer is being written; Esc stops it")
+        screen = CompareScreen(self.engine, self.session.turns(question.id), entries, top, self.wake)
+        self.push_screen(screen, adopt)
+
+    # Chats
+
+    async def open_chat(self, chat: str) -> None:
+        """Show a saved chat, and load its recipe's models if other ones are loaded. Raises: EftError."""
+        self.keep_typed()
+        self.session.open(chat)
+        await self.show_chat()
+        self.load(self.session.recipe)
+
+    async def delete_chat(self, chat: Chat) -> None:
+        """Delete a chat; it can be brought back."""
+        if self.session.chat is not None and chat.id == self.session.chat.id:
+            self.session.new()
+            await self.show_chat()
+        self.history.delete(chat.id)
+        self.show_chats()
+        self.say(f"{chat.title or chat.id} is deleted; /undo brings it back")
+
+    async def show_chat(self) -> None:
+        """Show the session's chat from its end, and what was being typed in it."""
+        self.chat.end_edit()
+        self.chat.composer.write(self.typed.unsent.get(self._chat_key, ""))
+        self._figures = Figures()
+        await self.chat.show_messages()
+        self.show_chats()
+        await self.knobs.rebuild(self.session.recipe)
+        self.show_state()
+
+    def show_chats(self) -> None:
+        """List the saved chats."""
+        self.sidebar.show(self.history.chats(), self._chat_key or None)
+
+    @property
+    def _chat_key(self) -> str:
+        return self.session.chat.id if self.session.chat else ""
+
+    def keep_typed(self) -> None:
+        """Save what is typed and not sent."""
+        self.typed.keep(self._chat_key, self.chat.unsent, self.chat.composer.recalled)
+
+    # Models and knobs
+
+    def load(self, recipe: Recipe) -> None:
+        """Use a recipe; its models are loaded if they are not. Raises: UsageError."""
+        if self.session.writing is not None:
+            raise UsageError("an answer is being written; Esc stops it")
+        recipe = self.session.recipe = with_air(recipe, self.config.threads)
+        if self._loaded is None or self._loaded.load_key() != recipe.load_key():
+            self._loaded = None
+            self.engine.load(recipe)
+            self._say_state("loading")
+            self.wake()
+        self.call_later(self.knobs.rebuild, recipe)
+        self.show_state()
+
+    def turn(self, recipe: Recipe) -> None:
+        """Use changed knobs, from the next token on."""
+        self.session.turn(recipe)
+        self.knobs.show(recipe)
+        self.show_state()
+
+    def show_knobs(self) -> None:
+        """Open the knobs; on a narrow screen the chats make room."""
+        if self.size.width < ROOM_FOR_SIDEBAR:
+            self.show_sidebar(False)
+        self.knobs.display = True
+        self.attempt(lambda: self.knobs.show_presets(self.presets.of(self.session.recipe)))
+        self.knobs.query(Input).first().focus()
+
+    @on(KnobsPanel.Turned)
+    def _knob_turned(self, event: KnobsPanel.Turned) -> None:
+        self.turn(event.recipe)
+
+    @on(KnobsPanel.Refused)
+    def _knob_refused(self, event: KnobsPanel.Refused) -> None:
+        self.complain(str(event.error))
+
+    # Saying, doing, leaving
+
+    def say(self, text: str) -> None:
+        """Show a line over the input; "" removes it."""
+        self.chat.say(text)
+
+    def complain(self, text: str) -> None:
+        """Show what went wrong, until something goes right."""
+        self.chat.complain(text)
+
+    def attempt(self, deed: Callable[[], object]) -> None:
+        """Do something; an error becomes a line."""
+        try:
+            deed()
+        except EftError as error:
+            self.complain(str(error))
+
+    async def perform(self, action: Action, argument: str = "") -> None:
+        """Run an action; an error becomes a line."""
+        try:
+            result = action.deed(self, argument)
+            if result is not None:
+                await result
+        except EftError as error:
+            self.complain(str(error))
+
+    async def action_perform(self, action: str) -> None:
+        """Run an action by its id: what keys and palette call."""
+        async with self._changing:
+            await self.perform(BY_ID[action])
+
+    def wake(self) -> None:
+        """Listen to the engine again."""
+        self.quiet = False
+        self._beat.resume()
+
+    def show_state(self) -> None:
+        """Say over and under the input who would answer, and how."""
+        session = self.session
+        who = session.recipe.name if session.only == "eft" else f"{session.recipe.name}: {session.only} alone"
+        words = [who, steering(session.recipe), *(["system prompt"] if session.system else [])]
+        self.chat.composer.border_subtitle = visible(" · ".join(words))
+        self._show_figures(self._figures)
+
+    def _say_state(self, state: str) -> None:
+        self._show_figures(replace(self._figures, state=state))
+
+    def _show_figures(self, figures: Figures) -> None:
+        self._figures = figures
+        self.footer.show(figures)
+
+    def show_sidebar(self, shown: bool) -> None:
+        """Show or hide the chats; on a narrow screen the knobs make room."""
+        self._sidebar_wanted = shown
+        if shown and self.size.width < ROOM_FOR_SIDEBAR:
+            self.knobs.display = False
+        self._place_sidebar()
+
+    def on_resize(self) -> None:
+        """Fold the chats away where there is no room."""
+        self._place_sidebar()
+
+    def _place_sidebar(self) -> None:
+        wanted = self._sidebar_wanted
+        self.sidebar.display = self.size.width >= ROOM_FOR_SIDEBAR if wanted is None else wanted
+
+    @on(Sidebar.Searched)
+    def _searched(self, event: Sidebar.Searched) -> None:
+        if event.words:
+            self.attempt(lambda: self.sidebar.show_hits(self.history.search(event.words)))
+        else:
+            self.show_chats()
+
+    @on(Sidebar.Opened)
+    async def _opened(self, event: Sidebar.Opened) -> None:
+        async with self._changing:
+            try:
+                await self.open_chat(event.chat)
+                await self._go_to(event.message)
+            except EftError as error:
+                self.complain(str(error))
+
+    async def _go_to(self, message: int | None) -> None:
+        """Show the branch with a message and go there; None is the input."""
+        if message is None:
+            self.chat.composer.focus()
+            return
+        self.session.messages = self.history.show(message)
+        await self.chat.show_messages()
+        view = self.chat.transcript.view(message)
+        if view is not None:
+            view.focus()
+
+    def get_system_commands(self, screen: Screen[object]) -> Iterable[SystemCommand]:
+        """Offer every action in the palette; one that needs words is put into the input."""
+        for action in ACTIONS:
+            if action.scope == "composer":
+                continue
+            keys = ", ".join(key_name(key) for key in self.config.keys.get(action.id, action.keys).split(",") if key)
+            words = " · ".join(part for part in (action.help, f"/{action.slash}" if action.slash else "", keys) if part)
+            yield SystemCommand(action.title, words, self._chooser(action))
+
+    def _chooser(self, action: Action) -> Callable[[], None]:
+        def choose() -> None:
+            if action.argument and not action.argument.startswith("["):
+                self.chat.composer.write(f"/{action.slash} ")
+                self.chat.composer.focus()
+            else:
+                self.call_later(self.action_perform, action.id)
+
+        return choose
+
+    def use_theme(self, name: str) -> None:
+        """Change the colours. Raises: UsageError."""
+        if name not in self.available_themes:
+            raise UsageError(f"there is no theme {name!r}; the nearest one is {nearest(name, self.available_themes)!r}")
+        self.theme = name
+
+    def copy_selection(self) -> bool:
+        """Copy what is selected; return whether anything is."""
+        focused = self.focused
+        text = getattr(focused, "selected_text", "") or self.screen.get_selected_text() or ""
+        if text:
+            self.copy_to_clipboard(text)
+            self.screen.clear_selection()
+        return bool(text)
+
+    @property
+    def quit_offered(self) -> bool:
+        """Whether Ctrl+C was just pressed with nothing to stop."""
+        return time.monotonic() - self._quit_offered_at < QUIT_WINDOW
+
+    def offer_to_quit(self) -> None:
+        """Say how to leave."""
+        self._quit_offered_at = time.monotonic()
+        self.say("Ctrl+C again leaves; what is typed is kept")
+
+    def leave(self) -> None:
+        """Stop what runs, keep what is typed, and leave."""
+        self.engine.stop()
+        self.keep_typed()
+        self.exit()

@@ -1,0 +1,207 @@
+"""The chat's pane: transcript, inspector, notice and input, and how they work together."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from textual import on
+from textual.app import ComposeResult
+from textual.containers import Vertical
+from textual.widgets import Static, TextArea
+
+from eft_local.errors import UsageError
+from eft_local.inspection import sparkline
+from eft_local.tui.actions import completions
+from eft_local.tui.composer import Composer
+from eft_local.tui.inspector import InspectorPanel
+from eft_local.tui.message import AnswerView, MessageView
+from eft_local.tui.session import STRIP_WIDTH, Session, Writing
+from eft_local.tui.text import visible
+from eft_local.tui.tokens import TokenText
+from eft_local.tui.transcript import Transcript
+
+if TYPE_CHECKING:
+    from eft_local.history import Message
+
+
+class ChatPane(Vertical):
+    """Shows a session's chat; changes nothing in it."""
+
+    def __init__(self, session: Session, recalled: Sequence[str], keys: Mapping[str, str]) -> None:
+        """recalled: earlier questions for ↑.  keys: remapped ones, by action id."""
+        super().__init__(id="chat")
+        self.session = session
+        self.transcript = Transcript()
+        self.inspector = InspectorPanel()
+        self.composer = Composer(recalled, keys)
+        self.editing: int | None = None
+        self.inspecting = False
+        self.inspected: AnswerView | None = None
+        self._notice = Static("", id="notice", markup=False)
+        self._before_edit = ""
+
+    def compose(self) -> ComposeResult:
+        """Lay out from top to bottom."""
+        yield self.transcript
+        yield self.inspector
+        yield self._notice
+        yield self.composer
+
+    def on_mount(self) -> None:
+        """The inspector opens when it is asked for."""
+        self.inspector.display = False
+
+    # Notices
+
+    def say(self, text: str) -> None:
+        """Show a line over the input; "" removes it."""
+        self._notice.remove_class("-problem")
+        self._notice.update(visible(text))
+        self._notice.display = bool(text)
+
+    def complain(self, text: str) -> None:
+        """Show what went wrong, until something goes right."""
+        self.say(" ".join(text.split()))
+        self._notice.add_class("-problem")
+
+    @property
+    def notice(self) -> str:
+        """The line over the input."""
+        return str(self._notice.content) if self._notice.display else ""
+
+    @on(TextArea.Changed, "#composer")
+    def _hint(self) -> None:
+        """Say what a slash command that is being typed may become."""
+        found = list(completions(self.composer.text))
+        if len(found) == 1:
+            self.say(f"/{found[0].slash} {found[0].argument}".rstrip() + f"   {found[0].help}")
+        elif found:
+            self.say("   ".join(f"/{action.slash}" for action in found))
+
+    # Messages
+
+    async def show_messages(self) -> None:
+        """Show the branch that the session shows; what is not in the prompt any more is dimmed."""
+        messages = self.session.messages
+        await self.transcript.show(messages)
+        dropped = {message.id for message in messages[: 2 * self.session.dropped]}
+        for view in self.transcript.views:
+            view.set_class(view.message.id in dropped, "-dropped")
+
+    async def begin(self) -> None:
+        """Show the answer that begins."""
+        self.say("")
+        before = self.inspected
+        entered = before is not None and before.is_attached and before.tokens.has_focus
+        await self.show_messages()
+        self.transcript.anchor()
+        if self.inspecting:
+            view = self.transcript.last_answer
+            if entered and view is not None and before is not None:  # stay at the place of the branch
+                view.tokens.chosen = before.tokens.chosen
+                view.add_class("-tinted")
+                view.call_after_refresh(view.tokens.focus)
+            self.inspect(view)
+
+    async def write(self, text: str, writing: Writing) -> None:
+        """Add to the answer that is being written."""
+        view = self.answer_view(writing)
+        if view is None:
+            return
+        await view.write(text)
+        steps = (*writing.kept, *writing.steps)
+        changes = [step.change for step in steps if step.change is not None]
+        view.show_live(sparkline(changes, STRIP_WIDTH) if changes else "")
+        if self.inspecting:
+            view.tint(steps)
+
+    async def end(self, view: AnswerView | None) -> None:
+        """The answer is complete."""
+        if view is not None:
+            await view.end()
+        await self.show_messages()
+        if self.inspecting:
+            self.inspect(self.transcript.last_answer)
+
+    def answer_view(self, writing: Writing | None) -> AnswerView | None:
+        """Return the view of the answer that is being written."""
+        view = self.transcript.view(writing.writer.id) if writing else None
+        return view if isinstance(view, AnswerView) else None
+
+    # Editing a question
+
+    def begin_edit(self, question: Message) -> None:
+        """Put a question into the input."""
+        if self.editing is None:
+            self._before_edit = self.composer.text
+        self.editing = question.id
+        self.composer.border_title = "edit: Enter asks it anew, Esc leaves it"
+        self.composer.write(question.text)
+        self.composer.focus()
+
+    def end_edit(self) -> None:
+        """Put back what was in the input before; what was typed of the question can be recalled."""
+        if self.editing is not None:
+            self.editing = None
+            self.composer.border_title = ""
+            self.composer.remember(self.composer.text)
+            self.composer.write(self._before_edit)
+            self._before_edit = ""
+
+    @property
+    def unsent(self) -> str:
+        """What is typed and not sent."""
+        return self._before_edit if self.editing is not None else self.composer.text
+
+    # The inspector
+
+    def open_inspector(self) -> None:
+        """Tint the chosen answer, or the last one. Raises: UsageError if there is none."""
+        chosen = self.transcript.chosen
+        view = chosen if isinstance(chosen, AnswerView) else self.transcript.last_answer
+        if view is None:
+            raise UsageError("there is no answer to inspect yet; ask something")
+        self.inspecting = True
+        self.inspector.display = True
+        self.inspect(view)
+        if view.tokens.steps:
+            view.tokens.focus()
+        view.scroll_visible(animate=False)
+
+    def close_inspector(self) -> None:
+        """Show Markdown again."""
+        self.inspecting = False
+        self.inspector.display = False
+        self.inspect(None)
+        self.composer.focus()
+
+    def inspect(self, view: AnswerView | None) -> None:
+        """Tint an answer, and none beside it."""
+        if self.inspected is not None and self.inspected is not view and self.inspected.is_attached:
+            self.inspected.untint()
+        self.inspected = view
+        if view is not None and view.is_attached:
+            steps = self.session.steps(view.message)
+            view.tint(steps)
+            self.inspector.show_answer(steps)
+            chosen = view.tokens.chosen
+            if chosen is not None and chosen < len(steps):
+                self.inspector.show(steps, chosen)
+            else:
+                self.inspector.clear()
+
+    def move_token(self, by: int) -> None:
+        """Choose a token beside the chosen one."""
+        if self.inspected is not None:
+            tokens = self.inspected.tokens
+            tokens.choose((tokens.chosen or 0) + by)
+
+    @on(TokenText.Chosen)
+    def _token_chosen(self, event: TokenText.Chosen) -> None:
+        self.inspector.show(event.view.steps, event.index)
+
+    @on(MessageView.Chosen)
+    def _message_chosen(self, event: MessageView.Chosen) -> None:
+        if self.inspecting and isinstance(event.view, AnswerView) and event.view is not self.inspected:
+            self.inspect(event.view)

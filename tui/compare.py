@@ -1,0 +1,191 @@
+"""Compare: several systems answer the same question side by side, one after the other; one can be kept."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from textual.app import ComposeResult
+from textual.containers import Horizontal, Vertical, VerticalScroll
+from textual.screen import Screen
+from textual.widgets import Markdown, Static
+
+from eft_local.errors import UsageError
+from eft_local.prompts import Message
+from eft_local.tui.actions import bindings
+from eft_local.tui.engine import Engine, Failed, Finished, Request, Started, Wrote
+from eft_local.tui.text import visible
+
+if TYPE_CHECKING:
+    from eft_local.emulator import Answer, Step
+    from eft_local.recipe import Recipe
+
+LONGEST = 200
+"""Tokens per answer where the recipe sets no limit: an untuned base seldom ends by itself."""
+
+
+@dataclass(frozen=True, slots=True)
+class Contender:
+    """Who answers, and with which knobs."""
+
+    title: str
+    only: str
+    recipe: Recipe
+
+
+@dataclass(frozen=True, slots=True)
+class Picked:
+    """The answer to continue with."""
+
+    contender: Contender
+    answer: Answer
+    steps: Sequence[Step]
+
+
+def contenders(recipe: Recipe, systems: Sequence[str], known: Sequence[str]) -> list[Contender]:
+    """Read what is to be compared: names of systems, and numbers, which are alphas. Raises: UsageError."""
+    if recipe.sampling.max_tokens is None:
+        recipe = recipe.replace(max_tokens=LONGEST)
+    found = []
+    for system in systems:
+        try:
+            alpha = float(system)
+        except ValueError:
+            if system not in known:
+                raise UsageError(
+                    f"/compare {system}: there is no such role; use {', '.join(known)}, or a number for alpha"
+                ) from None
+            found.append(Contender(system, system, recipe))
+        else:
+            alphas = {name: alpha * own for name, own in recipe.alphas.items()} if len(recipe.experts) > 1 else alpha
+            found.append(Contender(f"eft α {alpha:g}", "eft", recipe.replace(alpha=alphas)))
+    return found
+
+
+class Column(Vertical, can_focus=True):
+    """One contender's answer."""
+
+    BINDINGS = bindings("compare")
+
+    def __init__(self, contender: Contender, number: int) -> None:
+        super().__init__(classes="column")
+        self.contender = contender
+        self.number = number
+        self.steps: list[Step] = []
+        self.answer: Answer | None = None
+        self.border_title = contender.title
+        self._text = ""
+
+    def compose(self) -> ComposeResult:
+        """Lay out status and text."""
+        yield Static("waits", classes="status", markup=False)
+        with VerticalScroll(can_focus=False):
+            yield Markdown("")
+
+    def say(self, status: str) -> None:
+        """Show how it stands."""
+        self.query_one(".status", Static).update(status)
+
+    def write(self, text: str) -> None:
+        """Add text."""
+        self._text += text if self._text else text.lstrip()
+
+    def draw(self) -> None:
+        """Show the text so far."""
+        self.query_one(Markdown).update(visible(self._text))
+        self.query_one(VerticalScroll).anchor()
+
+
+class CompareScreen(Screen[Picked | None]):
+    """Columns of answers; ← → choose, Enter continues with one, Esc stops and leaves."""
+
+    BINDINGS = bindings("compare")
+
+    def __init__(
+        self,
+        engine: Engine,
+        turns: tuple[Message, ...],
+        contenders: Sequence[Contender],
+        top: int,
+        wake: Callable[[], None],
+    ) -> None:
+        """top: candidates to record per token.  wake: called when there is something to hear from the engine."""
+        super().__init__()
+        self._wake = wake
+        self._engine = engine
+        seed = contenders[0].recipe.sampling.seed
+        seed = secrets.randbits(32) if seed is None else seed  # one for all: they draw the same noise
+        self._requests = [
+            Request(turns, each.recipe, only=each.only, seed=seed, candidates=top, follows=False) for each in contenders
+        ]
+        self._columns = {
+            request.number: Column(each, request.number)
+            for request, each in zip(self._requests, contenders, strict=True)
+        }
+        self._question = turns[-1]["content"]
+
+    def compose(self) -> ComposeResult:
+        """Lay out the question and a column per contender."""
+        yield Static(visible(self._question), id="compare-question", markup=False)
+        with Horizontal(id="columns"):
+            yield from self._columns.values()
+        yield Static("← → choose   Enter continues with it   Esc stops, then leaves", id="compare-hint")
+
+    def on_mount(self) -> None:
+        """Start."""
+        next(iter(self._columns.values())).focus()
+        for request in self._requests:
+            self._engine.write(request)
+        self._wake()
+
+    def heard(self, events: Sequence[object]) -> None:
+        """Show what the engine says."""
+        changed: dict[int, Column] = {}
+        for event in events:
+            column = self._columns.get(getattr(event, "number", -1))
+            if column is None:
+                continue
+            changed[column.number] = column
+            if isinstance(event, Started):
+                column.say("writes …")
+            elif isinstance(event, Wrote):
+                column.steps.append(event.step)
+                column.write(event.step.text)
+            elif isinstance(event, Finished):
+                column.answer = event.answer
+                column.say(facts(event.answer))
+            elif isinstance(event, Failed):
+                column.say(str(event.error))
+        for column in changed.values():
+            column.draw()
+
+    def move(self, by: int) -> None:
+        """Go to another column."""
+        columns = list(self._columns.values())
+        here = next((place for place, column in enumerate(columns) if column.has_focus), 0)
+        columns[(here + by) % len(columns)].focus()
+
+    def pick(self) -> None:
+        """Continue with the column that has the focus. Raises: UsageError while it is not written."""
+        column = next((each for each in self._columns.values() if each.has_focus), None)
+        if column is None or column.answer is None:
+            raise UsageError("this answer is not written yet; wait for it, or choose another one")
+        answer = column.answer
+        self._engine.stop()
+        self.dismiss(Picked(column.contender, answer, column.steps))
+
+    def escape(self) -> None:
+        """Stop what is being written; leave when nothing is."""
+        if any(column.answer is None for column in self._columns.values()) and self._engine.busy:
+            self._engine.stop()
+        else:
+            self.dismiss(None)
+
+
+def facts(answer: Answer) -> str:
+    """Return how an answer ended, how long it is and how fast it came."""
+    ends = {"stop": "ended by itself", "length": "cut off", "context": "context full", "cancelled": "stopped"}
+    speed = f"{answer.tokens_per_second:.0f} tokens/s"
+    return f"{len(answer.tokens)} tokens · {speed} · {ends[answer.finish_reason]}"

@@ -1,0 +1,267 @@
+"""The engine behind the app: one thread that owns the Emulator, so that no widget ever waits for a model.
+
+The thread appends events to a buffer and calls nothing of the app; the app drains the buffer by a timer. Only
+`stop` reaches into a running evaluation.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import threading
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from queue import SimpleQueue
+from typing import TYPE_CHECKING
+
+import psutil
+
+from eft_local.errors import Cancelled, EftError
+from eft_local.prompts import Message
+
+if TYPE_CHECKING:
+    from eft_local.emulator import Answer, Emulator, Step
+    from eft_local.recipe import Recipe
+
+Progress = Callable[[str, float], bool]
+Load = Callable[["Recipe", Progress], "Emulator"]
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One answer to write.
+
+    recipe: how to mix and sample; needs the same models as the loaded one.
+    only: one role alone, or "eft" for the mixture.  prefix: token ids that the answer already has.
+    follows: whether later `Engine.change` calls act on it from the next token; answers that are compared do not.
+    """
+
+    messages: tuple[Message, ...]
+    recipe: Recipe
+    only: str = "eft"
+    prefix: tuple[int, ...] = ()
+    seed: int | None = None
+    candidates: int = 0
+    follows: bool = True
+    number: int = field(default_factory=itertools.count().__next__)
+
+
+@dataclass(frozen=True, slots=True)
+class Loading:
+    """A role's weights are being read; fraction: 0…1."""
+
+    role: str
+    fraction: float
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A recipe's models are ready; systems: what `Request.only` may name."""
+
+    recipe: Recipe
+    systems: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class LoadFailed:
+    """A recipe's models could not be had; nothing is loaded now."""
+
+    recipe: Recipe
+    error: Exception
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """An answer begins."""
+
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
+class Wrote:
+    """One token of an answer."""
+
+    number: int
+    step: Step
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """An answer is complete, or was stopped: then `answer.finish_reason` says so."""
+
+    number: int
+    answer: Answer
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """An answer could not be written, or not to its end."""
+
+    number: int
+    error: Exception
+
+
+Event = Loading | Loaded | LoadFailed | Started | Wrote | Finished | Failed
+
+
+def load(recipe: Recipe, progress: Progress) -> Emulator:
+    """Load a recipe's models; llama.cpp itself is imported here, in the engine's thread."""
+    from eft_local.emulator import Emulator
+
+    return Emulator.load(recipe, progress=progress)
+
+
+@dataclass(eq=False, slots=True)
+class _Job:
+    """What the thread has to do: load a recipe, or write an answer."""
+
+    work: Recipe | Request
+    stopped: bool = False
+
+
+class Engine:
+    """Loads recipes and writes answers in the order they are asked for; every method returns at once."""
+
+    def __init__(self, load: Load = load) -> None:
+        self._load = load
+        self._queue: SimpleQueue[_Job | None] = SimpleQueue()
+        self._jobs: list[_Job] = []  # queued or running
+        self._events: deque[Event] = deque()
+        self._emulator: Emulator | None = None
+        self._wanted: Recipe | None = None
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+        self._thread.start()
+
+    @property
+    def busy(self) -> bool:
+        """Whether something is queued or running."""
+        return bool(self._jobs)
+
+    def load(self, recipe: Recipe) -> None:
+        """Free what is loaded and load a recipe's models."""
+        self._add(_Job(recipe))
+
+    def write(self, request: Request) -> int:
+        """Write an answer; return the number that its events carry."""
+        self._wanted = None
+        self._add(_Job(request))
+        return request.number
+
+    def change(self, recipe: Recipe) -> None:
+        """Let the next token of the answer that is being written obey another recipe (of the same models)."""
+        self._wanted = recipe
+
+    def stop(self) -> None:
+        """Stop what runs and what is queued; a partial answer is kept."""
+        for job in tuple(self._jobs):
+            job.stopped = True
+        emulator = self._emulator
+        if emulator is not None:
+            emulator.cancel()
+
+    def drain(self) -> list[Event]:
+        """Return the events since the last call."""
+        return [self._events.popleft() for _ in range(len(self._events))]
+
+    def close(self, patience: float = 10.0) -> None:
+        """Stop, free the models and end the thread; patience: seconds to wait for llama.cpp."""
+        self.stop()
+        self._queue.put(None)
+        self._thread.join(patience)
+
+    def _add(self, job: _Job) -> None:
+        self._jobs.append(job)
+        self._queue.put(job)
+
+    def _run(self) -> None:
+        while (job := self._queue.get()) is not None:
+            try:
+                if isinstance(job.work, Request):
+                    self._write(job, job.work)
+                else:
+                    self._load_recipe(job, job.work)
+            finally:
+                self._jobs.remove(job)
+        self._free()
+
+    def _free(self) -> None:
+        emulator, self._emulator = self._emulator, None
+        if emulator is not None:
+            emulator.close()
+
+    def _load_recipe(self, job: _Job, recipe: Recipe) -> None:
+        told: Loading | None = None
+
+        def progress(role: str, fraction: float) -> bool:
+            nonlocal told
+            news = Loading(role, round(fraction, 2))  # llama.cpp tells every tensor
+            if news != told:
+                told = news
+                self._events.append(news)
+            return not job.stopped
+
+        try:
+            self._free()
+            if job.stopped:
+                raise Cancelled("loading was cancelled")
+            self._emulator = self._load(recipe, progress)
+        except Exception as error:
+            self._events.append(LoadFailed(recipe, error))
+        else:
+            self._events.append(Loaded(recipe, tuple(self._emulator.systems)))
+
+    def _write(self, job: _Job, request: Request) -> None:
+        emulator = self._emulator
+        number = request.number
+
+        def on_step(step: Step) -> None:
+            self._events.append(Wrote(number, step))
+            if step.finish_reason is not None:
+                return
+            if job.stopped:  # a stop that came before the answer began found nothing to stop
+                assert emulator is not None
+                emulator.cancel()
+            wanted = self._wanted
+            if request.follows and wanted is not None:
+                self._wanted = None
+                self._obey(wanted)
+
+        try:
+            if emulator is None:
+                raise EftError("no models are loaded; choose a recipe with /recipe")
+            if job.stopped:
+                raise Cancelled("stopped before it began")
+            self._events.append(Started(number))
+            emulator.recipe = request.recipe
+            answer = emulator.chat(
+                request.messages,
+                only=request.only,
+                seed=request.seed,
+                prefix=request.prefix,
+                facts=True,
+                top=request.candidates,
+                on_step=on_step,
+            )
+        except Exception as error:
+            self._events.append(Failed(number, error))
+        else:
+            self._events.append(Finished(number, answer))
+
+    def _obey(self, recipe: Recipe) -> None:
+        assert self._emulator is not None
+        self._emulator.recipe = recipe
+
+
+def with_air(recipe: Recipe, threads: int | None = None) -> Recipe:
+    """Return the recipe with so many CPU threads for llama.cpp, unless it chooses them itself.
+
+    threads: None leaves one physical core to the app. llama.cpp's threads wait for each other in busy loops: where
+    one of them shares its core with the drawing of the screen, all are slow.
+    """
+    if recipe.placement.threads is not None:
+        return recipe
+    if threads is None:
+        usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        threads = max(1, min(usable, psutil.cpu_count(logical=False) or usable) - 1)
+    return recipe.replace(threads=threads)

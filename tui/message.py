@@ -1,0 +1,154 @@
+"""One message of the transcript: a question, or an answer that may be streaming, as Markdown or as tinted tokens."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from textual import events
+from textual.app import ComposeResult
+from textual.containers import Vertical
+from textual.message import Message as TextualMessage
+from textual.widgets import Markdown, Static
+from textual.widgets.markdown import MarkdownStream
+
+from eft_local.tui.actions import bindings
+from eft_local.tui.text import visible
+from eft_local.tui.tokens import TokenText
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from eft_local.emulator import Step
+    from eft_local.history import Message
+
+ENDINGS = {
+    "stop": "",
+    "length": "cut off at max tokens",
+    "context": "context full",
+    "cancelled": "stopped",
+    "failed": "failed",
+    "interrupted": "interrupted",
+}
+
+
+class MessageView(Vertical, can_focus=True):
+    """A message with its header; keys work on it while it has the focus."""
+
+    BINDINGS = bindings("message")
+
+    class Chosen(TextualMessage):
+        """The message got the focus."""
+
+        def __init__(self, view: MessageView) -> None:
+            super().__init__()
+            self.view = view
+
+    def __init__(self, message: Message) -> None:
+        super().__init__(classes=message.role)
+        self.message = message
+        self._heading = Static(self.heading(), classes="heading", markup=False)
+
+    def compose(self) -> ComposeResult:
+        """Lay out header and text."""
+        yield self._heading
+        yield Static(visible(self.message.text), classes="body", markup=False)
+
+    def heading(self) -> str:
+        """Return the line over the message."""
+        return " ".join(["you", *self._branches()])
+
+    def _branches(self) -> list[str]:
+        count = len(self.message.siblings)
+        return [f"‹ {self.message.position}/{count} ›"] if count > 1 else []
+
+    def renew(self, message: Message) -> None:
+        """Show what may have changed of a message that is shown already."""
+        self.message = message
+        self._heading.update(self.heading())
+
+    def on_focus(self, event: events.Focus) -> None:
+        """Tell who has the focus."""
+        self.post_message(self.Chosen(self))
+
+
+class AnswerView(MessageView):
+    """An answer: Markdown to read, tokens to inspect, and over them the strip of changes."""
+
+    def __init__(self, message: Message) -> None:
+        super().__init__(message)
+        self._stream: MarkdownStream | None = None
+        self._text = message.text
+        self._strip = Static(self.strip(), classes="strip", markup=False)
+        self._markdown = Markdown(visible(message.text), classes="body")
+        self.tokens = TokenText()
+
+    def compose(self) -> ComposeResult:
+        """Lay out header, strip, Markdown and (hidden at first) tokens."""
+        yield self._heading
+        yield self._strip
+        yield self._markdown
+        yield self.tokens
+
+    def heading(self) -> str:
+        """Return who answered, how strongly steered, how fast, and how it ended."""
+        answer = self.message.answer
+        if answer is None:
+            return "answer"
+        words = [answer.written_by]
+        if answer.written_by == "eft":
+            alphas = answer.recipe.recipe().alphas if answer.recipes else {}
+            words += [f"α {alpha:g}" if len(alphas) == 1 else f"{name} α {alpha:g}" for name, alpha in alphas.items()]
+        if answer.tokens_per_second:
+            words.append(f"{answer.tokens_per_second:.0f} tokens/s")
+        changed = answer.figures.get("changed")
+        if isinstance(changed, float):
+            words.append(f"{100 * changed:.0f} % changed")
+        if answer.finish_reason and ENDINGS[answer.finish_reason]:
+            words.append(ENDINGS[answer.finish_reason])
+        return " · ".join([*words, *self._branches()])
+
+    def strip(self) -> str:
+        """Return the finished answer's strip of changes."""
+        answer = self.message.answer
+        return str(answer.figures.get("strip", "")) if answer else ""
+
+    def renew(self, message: Message) -> None:
+        """Show the final figures."""
+        super().renew(message)
+        strip = self.strip()
+        if strip:
+            self._strip.update(strip)
+
+    async def write(self, text: str) -> None:
+        """Add text; it is shown as fast as it can be rendered."""
+        self._text += text
+        if self._stream is None:
+            self._stream = Markdown.get_stream(self._markdown)
+        await self._stream.write(visible(text))
+
+    def show_live(self, strip: str) -> None:
+        """Show the strip of an answer that is being written."""
+        self._strip.update(strip)
+
+    async def end(self) -> None:
+        """The answer is complete: render it once more as a whole, which settles what half a text had looked like."""
+        stream, self._stream = self._stream, None
+        if stream is not None:
+            await stream.stop()
+        if self.is_attached:
+            await self._markdown.update(visible(self._text))
+
+    def tint(self, steps: Sequence[Step]) -> None:
+        """Show tinted tokens in place of Markdown."""
+        self.add_class("-tinted")
+        self.tokens.show(steps)
+
+    def untint(self) -> None:
+        """Show Markdown again."""
+        self.remove_class("-tinted")
+
+    def code_blocks(self) -> list[str]:
+        """Return the text of each block of code."""
+        from markdown_it import MarkdownIt
+
+        return [token.content for token in MarkdownIt("gfm-like").parse(self.message.text) if token.type == "fence"]

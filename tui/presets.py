@@ -1,0 +1,80 @@
+"""Presets: knobs that were kept under a name, per recipe, in `presets.toml` beside the config."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import tomli_w
+
+from eft_local.checks import nearest
+from eft_local.errors import OutputError, UsageError
+from eft_local.tui import config
+from eft_local.tui.knobs import KNOBS
+
+if TYPE_CHECKING:
+    from eft_local.recipe import Recipe
+
+
+class Presets:
+    """The presets of all recipes, read when they are needed and written whole."""
+
+    def __init__(self, file: Path | None = None) -> None:
+        self.file = file or config.folder() / "presets.toml"
+
+    def of(self, recipe: Recipe) -> Mapping[str, Mapping[str, Any]]:
+        """Return a recipe's presets by name. Raises: UsageError if the file cannot be read."""
+        table = self._read().get(recipe.name, {})
+        return table if isinstance(table, dict) else {}
+
+    def load(self, recipe: Recipe, name: str) -> Recipe:
+        """Return the recipe with a preset's knobs. Raises: UsageError."""
+        presets = self.of(recipe)
+        if name not in presets:
+            there = f'the nearest one is "{nearest(name, presets)}"' if presets else "/save-preset NAME makes one"
+            raise UsageError(f"recipe {recipe.name} has no preset {name!r}; {there}")
+        knobs = dict(presets[name])
+        for knob in KNOBS:  # TOML has no None: what is absent was off
+            if knob.optional:
+                knobs.setdefault(knob.key, None)
+        return recipe.replace(**knobs)
+
+    def save(self, recipe: Recipe, name: str) -> None:
+        """Keep a recipe's knobs. Raises: UsageError, OutputError."""
+        if not name:
+            raise UsageError("/save-preset: needs a name")
+        table = self._read()
+        table.setdefault(recipe.name, {})[name] = knobs_of(recipe)
+        self._write(table)
+
+    def forget(self, recipe: Recipe, name: str) -> None:
+        """Remove a preset. Raises: UsageError, OutputError."""
+        self.load(recipe, name)
+        table = self._read()
+        del table[recipe.name][name]
+        self._write(table)
+
+    def _read(self) -> dict[str, Any]:
+        try:
+            return tomllib.loads(self.file.read_text("utf-8"))
+        except FileNotFoundError:
+            return {}
+        except (OSError, ValueError) as error:
+            raise UsageError(f"{self.file}: cannot be read ({error}); correct it, or remove it") from None
+
+    def _write(self, table: Mapping[str, Any]) -> None:
+        part = self.file.with_suffix(".part")
+        try:
+            self.file.parent.mkdir(parents=True, exist_ok=True)
+            part.write_text(tomli_w.dumps(table), "utf-8")
+            part.replace(self.file)
+        except OSError as error:
+            raise OutputError(f"cannot write {self.file}: {error.strerror}") from None
+
+
+def knobs_of(recipe: Recipe) -> dict[str, Any]:
+    """Return all knobs of a recipe as TOML holds them."""
+    values = {knob.key: knob.value(recipe) for knob in KNOBS} | {"alpha": recipe.alphas}
+    return {key: value for key, value in values.items() if value is not None}
