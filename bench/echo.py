@@ -41,15 +41,15 @@ def main() -> None:
         recipe = _recipe(Path(home), options.threads)
         echoes = _echoes(Path(home), recipe, options.keys)
         app = _answers(Path(home))
+        speeds = {"app": app["speed"], **_library(recipe, app["threads"])}
         found = {
             "echo_ms": {name: round(value, 1) for name, value in _spread(echoes).items()},
             "keys": len(echoes),
             "threads": app["threads"],
-            "tokens_per_second": {"app": app["speed"], **_library(recipe, app["threads"])},
+            "tokens_per_second": speeds,
+            "app_over_library": round(speeds["app"] / speeds["library"], 3),
+            "app_over_library_with_facts": round(speeds["app"] / speeds["library with facts"], 3),
         }
-    speeds = found["tokens_per_second"]
-    found["app_over_library"] = round(speeds["app"] / speeds["library"], 3)
-    found["app_over_library_with_facts"] = round(speeds["app"] / speeds["library with facts"], 3)
     print(json.dumps(found, indent=2))
 
 

@@ -172,8 +172,8 @@ class Measurement:
         blocks = self._plan.limit or MOST
         return [
             *parts,
-            Part("batches", 0.15, min(2, blocks), blocks, self._measure_batches),
-            Part("prompts", 0.05, min(2, blocks), blocks, self._measure_prompt),
+            Part("batches", 0.2, 1, blocks, self._measure_batches),
+            Part("prompts", 0.05, 1, blocks, self._measure_prompt),
         ]
 
     def _warm_up(self) -> None:
@@ -207,22 +207,23 @@ class Measurement:
         self._running = emulator
         emulator.recipe = _recipe_of(emulator.recipe, system)
         times: list[float] = []
-        drafted = 0
+        drafted: list[bool] = []
 
         def on_step(step: Step) -> None:
-            nonlocal drafted
             if not times:
                 watch.clear()  # the prompt's rows say nothing of drafts
             times.append(time.perf_counter())
-            drafted += step.drafted
+            drafted.append(step.drafted)
             if self._stopped:  # again: a request between two answers found nothing to stop
                 emulator.cancel()
 
         only = "base" if system == BASE else "eft"
         answer = emulator.chat(question, only=only, max_tokens=max_tokens, on_step=on_step)
         self._check(answer.finish_reason)
-        drafts = tuple(rows - 1 for rows in watch.rows)
-        return Run(answer.tokens, len(times) - 1, times[-1] - times[0], drafts, drafted)
+        drafts = [rows - 1 for rows in watch.rows]
+        if drafted[-1] and len(answer.tokens) < len(times):
+            drafts[-1] += 1  # the guess that ended the answer: nothing follows it, so it had no row
+        return Run(answer.tokens, len(times) - 1, times[-1] - times[0], tuple(drafts), sum(drafted))
 
     def _measure_tokens(self, kind: str, number: int) -> None:
         """Token by token of a plain answer: a step, and the roles' bare evaluations of the token before, in turns."""

@@ -86,8 +86,8 @@ class Recipe:
     draft: tokens that small roles write ahead, "auto" for what is fastest, or "off".
     draft_source: "expert"; "proxy", antiexpert + alpha·(expert − antiexpert); "ngram", what followed the last tokens
         when they stood before; "ngram+expert", "ngram+proxy": the latter where the former has nothing to say.
-    draft_rule: "shared-noise", answers are the same as without drafts; or "rejection", speculative sampling's own rule:
-        it takes more of a draft, and answers have the same distribution.
+    draft_rule: "shared-noise", answers are the same as without drafts; or "rejection", speculative sampling's own rule,
+        which may take more of a draft: answers have the same distribution, and a seed repeats one only if drafts do.
     about: what the models cost to get and to run.
     compare: further models that stand beside the mixture in comparisons and evaluations, never inside it.
     folder: where relative paths start, None for the working directory; not a TOML key.

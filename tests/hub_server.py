@@ -246,7 +246,8 @@ class _Handler(BaseHTTPRequestHandler):
             return
         fault = self.hub.next_fault()
         asked = self.headers.get("Range", "")
-        start = int(asked.removeprefix("bytes=").rstrip("-") or 0)
+        first, _, last = asked.removeprefix("bytes=").partition("-")
+        start, end = int(first or 0), int(last or len(data) - 1) + 1
         if fault.status:
             self._send(fault.status, b"no", dict(fault.headers), start=start, is_content=False)
             return
@@ -257,9 +258,9 @@ class _Handler(BaseHTTPRequestHandler):
             data = data[: fault.flip] + bytes([data[fault.flip] ^ 1]) + data[fault.flip + 1 :]
         data += fault.extra
         if asked and not fault.ignore_range:
-            first = start + fault.shift
-            headers["Content-Range"] = f"bytes {first}-{len(data) - 1}/{len(data)}"
-            self._send(206, data[first:], headers, fault, start)
+            shifted, end = start + fault.shift, end + len(fault.extra)
+            headers["Content-Range"] = f"bytes {shifted}-{end - 1}/{len(data)}"
+            self._send(206, data[shifted:end], headers, fault, start)
         else:
             self._send(200, data, headers, fault, start)
 

@@ -225,7 +225,7 @@ def interrupted(process: subprocess.Popen[bytes]) -> int:
 
 @pytest.fixture
 def chat(trio: str) -> Iterator[Terminal]:
-    terminal = Terminal("chat", "-r", trio, "--seed", "1")
+    terminal = Terminal("chat", "--plain", "-r", trio, "--seed", "1")
     yield terminal
     terminal.close()
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from eft_local.emulator.draft_length import AdaptiveLength, Calibration, DraftLength, FixedLength, Outcome
-from eft_local.emulator.row_costs import MEASURED_ROWS, RowCosts, _measure
+from eft_local.emulator.row_costs import MEASURED_ROWS, RowCosts, _between, _measure
 
 FREE = RowCosts((1, 2), (0.0, 0.0))
 FLAT = RowCosts((1, 16), (0.1, 0.1))
@@ -192,7 +192,8 @@ def test_a_draft_that_is_noise_costs_next_to_nothing(large: RowCosts, sure: floa
 
 def test_costs_between_and_beyond_what_was_measured_lie_on_straight_lines():
     costs = RowCosts((1, 2, 4), (1.0, 3.0, 4.0))
-    assert [costs(n) for n in (1, 2, 3, 4, 6)] == [1.0, 3.0, 3.5, 4.0, 5.0]
+    assert [costs(n) for n in (1, 2, 3, 4, 6)] == [1.0, 3.0, 3.5, 4.0, 6.0]
+    assert RowCosts((1, 3, 4), (1.0, 7.0, 4.0))(10) == 10.0  # the last step goes down
 
 
 @pytest.mark.parametrize(("unit", "repeats"), [(1e-6, 5), (10.0, 1)])
@@ -224,3 +225,8 @@ def test_one_hiccup_is_not_believed():
     costs.learn(4, 1000.0)
     assert costs(4) < 2.5
     assert costs(8) < 4.2
+
+
+def test_rows_between_multiples_of_four_cost_what_the_fifth_does():
+    costs = _between([1.0, 2.0, 3.0, 2.5, 3.25, 4.0, 5.0, 5.5])  # of 1, 2, 3, 4, 5, 8, 12 and 16 rows
+    assert [costs(n) for n in (2, 6, 7, 8, 9, 15, 16)] == [2.0, 4.0, 4.75, 4.0, 4.75, 7.25, 5.5]

@@ -19,7 +19,7 @@ from hub_server import Fault, HubServer, Repo, git_sha1, serving, sha256
 from huggingface_hub import constants, hf_hub_download
 
 from eft_local.errors import Cancelled, DownloadError, EftError, ModelNotFoundError, UsageError
-from eft_local.hub import HubName, cache, transfer
+from eft_local.hub import HubName, cache, remote, transfer
 from eft_local.hub.pull import Event, Pulled, models_on_hub, pull
 from eft_local.hub.remote import Hub
 from eft_local.hub.transfer import Partial, Patience, Talk
@@ -175,13 +175,28 @@ def test_where_links_cannot_be_had_there_is_one_copy(
 
 def test_offline_what_is_here_is_enough(server: HubServer, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(hub.folder))
-    (pulled,) = get(hub)
+    pulled, split = get(hub, FOUR, named(f"{REPO}:Q8_0"))
     asked = len(server.requests)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     assert pull([FOUR]) == [pulled]
-    with pytest.raises(DownloadError, match="Q8_0 is not in the cache, and HF_HUB_OFFLINE is set"):
-        pull([named(f"{REPO}:Q8_0")])
+    assert pull([split.name]) == [split]
+    with pytest.raises(DownloadError, match="F16 is not in the cache, and HF_HUB_OFFLINE is set"):
+        pull([named(f"{REPO}:F16")])
     assert len(server.requests) == asked
+
+
+def test_a_huge_file_is_asked_for_in_parts(server: HubServer, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(remote, "_LONGEST", 300_000)
+    server.faults = [Fault(), Fault(cut=100_000)]
+    (pulled,) = get(hub)
+    assert pulled.path.read_bytes() == CONTENT
+    assert [request.start for request in server.downloads()] == [0, 300_000, 400_000, 700_000]
+    assert server.sent() == len(CONTENT)
+
+
+def test_a_file_that_would_leave_its_folder_is_none(server: HubServer, hub: Hub) -> None:
+    server.repos[REPO].commits[0] |= {"../x.Q5_0.gguf": OTHER, "a/../../y.Q5_1.gguf": OTHER, "/z.Q6_K.gguf": OTHER}
+    assert {model.label for model in models_on_hub(named(REPO), hub)[1]} == {"Q8_0", "F16", "Q4_0"}
 
 
 # Interruptions

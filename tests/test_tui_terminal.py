@@ -140,7 +140,8 @@ def test_a_first_visit(terminal: Terminal) -> None:
     terminal.keys("Down", "Enter")
     terminal.wait("eft · .*‹ 3/3 ›")
     terminal.settle()
-    terminal.keys("Escape", "F4", "F4")
+    terminal.keys("Escape", "F4")
+    terminal.wait("inspector|token 1:", gone=True)
 
     # Compare, and continue with one of the answers.
     terminal.type("/compare")

@@ -15,7 +15,7 @@ from textual.binding import Binding, BindingType
 
 from eft_local.checks import nearest
 from eft_local.errors import UsageError
-from eft_local.tui import deeds
+from eft_local.tui import deeds, tools
 from eft_local.tui.knobs import KNOBS
 
 if TYPE_CHECKING:
@@ -135,45 +135,45 @@ ACTIONS: tuple[Action, ...] = (
     ),
     Action("chat.drop", "Drop oldest turns", "leave the oldest turns out of the prompt", deeds.drop, "", "drop", "[N]"),
     # Models and knobs
-    Action("recipe.switch", "Recipe", "load another recipe", deeds.recipe, "ctrl+o", "recipe", "[NAME|FILE]"),
-    Action("recipe.only", "Who answers", "let one role answer alone, or eft", deeds.only, "", "only", "[ROLE]"),
-    Action("knobs.panel", "Knobs", "show or hide the knobs", deeds.toggle_knobs, "f3", "knobs"),
-    Action("knobs.less", "Less tuning", "alpha down by 0.1, from the next token", deeds.less_alpha, "f7", urgent=True),
-    Action("knobs.more", "More tuning", "alpha up by 0.1, from the next token", deeds.more_alpha, "f8", urgent=True),
-    Action("preset.load", "Preset", "use a preset of this recipe", deeds.preset, "", "preset", "[NAME]"),
-    Action("preset.save", "Save preset", "keep the knobs as a preset", deeds.save_preset, "", "save-preset", "NAME"),
-    Action("preset.forget", "Forget preset", "remove a preset", deeds.forget_preset, "", "forget-preset", "NAME"),
+    Action("recipe.switch", "Recipe", "load another recipe", tools.recipe, "ctrl+o", "recipe", "[NAME|FILE]"),
+    Action("recipe.only", "Who answers", "let one role answer alone, or eft", tools.only, "", "only", "[ROLE]"),
+    Action("knobs.panel", "Knobs", "show or hide the knobs", tools.toggle_knobs, "f3", "knobs"),
+    Action("knobs.less", "Less tuning", "alpha down by 0.1, from the next token", tools.less_alpha, "f7", urgent=True),
+    Action("knobs.more", "More tuning", "alpha up by 0.1, from the next token", tools.more_alpha, "f8", urgent=True),
+    Action("preset.load", "Preset", "use a preset of this recipe", tools.preset, "", "preset", "[NAME]"),
+    Action("preset.save", "Save preset", "keep the knobs as a preset", tools.save_preset, "", "save-preset", "NAME"),
+    Action("preset.forget", "Forget preset", "remove a preset", tools.forget_preset, "", "forget-preset", "NAME"),
     *(
         Action(
             f"knob.{knob.name}",
             knob.title,
             knob.help,
-            deeds.turn(knob),
+            tools.turn(knob),
             slash=knob.slash,
             argument=knob.argument,
         )
         for knob in KNOBS
     ),
-    Action("knobs.mix", "Mix", "two experts: X for the first, 1 − X for the second", deeds.mix, "", "mix", "X"),
+    Action("knobs.mix", "Mix", "two experts: X for the first, 1 − X for the second", tools.mix, "", "mix", "X"),
     # Looking closer
-    Action("inspector.panel", "Inspector", "tint tokens by who decided them", deeds.toggle_inspector, "f4", "inspect"),
-    Action("inspector.left", "Token before", "go to the token before", deeds.token_left, "left", scope="inspector"),
-    Action("inspector.right", "Token after", "go to the token after", deeds.token_right, "right", scope="inspector"),
-    Action("inspector.next", "Next change", "go to the next changed choice", deeds.next_change, "n", scope="inspector"),
+    Action("inspector.panel", "Inspector", "tint tokens by who decided them", tools.toggle_inspector, "f4", "inspect"),
+    Action("inspector.left", "Token before", "go to the token before", tools.token_left, "left", scope="inspector"),
+    Action("inspector.right", "Token after", "go to the token after", tools.token_right, "right", scope="inspector"),
+    Action("inspector.next", "Next change", "go to the next changed choice", tools.next_change, "n", scope="inspector"),
     Action(
         "inspector.branch",
         "Continue from here",
         "let the answer continue from the chosen candidate",
-        deeds.branch_from_candidate,
+        tools.branch_from_candidate,
         "enter",
         scope="inspector",
     ),
-    Action("inspector.up", "Candidate above", "go to the candidate above", deeds.candidate_up, "up", scope="inspector"),
+    Action("inspector.up", "Candidate above", "go to the candidate above", tools.candidate_up, "up", scope="inspector"),
     Action(
         "inspector.down",
         "Candidate below",
         "go to the candidate below",
-        deeds.candidate_down,
+        tools.candidate_down,
         "down",
         scope="inspector",
     ),
@@ -181,27 +181,27 @@ ACTIONS: tuple[Action, ...] = (
         "compare.open",
         "Compare",
         "let several answer the last question, side by side",
-        deeds.compare,
+        tools.compare,
         "f5",
         "compare",
         "[ROLE|ALPHA …]",
     ),
-    Action("compare.left", "Column before", "go to the column before", deeds.column_left, "left", scope="compare"),
-    Action("compare.right", "Column after", "go to the column after", deeds.column_right, "right", scope="compare"),
-    Action("compare.pick", "Pick", "continue with this answer", deeds.pick_column, "enter", scope="compare"),
+    Action("compare.left", "Column before", "go to the column before", tools.column_left, "left", scope="compare"),
+    Action("compare.right", "Column after", "go to the column after", tools.column_right, "right", scope="compare"),
+    Action("compare.pick", "Pick", "continue with this answer", tools.pick_column, "enter", scope="compare"),
     # The app
-    Action("app.help", "Help", "show keys and commands", deeds.show_help, "f1", "help"),
-    Action("app.palette", "Palette", "find an action by its name", deeds.palette, "ctrl+p", "palette"),
-    Action("app.theme", "Theme", "change the colours", deeds.theme, "", "theme", "[NAME]"),
+    Action("app.help", "Help", "show keys and commands", tools.show_help, "f1", "help"),
+    Action("app.palette", "Palette", "find an action by its name", tools.palette, "ctrl+p", "palette"),
+    Action("app.theme", "Theme", "change the colours", tools.theme, "", "theme", "[NAME]"),
     Action(
         "app.interrupt",
         "Interrupt",
         "stop loading, stop the answer, or offer to quit",
-        deeds.interrupt,
+        tools.interrupt,
         "ctrl+c",
         urgent=True,
     ),
-    Action("app.quit", "Quit", "leave; what is typed is kept", deeds.leave, "ctrl+q", "quit"),
+    Action("app.quit", "Quit", "leave; what is typed is kept", tools.leave, "ctrl+q", "quit"),
 )
 
 BY_ID = {action.id: action for action in ACTIONS}

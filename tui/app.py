@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
 from typing import ClassVar
 
 from textual import on
@@ -16,7 +15,7 @@ from textual.screen import Screen
 from textual.widgets import Input
 
 from eft_local.checks import nearest
-from eft_local.errors import ContextOverflowError, EftError, UsageError
+from eft_local.errors import EftError, UsageError
 from eft_local.history import Chat, History
 from eft_local.recipe import Recipe
 from eft_local.tui.actions import ACTIONS, BY_ID, Action, bindings
@@ -24,22 +23,18 @@ from eft_local.tui.chat import ChatPane
 from eft_local.tui.compare import CompareScreen, Picked, contenders
 from eft_local.tui.composer import Typed
 from eft_local.tui.config import Config
-from eft_local.tui.engine import Engine, Event, Failed, Finished, Loaded, LoadFailed, Loading, Started, Wrote, with_air
-from eft_local.tui.footer import Figures, Footer, settled
+from eft_local.tui.engine import Engine, with_air
+from eft_local.tui.footer import Figures, Footer
 from eft_local.tui.help import key_name
 from eft_local.tui.knobs import KnobsPanel, steering
-from eft_local.tui.message import AnswerView
+from eft_local.tui.listener import Listener
 from eft_local.tui.presets import Presets
-from eft_local.tui.screens import DecisionScreen
 from eft_local.tui.session import CANDIDATES, Session
 from eft_local.tui.sidebar import Sidebar
 from eft_local.tui.text import visible
 
 BEAT = 0.1
 """Seconds between two looks at what the engine has written."""
-
-NEARLY_FULL = 0.85
-"""The share of a context that, once used, the app speaks of."""
 
 ROOM_FOR_SIDEBAR = 110
 """Columns from which on the saved chats stand beside the chat unasked."""
@@ -77,9 +72,9 @@ class ChatApp(App[None], inherit_bindings=False):
         self.config = config
         self.presets = Presets()
         self.typed = typed or Typed(None)
-        self.systems: tuple[str, ...] = ()
-        self._loaded: Recipe | None = None
-        self._figures = Figures()
+        self.loaded: Recipe | None = None
+        self.systems: tuple[str, ...] = ()  # what the loaded recipe lets answer
+        self._listener = Listener(self)
         self._warning = warning
         self._opened_with = chat
         self._own_recipe = own_recipe
@@ -148,88 +143,7 @@ class ChatApp(App[None], inherit_bindings=False):
                 self._beat.pause()
             if isinstance(self.screen, CompareScreen):
                 self.screen.heard(events)
-            wrote = [event for event in events if isinstance(event, Wrote)]
-            if wrote:
-                await self._show_written(wrote)
-            for event in events:
-                if not isinstance(event, Wrote):
-                    await self._hear(event)
-
-    async def _show_written(self, events: Sequence[Wrote]) -> None:
-        texts = [text for event in events if (text := self.session.wrote(event)) is not None]
-        writing = self.session.writing
-        if not texts or writing is None:
-            return
-        await self.chat.write("".join(texts), writing)
-        self._show_figures(
-            replace(
-                self._figures,
-                state="writing",
-                tokens_per_second=writing.tokens_per_second,
-                drafted=writing.drafted,
-                used={name: tokens + len(writing.steps) for name, tokens in self.session.used.items()},
-            )
-        )
-
-    async def _hear(self, event: Event) -> None:
-        if isinstance(event, Loading):
-            self._say_state(f"loading {event.role} {100 * event.fraction:.0f} %")
-        elif isinstance(event, Loaded):
-            self._loaded = event.recipe
-            self.systems = event.systems
-            self._say_state("")
-        elif isinstance(event, LoadFailed):
-            self._loaded = None
-            self._say_state("no models")
-            self.complain(f"{event.error}; /recipe chooses another recipe")
-        elif isinstance(event, Started):
-            self._say_state("reading the prompt")
-        elif isinstance(event, Finished):
-            await self._finished(event)
-        elif isinstance(event, Failed):
-            await self._failed(event)
-
-    async def _finished(self, event: Finished) -> None:
-        view = self.chat.answer_view(self.session.writing)
-        drafted = self.session.writing.drafted if self.session.writing else None
-        if self.session.finished(event):
-            await self._end(view)
-            self._show_figures(settled(event.answer, drafted, self.session.used, self.session.recipe.context))
-            self._speak_of_context(event.answer.finish_reason)
-
-    async def _failed(self, event: Failed) -> None:
-        view = self.chat.answer_view(self.session.writing)
-        if self.session.failed(event):
-            await self._end(view)
-            self.complain(str(event.error))
-            if isinstance(event.error, ContextOverflowError):
-                self._offer_room(str(event.error))
-
-    async def _end(self, view: AnswerView | None) -> None:
-        await self.chat.end(view)
-        self.show_chats()
-        self._say_state("")
-
-    def _speak_of_context(self, reason: str) -> None:
-        used, context = max(self.session.used.values(), default=0), self.session.recipe.context
-        if reason == "context":
-            self._offer_room(f"the context of {context} tokens is full: the answer ends here")
-        elif used > NEARLY_FULL * context:
-            self.say(f"the context is nearly full ({used} of {context} tokens): /drop leaves the oldest turn out, /new")
-
-    def _offer_room(self, problem: str) -> None:
-        def decide(answer: str | None) -> None:
-            if answer == "drop":
-                turns = sum(message.role == "user" for message in self.session.messages)
-                self.attempt(lambda: self.session.drop((self.session.dropped + turns) // 2))
-                self.call_later(self.action_perform, "answer.regenerate")
-            elif answer == "new":
-                self.call_later(self.action_perform, "chat.new")
-
-        several = len(self.session.messages) > 2
-        drop = [("drop", "leave the older half of the turns out, and answer again")] if several else []
-        choices = [*drop, ("new", "begin a new chat"), ("leave", "leave it")]
-        self.push_screen(DecisionScreen(problem, choices), decide)
+            await self._listener.hear(events)
 
     # Asking
 
@@ -294,7 +208,7 @@ class ChatApp(App[None], inherit_bindings=False):
         """Show the session's chat from its end, and what was being typed in it."""
         self.chat.end_edit()
         self.chat.composer.write(self.typed.unsent.get(self._chat_key, ""))
-        self._figures = Figures()
+        self.footer.show(Figures())
         await self.chat.show_messages()
         self.show_chats()
         await self.knobs.rebuild(self.session.recipe)
@@ -319,10 +233,10 @@ class ChatApp(App[None], inherit_bindings=False):
         if self.session.writing is not None:
             raise UsageError("an answer is being written; Esc stops it")
         recipe = self.session.recipe = with_air(recipe, self.config.threads)
-        if self._loaded is None or self._loaded.load_key() != recipe.load_key():
-            self._loaded = None
+        if self.loaded is None or self.loaded.load_key() != recipe.load_key():
+            self.loaded = None
             self.engine.load(recipe)
-            self._say_state("loading")
+            self.footer.say("loading")
             self.wake()
         self.call_later(self.knobs.rebuild, recipe)
         self.show_state()
@@ -391,14 +305,6 @@ class ChatApp(App[None], inherit_bindings=False):
         who = session.recipe.name if session.only == "eft" else f"{session.recipe.name}: {session.only} alone"
         words = [who, steering(session.recipe), *(["system prompt"] if session.system else [])]
         self.chat.composer.border_subtitle = visible(" · ".join(words))
-        self._show_figures(self._figures)
-
-    def _say_state(self, state: str) -> None:
-        self._show_figures(replace(self._figures, state=state))
-
-    def _show_figures(self, figures: Figures) -> None:
-        self._figures = figures
-        self.footer.show(figures)
 
     def show_sidebar(self, shown: bool) -> None:
         """Show or hide the chats; on a narrow screen the knobs make room."""

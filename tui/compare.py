@@ -95,7 +95,8 @@ class Column(Vertical, can_focus=True):
     def draw(self) -> None:
         """Show the text so far."""
         self.query_one(Markdown).update(visible(self._text))
-        self.query_one(VerticalScroll).anchor()
+        if self.answer is None:
+            self.query_one(VerticalScroll).scroll_end(animate=False)
 
 
 class CompareScreen(Screen[Picked | None]):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import psutil
@@ -43,19 +43,23 @@ class Footer(Static):
     def __init__(self) -> None:
         super().__init__("", id="footer", markup=False)
         self._process = psutil.Process()
-        self._figures = Figures()
+        self.figures = Figures()
 
     def show(self, figures: Figures) -> None:
         """Show other figures."""
-        self._figures = figures
+        self.figures = figures
         self._draw()
+
+    def say(self, state: str) -> None:
+        """Say what goes on; "" is nothing."""
+        self.show(replace(self.figures, state=state))
 
     def on_resize(self) -> None:
         """Use the room there is."""
         self._draw()
 
     def _draw(self) -> None:
-        self.update(line(self._figures, self._process.memory_info().rss, self.size.width or 80))
+        self.update(line(self.figures, self._process.memory_info().rss, self.size.width or 80))
 
 
 def line(figures: Figures, memory: int, width: int) -> str:

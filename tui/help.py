@@ -47,8 +47,10 @@ def _row(action: Action, keys: str) -> tuple[str, str, str]:
 
 def key_name(key: str) -> str:
     """Return a key as people write it: ctrl+up as Ctrl+↑."""
-    return "+".join(_KEYS.get(part) or _ARROWS.get(part) or _plain(part) for part in key.split("+"))
+    *modifiers, last = key.split("+")
+    name = _KEYS.get(last) or _ARROWS.get(last) or _plain(last)
+    return "+".join([*(_KEYS.get(part, part) for part in modifiers), name.upper() if modifiers else name])
 
 
 def _plain(part: str) -> str:
-    return part.upper() if len(part) > 1 and part[0] == "f" and part[1:].isdecimal() else part
+    return part.upper() if part[0] == "f" and part[1:].isdecimal() else part

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from textual import events
@@ -11,15 +12,16 @@ from textual.message import Message as TextualMessage
 from textual.widgets import Markdown, Static
 from textual.widgets.markdown import MarkdownStream
 
+from eft_local.errors import RecipeError
 from eft_local.tui.actions import bindings
 from eft_local.tui.text import visible
 from eft_local.tui.tokens import TokenText
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from eft_local.emulator import Step
-    from eft_local.history import Message
+    from eft_local.history import Message, Snapshot
 
 ENDINGS = {
     "stop": "",
@@ -29,6 +31,15 @@ ENDINGS = {
     "failed": "failed",
     "interrupted": "interrupted",
 }
+
+
+@lru_cache(maxsize=256)
+def _alphas(snapshot: Snapshot) -> Mapping[str, float]:
+    """Return a saved recipe's alphas; none where this version cannot read it."""
+    try:
+        return snapshot.recipe().alphas
+    except RecipeError:
+        return {}
 
 
 class MessageView(Vertical, can_focus=True):
@@ -62,7 +73,9 @@ class MessageView(Vertical, can_focus=True):
         return [f"‹ {self.message.position}/{count} ›"] if count > 1 else []
 
     def renew(self, message: Message) -> None:
-        """Show what may have changed of a message that is shown already."""
+        """Show what has changed of a message that is shown already."""
+        if message == self.message:
+            return
         self.message = message
         self._heading.update(self.heading())
 
@@ -96,7 +109,7 @@ class AnswerView(MessageView):
             return "answer"
         words = [answer.written_by]
         if answer.written_by == "eft":
-            alphas = answer.recipe.recipe().alphas if answer.recipes else {}
+            alphas = _alphas(answer.recipe)
             words += [f"α {alpha:g}" if len(alphas) == 1 else f"{name} α {alpha:g}" for name, alpha in alphas.items()]
         if answer.tokens_per_second:
             words.append(f"{answer.tokens_per_second:.0f} tokens/s")

@@ -13,7 +13,7 @@ from eft_local.errors import UsageError
 from eft_local.history import AnswerWriter, Chat, History, Message, to_json, to_markdown
 from eft_local.prompts import Message as Turn
 from eft_local.prompts import conversation
-from eft_local.tui.engine import Engine, Failed, Finished, Request, Started, Wrote
+from eft_local.tui.engine import Engine, Failed, Finished, Request, Wrote
 
 if TYPE_CHECKING:
     from eft_local.emulator import Answer, Step
@@ -84,11 +84,10 @@ class Session:
         """Show a saved chat. Raises: UsageError, HistoryError; RecipeError if its recipe cannot be read any more."""
         self._check_idle()
         found = self.history.chat(chat)
-        self.chat = found
+        recipe, messages = found.recipe.recipe(), self.history.shown(found.id)
         self._forget()
+        self.chat, self.recipe, self.messages = found, recipe, messages
         self.system = found.system_prompt
-        self.messages = self.history.shown(found.id)
-        self.recipe = found.recipe.recipe()
 
     def reload(self) -> None:
         """Read the shown branch again."""
@@ -257,9 +256,6 @@ class Session:
             self.engine.change(recipe)
 
     # What the engine says
-
-    def started(self, event: Started) -> None:
-        """An answer begins."""
 
     def wrote(self, event: Wrote, now: Callable[[], float] = time.monotonic) -> str | None:
         """Keep a token; return its text, None if it is not of this chat's answer."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rich.markup import escape
 from textual import on
 from textual.app import ComposeResult
 from textual.containers import Vertical
@@ -16,6 +15,9 @@ from textual.widgets.option_list import Option
 from eft_local.history import Chat, Hit
 from eft_local.tui.actions import bindings
 from eft_local.tui.text import visible
+
+LINE = 26
+"""Characters of a line in the list."""
 
 
 class ChatList(OptionList):
@@ -98,15 +100,20 @@ class Sidebar(Vertical):
         self.post_message(self.Opened(chat.id, message))
 
 
+def cut(text: str) -> str:
+    """Return a text that fits on a line of the list."""
+    return text if len(text) <= LINE else text[: LINE - 1] + "…"
+
+
 def _entry(chat: Chat, current: bool) -> Content:
     mark = "▸ " if current else "  "
     when = chat.updated.astimezone().strftime("%d %b %H:%M")
-    title = visible(chat.title) or "(untitled)"
-    return Content.from_markup(f"{mark}{escape(title)}\n[dim]  {when} · {escape(chat.recipe.name)} · {chat.id}[/dim]")
+    title = cut(visible(chat.title) or "(untitled)")
+    return Content.assemble(f"{mark}{title}\n", (cut(f"  {when} · {chat.id} · {chat.recipe.name}"), "dim"))
 
 
 def _found(hit: Hit) -> Content:
-    title = visible(hit.chat.title) or "(untitled)"
+    title = cut(visible(hit.chat.title) or "(untitled)")
     snippet = Content(hit.snippet.replace("\n", " "))
     for start, end in hit.marks:
         snippet = snippet.stylize("bold underline", start, end)

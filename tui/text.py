@@ -20,4 +20,4 @@ def readable(step: Step, *, first: bool = False) -> str:
     text = visible(step.text.lstrip() if first else step.text)
     if text:
         return text
-    return "⏹" if step.finish_reason else "·"
+    return "■" if step.finish_reason else "·"

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 PIECE = 20
 """Messages that are put on the screen at a time."""
 
+MOST = 40
+"""Messages on the screen from which on the oldest are taken off again, unless the user has scrolled up."""
+
 WELCOME = """\
 Ask something: Enter sends, Ctrl+J breaks the line, Esc stops the answer.
 
@@ -49,8 +52,17 @@ class Transcript(VerticalScroll, can_focus=False):
             for view, message in zip(views[:shared], new[self._first :], strict=False):
                 view.renew(message)
             await self.mount_all(_view(message) for message in new[self._first + shared :])
+            await self._fold()
             await self._show_rest()
         self.anchor()
+
+    async def _fold(self) -> None:
+        """Take the oldest messages off the screen where there are too many: each costs time at every change."""
+        views = self.views
+        if len(views) > MOST and self.is_vertical_scroll_end:
+            for view in views[:-PIECE]:
+                await view.remove()
+            self._first += len(views) - PIECE
 
     async def _show_rest(self) -> None:
         await self.query("#earlier, #welcome").remove()

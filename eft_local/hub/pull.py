@@ -98,7 +98,8 @@ def _here(name: HubName) -> Pulled:
     path = cache.find(name)
     if path is None:
         raise DownloadError(f"{name} is not in the cache, and HF_HUB_OFFLINE is set; unset it to download")
-    return Pulled(name, path, path.stat().st_size)
+    sizes = (model.model.size for model in cache.installed() if path in model.paths)
+    return Pulled(name, path, next(sizes))
 
 
 class _Pull:

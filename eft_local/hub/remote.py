@@ -28,6 +28,7 @@ _LIBRARY = "eft-local"  # how we name ourselves to the hub
 _BUSY = {408, 425, 429, 500, 502, 503, 504, 520, 522, 524}
 _EXPIRED = {400, 401, 403, 404, 410}  # what file servers answer to a link that is too old
 _MAX_REDIRECTS = 20
+_LONGEST = 40 * 10**9  # bytes asked for at once: the hub's file servers refuse more than 50 GB
 _SHA256, _GIT_SHA1 = re.compile(r"[0-9a-f]{64}"), re.compile(r"[0-9a-f]{40}")
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-\d+/(\d+|\*)")
 
@@ -101,7 +102,7 @@ class Hub:
                 repo, revision=revision, files_metadata=True, timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT
             )
         card = info.card_data.get("license") if info.card_data else None
-        sizes = {file.rfilename: file.size or 0 for file in info.siblings or ()}
+        sizes = {file.rfilename: file.size or 0 for file in info.siblings or () if _is_plain(file.rfilename)}
         if info.sha is None or not _GIT_SHA1.fullmatch(info.sha):
             raise DownloadError(f"{self.endpoint} does not answer like a hub (no commit); check HF_ENDPOINT")
         return Repository(repo, info.sha, sizes, bool(info.gated), card if isinstance(card, str) else None)
@@ -131,7 +132,7 @@ class Hub:
 
     @contextmanager
     def stream(self, file: RemoteFile, start: int) -> Iterator[Iterator[bytes]]:
-        """Open a file and yield its bytes from `start` on, as they come.
+        """Open a file and yield its bytes from `start` on, as they come; of a huge file the next part of them.
 
         Raises: Hiccup, Unusable, ModelNotFoundError, DownloadError.
         """
@@ -140,7 +141,9 @@ class Hub:
 
         headers = build_hf_headers(token=self.token or False, library_name=_LIBRARY, library_version=__version__)
         headers["Accept-Encoding"] = "identity"
-        if start:
+        if file.size - start > _LONGEST:
+            headers["Range"] = f"bytes={start}-{start + _LONGEST - 1}"
+        elif start:
             headers["Range"] = f"bytes={start}-"
         url = self._url(file.repo, file.commit, file.path)
         with self._told(file.repo, file.commit, file.path):
@@ -266,6 +269,16 @@ def _from(response: Any, file: RemoteFile, start: int) -> Iterator[bytes]:
         if skip < len(chunk):
             yield chunk[skip:]
         skip = max(0, skip - len(chunk))
+
+
+def _is_plain(path: str) -> bool:
+    """Whether a path stays within its repository."""
+    return not any(part in ("", ".", "..") for part in path.replace("\\", "/").split("/"))
+
+
+def part_end(file: RemoteFile, start: int) -> int:
+    """Return where the bytes end that `Hub.stream` gives from `start` on."""
+    return min(file.size, start + _LONGEST)
 
 
 def _origin(url: str) -> tuple[str, str | None, int | None]:

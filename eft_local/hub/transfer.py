@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 from eft_local.errors import Cancelled, DownloadError
 from eft_local.hub.names import size_text
-from eft_local.hub.remote import Hiccup, Hub, RemoteFile, Unusable
+from eft_local.hub.remote import Hiccup, Hub, RemoteFile, Unusable, part_end
 
 _BLOCK = 1 << 20
 _LONG = 1 << 28  # bytes that take a moment to hash
@@ -189,12 +189,13 @@ def fetch(hub: Hub, file: RemoteFile, path: Path, blob: Path, talk: Talk, patien
 
 def _append(hub: Hub, file: RemoteFile, partial: Partial, talk: Talk) -> None:
     """Append what one request gives. Raises: Hiccup if it ends too soon."""
+    end = part_end(file, partial.size)
     with hub.stream(file, partial.size) as chunks:
         for chunk in chunks:
             talk.check()
             partial.append(chunk)
             talk.advanced(partial.size)
-    if not partial.is_complete:
+    if partial.size < end:
         raise Hiccup(f"the connection ended after {size_text(partial.size)} of {size_text(file.size)}")
 
 

@@ -1,0 +1,180 @@
+"""The app's parts that need no screen: config, presets, footer, clipboard, what is typed, threads."""
+
+from __future__ import annotations
+
+import os
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+
+from eft_local.errors import UsageError
+from eft_local.references import find_recipe
+from eft_local.tui import clipboard, config
+from eft_local.tui.actions import ACTIONS, completions, read_slash
+from eft_local.tui.composer import Typed
+from eft_local.tui.engine import with_air
+from eft_local.tui.footer import Figures, line
+from eft_local.tui.inspector import percent
+from eft_local.tui.knobs import KNOB, KNOBS, nudged, turned
+from eft_local.tui.presets import Presets, knobs_of
+from eft_local.tui.text import visible
+
+
+def test_without_a_file_the_config_has_defaults(tmp_path: Path) -> None:
+    assert config.load(tmp_path / "config.toml", {}) == config.Config()
+
+
+def test_the_environment_wins_over_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "config.toml"
+    file.write_text('theme = "nord"\nrecipe = "demo-two"\nthreads = 2\n[keys]\n"answer.stop" = "f12"\n')
+    loaded = config.load(file, {"EFT_THEME": "gruvbox", "EFT_THREADS": "3"})
+    assert (loaded.theme, loaded.recipe, loaded.threads) == ("gruvbox", "demo-two", 3)
+    assert loaded.keys == {"answer.stop": "f12"}
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ('them = "x"', 'the nearest valid key is "theme"'),
+        ("threads = 0", "threads = 0"),
+        ("sidebar = 1", "true or false"),
+        ("theme =", "not valid TOML"),
+        ("keys = 3", "action ids"),
+    ],
+)
+def test_a_wrong_config_is_told_with_its_file(tmp_path: Path, text: str, words: str) -> None:
+    file = tmp_path / "config.toml"
+    file.write_text(text)
+    with pytest.raises(UsageError) as error:
+        config.load(file, {})
+    assert words in str(error.value)
+    assert str(file) in str(error.value)
+
+
+def test_a_wrong_variable_is_told_by_its_name(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="EFT_THREADS"):
+        config.load(tmp_path / "config.toml", {"EFT_THREADS": "many"})
+
+
+def test_keys_of_unknown_actions_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"answer\.stop"):
+        config.check_keys(config.Config(keys={"answer.stp": "f12"}), [action.id for action in ACTIONS], tmp_path)
+
+
+def test_ids_commands_and_keys_are_unique() -> None:
+    assert len({action.id for action in ACTIONS}) == len(ACTIONS)
+    commands = [action.slash for action in ACTIONS if action.slash]
+    assert len(set(commands)) == len(commands)
+    for scope in {action.scope for action in ACTIONS}:
+        keys = [key for action in ACTIONS if action.scope == scope for key in action.keys.split(",") if key]
+        assert len(set(keys)) == len(keys), scope
+
+
+def test_commands_are_read_and_completed() -> None:
+    action, argument = read_slash("/alpha assistant=0.5 ")
+    assert (action.id, argument) == ("knob.alpha", "assistant=0.5")
+    assert [action.slash for action in completions("/exp")] == ["export"]
+    assert list(completions("no command")) == []
+    with pytest.raises(UsageError, match="did you mean /alpha"):
+        read_slash("/alhpa 1")
+
+
+@pytest.mark.parametrize("knob", KNOBS, ids=lambda knob: knob.name)
+def test_every_knob_moves_and_comes_back(knob: object) -> None:
+    recipe = find_recipe("demo")
+    moved = nudged(recipe, knob, 1) if knob.name not in ("top-p", "repeat") else nudged(recipe, knob, -1)
+    assert knobs_of(moved) != knobs_of(recipe)
+    if not knob.optional and knob.key != "draft":
+        assert knobs_of(turned(moved, knob, knob.shown(knob.value(recipe)))) == knobs_of(recipe)
+
+
+def test_presets_bring_every_knob_back(tmp_path: Path) -> None:
+    presets = Presets(tmp_path / "presets.toml")
+    recipe = find_recipe("demo")
+    kept = turned(turned(recipe, KNOB["alpha"], "0.3"), KNOB["seed"], "5")
+    presets.save(kept, "mild")
+    assert knobs_of(presets.load(recipe, "mild")) == knobs_of(kept)
+    presets.save(recipe, "plain")
+    assert presets.load(kept, "plain").sampling.seed is None
+    with pytest.raises(UsageError, match="mild"):
+        presets.load(recipe, "mld")
+    presets.forget(recipe, "mild")
+    assert list(presets.of(recipe)) == ["plain"]
+
+
+def test_the_footer_leaves_out_what_has_no_room() -> None:
+    shares, used = {"base": 0.7, "assistant": 0.3}, {"base": 100, "assistant": 120}
+    figures = Figures("writing", 41.7, 0.61, shares, used, 512)
+    wide = line(figures, 123_000_000, 200)
+    assert "42 tokens/s" in wide
+    assert "drafted 61 %" in wide
+    assert "time base 70 % assistant 30 %" in wide
+    assert "context base 100 assistant 120 of 512" in wide
+    assert "RAM 123 MB" in wide
+    narrow = line(figures, 123_000_000, 45)
+    assert len(narrow) <= 45
+    assert "context 120/512" in narrow
+
+
+def test_what_is_typed_is_kept_for_the_user_alone(tmp_path: Path) -> None:
+    file = tmp_path / "chats" / "typed.json"
+    Typed(file).keep("abc", "not sent", ["one", "two"])
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    again = Typed(file)
+    assert (again.unsent, again.recalled) == ({"abc": "not sent"}, ("one", "two"))
+    again.keep("abc", " ", ["one"])
+    assert Typed(file).unsent == {}
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"recalled": 3}', '{"recalled": [], "unsent": []}'])
+def test_a_damaged_record_of_what_was_typed_is_forgotten(tmp_path: Path, content: str) -> None:
+    file = tmp_path / "typed.json"
+    file.write_text(content)
+    assert Typed(file).unsent == {}
+
+
+def test_the_clipboard_is_chosen_by_what_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(clipboard.shutil, "which", lambda name: name if name == "xclip" else None)
+    assert clipboard.native_command({"DISPLAY": ":0"}, "linux") == ["xclip", "-selection", "clipboard"]
+    assert clipboard.native_command({}, "linux") is None
+    assert clipboard.native_command({}, "darwin") is None
+    assert not clipboard.copy_native("text", None)
+    assert not clipboard.copy_native("text", ["false"])
+    assert clipboard.copy_native("text", ["cat"])
+    assert clipboard.understands_osc52({"TERM": "xterm-256color"})
+    assert not clipboard.understands_osc52({"TERM": "linux"})
+
+
+def test_the_app_leaves_a_core_to_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = find_recipe("demo")
+    monkeypatch.setattr(psutil, "cpu_count", lambda logical: 8)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: range(4), raising=False)
+    assert with_air(recipe).placement.threads == 3
+    assert with_air(recipe, 2).placement.threads == 2
+    assert with_air(recipe.replace(threads=7)).placement.threads == 7
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: range(1), raising=False)
+    assert with_air(recipe).placement.threads == 1
+
+
+def test_percentages_and_texts_are_short_and_safe() -> None:
+    assert [percent(share) for share in (0.0, 0.0001, 0.5, 1.0)] == ["0.0", "<0.1", "50.0", "100.0"]
+    assert visible("a\x1b[2J\tb\n\x9b") == "a\\x1b[2J\tb\n\\x9b"
+
+
+def test_descriptor_2_is_guarded_and_given_back(tmp_path: Path) -> None:
+    program = (
+        "import os, sys\n"
+        "from pathlib import Path\n"
+        "from eft_local.tui.terminal import guarded\n"
+        f"with guarded(Path({str(tmp_path / 'log')!r})):\n"
+        "    os.write(2, b'noise')\n"
+        "    sys.__stderr__.write('screen'); sys.__stderr__.flush()\n"
+        "os.write(2, b' after')\n"
+    )
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
+    assert ran.stderr == "screen after"
+    assert (tmp_path / "log").read_text() == "noise"
