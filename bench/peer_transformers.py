@@ -333,7 +333,9 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         "max_tokens": options.max_tokens,
         "threads": threads,
         "mmap": not options.no_mmap,
-        "order": "take turns question by question" if together else "run one after the other, twice each",
+        "order": "take turns question by question"
+        if together
+        else "run one by one: together they do not fit into memory",
         "machine": processor(),
         "peer": versions,
         **summary(measured.rows, [system.name for system in systems if system.is_peer]),

@@ -9,8 +9,8 @@ from pathlib import Path
 import llama_cpp
 import numpy as np
 import pytest
-from eft_local.bench.gguf_factory import ModelSpec, Shape, bpe, write_model
 
+from eft_local.bench.gguf_factory import ModelSpec, Shape, bpe, write_model
 from eft_local.errors import (
     Cancelled,
     ContextOverflowError,

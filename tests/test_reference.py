@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from eft_local.bench.gguf_factory import ModelSpec, Shape, bpe, write_model
 from reference_llama import ReferenceLlama
 
+from eft_local.bench.gguf_factory import ModelSpec, Shape, bpe, write_model
 from eft_local.llama import Model
 from eft_local.mix import mix
 from eft_local.protocols import Rows
