@@ -28,7 +28,7 @@ from pathlib import Path
 
 TYPED = "äöüßéèêàâçñøåæþðłśżč"
 QUESTION = "Tell me about Peru."
-TOKENS = 3000
+TOKENS = 1000
 
 
 def main() -> None:

@@ -22,11 +22,11 @@ TEMPERATURES = (0.3, 0.7, 1.0, 1.5)
 RULE_TEMPERATURES = (0.3, 0.7, 1.0)
 RULE_LENGTHS = (3, 7)
 SEED = 1
-# Where the kernels for one row and for many are as alike as llama.cpp has them, and as a recipe has them by default.
 CONTEXTS: Mapping[str, dict[str, object]] = {
-    "exact": {"kv_type": "f32", "flash_attention": False},
+    "f32": {"kv_type": "f32", "flash_attention": False},
     "shipped": {},
 }
+"""A cache in full precision without flash attention, and what a recipe has by default."""
 
 
 @dataclass(frozen=True)

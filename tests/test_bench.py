@@ -11,7 +11,7 @@ from typing import Any
 import llama_cpp
 import pytest
 
-from eft_local.bench import figure, machine, report, shapes, turns
+from eft_local.bench import figure, machine, report, turns
 from eft_local.bench.bare import BareContext, watched
 from eft_local.bench.measure import BATCHES, MAX_TOKENS, STEP_TOKENS, Measurement, Plan
 from eft_local.bench.results import Answers, Benchmark, Memory, PromptTime, Run, TokenTime, fixed, spread
@@ -360,7 +360,7 @@ def test_a_shape_without_room_is_refused_with_one_that_fits(recipe: Recipe, monk
         available = 3_000_000_000
 
     sizes = {"0.5b": 0.5e9, "1b": 1e9, "7b": 4e9, "70b": 40e9}
-    monkeypatch.setattr(shapes, "scaled_bytes", lambda recipe, shape, quantization: sizes[shape])
+    monkeypatch.setattr(machine, "scaled_bytes", lambda recipe, shape, quantization: sizes[shape])
     monkeypatch.setattr(machine.psutil, "virtual_memory", lambda: Free)
     monkeypatch.setattr(machine, "supports_gpu_offload", lambda: False)
     machine.check_memory(recipe, "1b", "Q4_0")

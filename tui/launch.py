@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from eft_local.recipe import Recipe
 
 
-SWITCH_INTERVAL = 0.0005
+SWITCH_INTERVAL = 0.002
 """Seconds after which the thread that draws gives way to the engine's, which needs the interpreter between two calls
 of llama.cpp for some microseconds only; Python's own 5 ms would make it wait that long, several times per token."""
 
