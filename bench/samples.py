@@ -8,7 +8,7 @@ from statistics import quantiles
 
 def spread(samples: Sequence[float]) -> dict[str, float]:
     """Median, quartiles, extremes."""
-    low, middle, high = quantiles(samples, n=4) if len(samples) > 1 else [samples[0]] * 3
+    low, middle, high = quantiles(samples, n=4, method="inclusive") if len(samples) > 1 else [samples[0]] * 3
     return {"median": middle, "q1": low, "q3": high, "min": min(samples), "max": max(samples)}
 
 

@@ -74,7 +74,7 @@ def questions() -> list[str]:
     return [each.question for each in read_questions(demo_questions()).select(split="held-out", limit=304).items]
 
 
-TIE = 0.05
+TIE = 0.02
 """In logits. With F16 weights llama.cpp rounds activations to 16 bits; sums of one row and of many, which differ in the
 last bit, may be rounded apart, and the small models' logits are then up to 0.01 apart."""
 
