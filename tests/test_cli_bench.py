@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from eft_local.bench import machine, measure
+from eft_local.bench import machine, measure, noise
 from eft_local.cli import bench as command
 from eft_local.cli import main
 from eft_local.errors import Cancelled
@@ -68,9 +68,10 @@ def test_full_tries_every_length(run: Any, monkeypatch: pytest.MonkeyPatch) -> N
         raise Cancelled("enough")
 
     monkeypatch.setattr(command, "_measured", planned)
-    for options in ((), ("--full",), ("--kind", "long", "--limit", "3", "--minutes", "2")):
+    for options in ((), ("--full",), ("--kind", "long", "--limit", "3", "--minutes", "2", "--lengths", "7,2,7")):
         run("bench", "--shape", "none", *options)
     default, full, small = plans
+    assert list(small.lengths) == [2, 7]
     assert list(default.lengths) == [1, 3, 7, 15]
     assert list(full.lengths) == list(range(1, 17))
     assert (default.kinds, default.limit) == (("long", "short"), None)
@@ -124,6 +125,10 @@ def test_an_interrupt_before_there_is_a_result_prints_nothing(run: Any, monkeypa
         (("--limit", "0"), 2, "--limit"),
         (("--minutes", "0"), 2, "--minutes"),
         (("--draft-source", "oracle"), 2, "oracle"),
+        (("--lengths", "1,x"), 2, "1,x"),
+        (("--lengths", "0,3"), 2, "1 … 16"),
+        (("--lengths", "3,17"), 2, "1 … 16"),
+        (("--lengths", "3", "--full"), 2, "--full"),
         (("--plot", "speed.gif"), 2, ".png"),
         (("--plot", "nowhere/speed.png"), 1, "nowhere"),
         (("--recipe", "demu"), 2, "demo"),
@@ -135,6 +140,22 @@ def test_wrong_usage_is_told_before_any_work(run: Any, options: tuple[str, ...],
     assert err.startswith("eft: ")
     assert err.count("\n") == 1
     assert told in err
+
+
+def test_an_expert_of_noise_slows_nothing_that_is_written(run: Any, tmp_path: Path, capsys: Any) -> None:
+    """With α = 0 its drafts are refused, all but those that happen to be right, and answers are the base's."""
+    import json
+
+    noise.write(tmp_path)
+    for kind in noise.GAINS:
+        recipe = str(tmp_path / f"noise-{kind}.toml")
+        code, out, _ = run("bench", "--recipe", recipe, *QUICK[1:], "--kind", "short", "--lengths", "3", "--json")
+        found = json.loads(out)
+        assert code == 0
+        assert set(found["systems"]) == {"base", "plain", "k=3", "auto"}
+        assert found["systems"]["k=3"]["drafted"] > 20
+        assert found["systems"]["k=3"]["acceptance"] < 0.1
+        assert found["systems"]["k=3"]["same_as_plain"] == 1
 
 
 def test_help_loads_no_engine() -> None:

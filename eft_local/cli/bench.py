@@ -27,8 +27,26 @@ if TYPE_CHECKING:
 DEFAULT_SHAPE = "7b"
 AS_IS = "none"
 MINUTES, FULL_MINUTES = 9.0, 30.0
+MOST_DRAFTED = 16
 
 Show = Callable[[str], None]
+
+
+class Lengths(click.ParamType[tuple[int, ...]]):
+    """Numbers of drafted tokens with commas between, or `none`."""
+
+    name = "K,…|none"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
+        if value == "none":
+            return ()
+        try:
+            lengths = sorted({int(number) for number in value.split(",")})
+        except ValueError:
+            self.fail(f"{value!r} is not none or a list of whole numbers like 1,3,7", param, ctx)
+        if not 1 <= lengths[0] <= lengths[-1] <= MOST_DRAFTED:
+            self.fail(f"{value!r} reaches beyond 1 … {MOST_DRAFTED}, what a draft can have", param, ctx)
+        return tuple(lengths)
 
 
 @click.command(
@@ -49,6 +67,11 @@ Show = Callable[[str], None]
 @click.option("--quantization", metavar="TYPE", default="Q4_0", show_default=True, help="Of scaled models.")
 @click.option("--kind", type=click.Choice(["long", "short"]), help="Only answers of this kind. [default: both]")
 @click.option("--draft-source", metavar="NAME", help="Who drafts. [default: the recipe's]")
+@click.option(
+    "--lengths",
+    type=Lengths(),
+    help="Fixed draft lengths to measure beside auto; none for auto alone. [default: 1,3,7,15]",
+)
 @click.option("--full", is_flag=True, help="Every draft length from 0 to 16, and more time for it.")
 @click.option("--limit", type=click.IntRange(min=1), metavar="N", help="At most N questions of each kind.")
 @click.option(
@@ -66,6 +89,7 @@ def bench(
     quantization: str,
     kind: str | None,
     draft_source: str | None,
+    lengths: tuple[int, ...] | None,
     full: bool,
     limit: int | None,
     minutes: float | None,
@@ -82,6 +106,8 @@ def bench(
     medians over the long answers; "short" holds those of the short ones, "spread" the quartiles.
     """
     started = time.perf_counter()
+    if full and lengths is not None:
+        raise UsageError("--full measures every length; leave out --lengths, or --full")
     if plot:
         output.check_writable(plot)
         check_plot(plot)
@@ -113,7 +139,7 @@ def bench(
             recipe = _scaled(recipe, shape, quantization, show)
         plan = Plan(
             kinds=(kind,) if kind else KINDS,
-            lengths=ALL_LENGTHS if full else LENGTHS,
+            lengths=ALL_LENGTHS if full else LENGTHS if lengths is None else lengths,
             seconds=seconds - (time.perf_counter() - started),
             limit=limit,
         )
