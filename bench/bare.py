@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import ctypes
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Any
+from typing import Any, cast
 
 import llama_cpp
 
+from eft_local.emulator.loading import LoadedRole
 from eft_local.emulator.slots import common_prefix
 from eft_local.errors import EvaluationError, OutOfMemoryError
 from eft_local.llama import Model
 from eft_local.llama.context import KV_TYPES
 from eft_local.llama.library import default_threads, fill
+from eft_local.protocols import Adapter
 from eft_local.recipe import Placement
 
 _FLASH_ATTENTION = {"auto": -1, False: 0, True: 1}
@@ -28,7 +31,14 @@ class BareContext:
     Only what the placement says is set; everything else is llama.cpp's default.
     """
 
-    def __init__(self, model: Model, placement: Placement, n_ctx: int) -> None:
+    def __init__(
+        self,
+        model: Model,
+        placement: Placement,
+        n_ctx: int,
+        adapter: Adapter | None = None,
+        adapter_scale: float = 1.0,
+    ) -> None:
         """n_ctx: tokens that it has room for. Raises: OutOfMemoryError."""
         threads = placement.threads or default_threads()
         params = fill(
@@ -46,6 +56,14 @@ class BareContext:
         self._handle = llama_cpp.llama_init_from_model(model.handle, params)
         if not self._handle:
             raise OutOfMemoryError(f"no memory for a context of {n_ctx} tokens on {model.path}; close other programs")
+        if adapter is not None:
+            adapters = (llama_cpp.llama_adapter_lora_p_ctypes * 1)(adapter.handle)
+            llama_cpp.llama_set_adapters_lora(self._handle, adapters, 1, (ctypes.c_float * 1)(adapter_scale))
+
+    @classmethod
+    def of(cls, role: LoadedRole, n_ctx: int) -> BareContext:
+        """Make one for what a role runs on."""
+        return cls(cast(Model, role.model), role.placement, n_ctx, role.adapter, role.role.lora_scale)
 
     def hold(self, tokens: Sequence[int]) -> None:
         """Make tokens all that is held; what is common at the beginning stays. Raises: EvaluationError."""

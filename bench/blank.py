@@ -31,7 +31,7 @@ def blank_model(folder: Path, shape: str, vocabulary: str, seed: int, layers: in
         partial = path.with_suffix(".partial")
         spec = ModelSpec(
             replace(whole, n_layer=layers),
-            _tokens(VOCABULARIES[vocabulary]),
+            words(VOCABULARIES[vocabulary]),
             zero=True,
             quantization="Q4_0",
         )
@@ -45,7 +45,7 @@ def load(folder: Path, shape: str, vocabulary: str, seed: int, layers: int | Non
     return Model.load(blank_model(folder, shape, vocabulary, seed, layers), trusted=True)
 
 
-def _tokens(n_vocab: int) -> Tokens:
+def words(n_vocab: int) -> Tokens:
     """Bytes, a few merges and control tokens, then words that only a model can choose."""
     tokens = bpe()
     words = [f"w{number}" for number in range(len(tokens.texts), n_vocab)]

@@ -155,6 +155,52 @@ def write_model(path: Path, spec: ModelSpec | None = None) -> Path:
     return path
 
 
+LORA_TARGETS = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down")
+
+
+def write_adapter(
+    path: Path,
+    model: Path,
+    *,
+    rank: int = 4,
+    alpha: float = 8.0,
+    seed: int = 0,
+    strength: float = 0.1,
+    quantization: str = "F32",
+    targets: Sequence[str] = LORA_TARGETS,
+) -> dict[str, np.ndarray]:
+    """Write a random LoRA adapter for a model, as llama.cpp's converter lays it out.
+
+    strength: how large the changes are beside random weights. Returns what each weight is changed by, float32
+    [out, in], computed from the matrices as they are stored.
+    """
+    reader = gguf.GGUFReader(model)
+    writer = gguf.GGUFWriter(path, reader.fields["general.architecture"].contents())
+    writer.add_type(gguf.GGUFType.ADAPTER)
+    writer.add_string(gguf.Keys.Adapter.TYPE, "lora")
+    writer.add_float32(gguf.Keys.Adapter.LORA_ALPHA, alpha)
+    writer.add_string("general.base_model.0.name", str(reader.fields["general.name"].contents()))
+    kind = GGMLQuantizationType[quantization]
+    changes = {}
+    for tensor in reader.tensors:
+        if not tensor.name.startswith("blk.") or tensor.name.split(".")[2] not in targets:
+            continue
+        n_in, n_out = (int(size) for size in tensor.shape)
+        generator = np.random.default_rng([seed, *tensor.name.encode()])
+        a = generator.standard_normal((rank, n_in), np.float32) / np.float32(sqrt(n_in))
+        b = generator.standard_normal((n_out, rank), np.float32) * np.float32(strength * sqrt(rank) / alpha)
+        halves = [gguf.quants.quantize(half, kind) for half in (a, b)]
+        for half, data in zip("ab", halves, strict=True):
+            writer.add_tensor(f"{tensor.name}.lora_{half}", data, raw_dtype=kind)
+        a, b = (gguf.quants.dequantize(data, kind) for data in halves)
+        changes[tensor.name] = np.float32(alpha / rank) * (b @ a)
+    with closing(writer):
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+    return changes
+
+
 @dataclass(frozen=True)
 class Place:
     """Where a tensor's data lies in its file."""
@@ -204,26 +250,36 @@ def row_bytes(values: int, kind: GGMLQuantizationType) -> int:
     return int(values // block * size)
 
 
-def add_shape(writer: gguf.GGUFWriter, shape: Shape, n_vocab: int) -> None:
-    """Add a llama model's hyper-parameters."""
+def add_shape(writer: gguf.GGUFWriter, shape: Shape, n_vocab: int, own_attention: bool = False) -> None:
+    """Add a llama model's hyper-parameters. own_attention: without those of key-value heads and their lengths."""
     writer.add_block_count(shape.n_layer)
     writer.add_context_length(shape.n_ctx)
     writer.add_embedding_length(shape.n_embd)
     writer.add_feed_forward_length(shape.n_ff)
     writer.add_head_count(shape.n_head)
-    writer.add_head_count_kv(shape.n_head_kv)
-    if shape.head:
+    if not own_attention:
+        writer.add_head_count_kv(shape.n_head_kv)
+        writer.add_rope_dimension_count(shape.n_embd_head)
+    if shape.head and not own_attention:
         writer.add_key_length(shape.head)
         writer.add_value_length(shape.head)
-    writer.add_rope_dimension_count(shape.n_embd_head)
     writer.add_rope_freq_base(shape.rope_base)
     writer.add_layer_norm_rms_eps(shape.epsilon)
     writer.add_vocab_size(n_vocab)
 
 
 def _add_metadata(writer: gguf.GGUFWriter, spec: ModelSpec) -> None:
-    tokens = spec.tokens
     writer.add_name(spec.name)
+    add_tokens(writer, spec.tokens)
+    if spec.template is not None:
+        writer.add_chat_template(spec.template)
+    add = {bool: writer.add_bool, str: writer.add_string, int: writer.add_uint32, float: writer.add_float32}
+    for key, value in spec.metadata.items():
+        add[type(value)](key, value)
+
+
+def add_tokens(writer: gguf.GGUFWriter, tokens: Tokens) -> None:
+    """Add a tokenizer."""
     writer.add_tokenizer_model(tokens.model)
     if tokens.model == "gpt2":
         writer.add_tokenizer_pre("gpt-2")
@@ -238,11 +294,6 @@ def _add_metadata(writer: gguf.GGUFWriter, spec: ModelSpec) -> None:
     if tokens.eos is not None:
         writer.add_eos_token_id(tokens.eos)
     writer.add_add_bos_token(tokens.add_bos)
-    if spec.template is not None:
-        writer.add_chat_template(spec.template)
-    add = {bool: writer.add_bool, str: writer.add_string, int: writer.add_uint32, float: writer.add_float32}
-    for key, value in spec.metadata.items():
-        add[type(value)](key, value)
 
 
 def _aligned(offset: int) -> int:

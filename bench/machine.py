@@ -13,6 +13,7 @@ from eft_local.bench.shapes import TRIOS, scaled_bytes
 from eft_local.errors import OutOfMemoryError
 from eft_local.llama.devices import build, devices
 from eft_local.llama.library import default_threads, supports_gpu_offload
+from eft_local.memory import available
 from eft_local.recipe import Recipe
 from eft_local.version import __version__
 
@@ -53,7 +54,7 @@ def check_memory(recipe: Recipe, shape: str, quantization: str) -> None:
     """
     if supports_gpu_offload():
         return
-    free = psutil.virtual_memory().available
+    free = available().free
     need = _BESIDES * scaled_bytes(recipe, shape, quantization=quantization)
     if need <= free:
         return

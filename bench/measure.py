@@ -94,8 +94,7 @@ class Measurement:
             # One Emulator per kind and one for batches: what `auto` has learnt in one does not help it in another.
             self._emulators = {name: cleanup.enter_context(self._emulator()) for name in (*plan.kinds, "batches")}
             self._bare = {
-                name: cleanup.enter_context(BareContext(_model(role), role.placement, recipe.context))
-                for name, role in roles.items()
+                name: cleanup.enter_context(BareContext.of(role, recipe.context)) for name, role in roles.items()
             }
             self._cleanup = cleanup.pop_all()
 

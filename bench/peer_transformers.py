@@ -185,8 +185,11 @@ def peer_system(recipe: Recipe, dtype: str, python: str, threads: int) -> System
 
 
 def model_files(recipe: Recipe) -> dict[str, Path]:
-    """Return the mixture's files by role. Raises: ModelNotFoundError."""
-    return {name: resolve_model(role.model, recipe.folder) for name, role in mixed_roles(recipe).items()}
+    """Return the mixture's files by role. Raises: ModelNotFoundError, UsageError."""
+    roles = mixed_roles(recipe)
+    if any(role.lora for role in roles.values()):
+        raise UsageError(f"recipe {recipe.name} has LoRA adapters, which are not compared with transformers")
+    return {name: resolve_model(role.model, recipe.folder) for name, role in roles.items()}
 
 
 def file_bytes(recipe: Recipe) -> int:

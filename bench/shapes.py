@@ -18,10 +18,10 @@ from eft_local import locations
 from eft_local.bench.gguf_factory import Shape, row_bytes
 from eft_local.bench.widening import VERSION, Source, fitted, narrowest, widen
 from eft_local.checks import nearest, shown
-from eft_local.emulator.loading import mixed_roles
 from eft_local.errors import OutputError, UsageError
 from eft_local.recipe import Recipe, Role
 from eft_local.references import resolve_model
+from eft_local.roles import AnyRole
 
 SHAPES: Mapping[str, Shape] = {
     "0.1b": Shape(n_embd=576, n_layer=30, n_head=9, n_head_kv=3, n_ff=1536, n_ctx=32768),  # SmolLM2
@@ -214,8 +214,13 @@ def _label(shape: Shape) -> str:
 
 
 def _sources(recipe: Recipe) -> dict[str, Path]:
-    """Return the files of the mixture's roles, by name."""
-    return {name: resolve_model(role.model, recipe.folder) for name, role in mixed_roles(recipe).items()}
+    """Return the files of the roles that have models of their own, by name. Raises: UsageError."""
+    roles: dict[str, Role | None] = {"base": recipe.base, "antiexpert": recipe.antiexpert, **recipe.experts}
+    roles |= {f"{name}.antiexpert": expert.antiexpert for name, expert in recipe.experts.items()}
+    for name, role in roles.items():
+        if role and role.lora:
+            raise UsageError(f"{name} has a LoRA adapter, {role.lora}, which fits its own model only: it has no shapes")
+    return {name: resolve_model(role.model, recipe.folder) for name, role in roles.items() if role and not role.follows}
 
 
 def _shapes(recipe: Recipe, shape: str | Trio) -> dict[str, Shape]:
@@ -223,7 +228,7 @@ def _shapes(recipe: Recipe, shape: str | Trio) -> dict[str, Shape]:
     trio = _named("shape", shape, TRIOS) if isinstance(shape, str) else shape
     sizes = {name: source.stat().st_size for name, source in _sources(recipe).items()}
     base = sizes.pop("base")
-    large, small = (trio.large, trio.small) if base >= max(sizes.values()) else (trio.small, trio.large)
+    large, small = (trio.large, trio.small) if base >= max(sizes.values(), default=0) else (trio.small, trio.large)
     return {"base": large} | dict.fromkeys(sizes, small)
 
 
@@ -231,17 +236,20 @@ def _with_models(recipe: Recipe, copy: Callable[[str, Path], Path]) -> Recipe:
     """Return the recipe on copies of its models. copy: from a role's name and file to the copy."""
     files = {name: str(copy(name, source)) for name, source in _sources(recipe).items()}
 
-    def antiexpert(role: Role | None, name: str) -> Role | None:
-        return replace(role, model=files[name]) if role else None
+    def on_copy(role: AnyRole, name: str) -> AnyRole:
+        return role if role.follows else replace(role, model=files[name])
 
     experts = {
-        name: replace(expert, model=files[name], antiexpert=antiexpert(expert.antiexpert, f"{name}.antiexpert"))
+        name: replace(
+            on_copy(expert, name),
+            antiexpert=expert.antiexpert and on_copy(expert.antiexpert, f"{name}.antiexpert"),
+        )
         for name, expert in recipe.experts.items()
     }
     return replace(
         recipe,
-        base=replace(recipe.base, model=files["base"]),
-        antiexpert=antiexpert(recipe.antiexpert, "antiexpert"),
+        base=on_copy(recipe.base, "base"),
+        antiexpert=recipe.antiexpert and on_copy(recipe.antiexpert, "antiexpert"),
         experts=experts,
         compare={},
     )

@@ -15,7 +15,7 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import correlation, median
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -26,7 +26,6 @@ from eft_local.bench.shapes import TRIOS, scaled_recipe
 from eft_local.emulator import Answer, Emulator, Step
 from eft_local.emulator.loading import Library, LoadedRole, mixed_roles
 from eft_local.errors import EftError
-from eft_local.llama import Model
 from eft_local.prompts import conversation
 from eft_local.questions import read_questions
 from eft_local.recipe import Recipe
@@ -83,10 +82,7 @@ def measure(recipe: Recipe, roles: Mapping[str, LoadedRole], turns: int, every: 
     measured = []
     with ExitStack() as cleanup:
         emulator, forgetful = (cleanup.enter_context(Emulator(recipe, roles)) for _ in range(2))
-        bare = {
-            name: cleanup.enter_context(BareContext(cast(Model, role.model), role.placement, recipe.context))
-            for name, role in roles.items()
-        }
+        bare = {name: cleanup.enter_context(BareContext.of(role, recipe.context)) for name, role in roles.items()}
         time_first(emulator, [{"role": "user", "content": PRIMER}])  # weights are touched for the first time
         for number in range(turns):
             asked = " ".join(choose.choices(questions, k=choose.choice(QUESTIONS)))

@@ -141,10 +141,12 @@ def _read_template(style: str, folder: Path | None) -> str:
 def render(prompt: Prompt, messages: Sequence[Message], template: Template | None) -> Rendered:
     """Return the text that a role continues. messages: from `conversation`; template: from `template_for`.
 
+    The prompt's instructions and examples stand in front, as a system text and as turns of the conversation.
     Raises: PromptError if the template is missing or cannot render these messages.
     """
+    messages = _introduced(prompt, messages)
     if prompt.is_framed:
-        text = _framed(prompt.frame, messages, prompt.examples)
+        text = _framed(prompt.frame, messages)
         return Rendered(text, add_special=True, parse_special=False, ensure_bos=False)
     if template is None:
         raise PromptError(f'prompt = {shown(prompt.style)} needs a template; use prompt = "plain" or a Jinja file')
@@ -152,17 +154,25 @@ def render(prompt: Prompt, messages: Sequence[Message], template: Template | Non
     return Rendered(text, add_special=False, parse_special=True, ensure_bos=True)
 
 
-def _framed(frame: Frame, messages: Sequence[Message], examples: Sequence[tuple[str, str]]) -> str:
-    """Write the system text, the examples, then the turns in the frame's words.
+def _introduced(prompt: Prompt, messages: Sequence[Message]) -> list[Message]:
+    """Return the conversation with the prompt's instructions, in one system text with its own, and its examples."""
+    system = [turn for turn in messages if turn["role"] == "system"]
+    turns = [turn for turn in messages if turn["role"] != "system"]
+    if prompt.instructions:
+        texts = [prompt.instructions, *(turn["content"] for turn in system if turn["content"])]
+        system = [{"role": "system", "content": "\n\n".join(texts)}]
+    shots: list[Message] = []
+    for question, answer in prompt.examples:
+        shots += [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+    return [*system, *shots, *turns]
+
+
+def _framed(frame: Frame, messages: Sequence[Message]) -> str:
+    """Write the turns in the frame's words.
 
     An empty system text is none here: what it silences elsewhere, a template's default, does not exist.
     """
-    system = [turn for turn in messages if turn["role"] == "system" and turn["content"]]
-    turns = [turn for turn in messages if turn["role"] != "system"]
-    shots: list[Message] = []
-    for question, answer in examples:
-        shots += [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
-    return "".join(_written(frame, turn) for turn in (*system, *shots, *turns))
+    return "".join(_written(frame, turn) for turn in messages if turn["role"] != "system" or turn["content"])
 
 
 def _written(frame: Frame, turn: Message) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -99,6 +99,14 @@ class Evaluator(Protocol):
         """Free everything."""
 
 
+class Adapter(Protocol):
+    """Low-rank changes to a model's weights, for those of its contexts that are made with them."""
+
+    @property
+    def handle(self) -> Any:
+        """What the model knows it by."""
+
+
 class LanguageModel(Protocol):
     """Weights that contexts can be made from."""
 
@@ -117,11 +125,14 @@ class LanguageModel(Protocol):
         n_threads_batch: int | None,
         kv_type: str,
         flash_attention: bool | str,
+        adapter: Adapter | None,
+        adapter_scale: float,
     ) -> Evaluator:
         """Make a context of `n_ctx` tokens that `n_seq` sequences share; at most `n_outputs` rows of logits at a time.
 
+        adapter: one that was loaded for this model; adapter_scale: times what it changes.
         Raises: OutOfMemoryError.
         """
 
     def close(self) -> None:
-        """Free the weights; every context must be closed before."""
+        """Free the weights; every context and adapter must be closed before."""

@@ -11,6 +11,12 @@
     [experts.helpful]               # one table per expert; each may name its own antiexpert
     model = "small-tuned.gguf"
     alpha = 1.0
+    [experts.adapted]
+    model = "@antiexpert"           # its weights: loaded once
+    lora = "adapter.gguf"
+    [experts.prompted]
+    model = "@antiexpert"
+    instructions = "Answer in one sentence."
     [sampling]
     temperature = 0.7
 
@@ -50,6 +56,7 @@ from eft_local.checks import (
 from eft_local.errors import RecipeError
 from eft_local.roles import (
     PLACEMENT_KEYS,
+    AnyRole,
     Expert,
     Frame,
     Placement,
@@ -105,7 +112,7 @@ class Recipe:
     conservative_filter: float | None = checked(optional(number(above=0, below=1)), None)
     plausibility_mask: float | None = checked(optional(number(above=0, maximum=1)), None)
     plausibility_top_p: float | None = checked(optional(number(above=0, maximum=1)), None)
-    draft: int | Literal["auto", "off"] = checked(either(choice("auto", "off"), integer(1, 16)), "off")
+    draft: int | Literal["auto", "off"] = checked(either(choice("auto", "off"), integer(1, 16)), "auto")
     draft_source: str = checked(choice(*DRAFT_SOURCES), "expert")
     draft_rule: str = checked(choice(*DRAFT_RULES), "shared-noise")
     sampling: Sampling = checked(instance(Sampling, "a Sampling"), factory=Sampling)
@@ -122,6 +129,7 @@ class Recipe:
                 _check_name(table, name)
                 instance(kind, need)(f"{table}.{name}", entry)
         self._check_antiexperts()
+        self._check_following()
         for name in self.compare:
             if name in self.experts:
                 raise RecipeError(f"[compare.{name}]: an expert has this name already; rename one of them")
@@ -140,27 +148,49 @@ class Recipe:
         if self.antiexpert is not None and not lacking:
             raise RecipeError("[antiexpert] is used by no expert: each one names its own; remove it")
 
-    def named_roles(self) -> list[tuple[str, Role]]:
-        """Return every role with its TOML table's name: "base", "experts.NAME", "compare.NAME", …"""
-        tables = [("base", self.base)]
+    def _check_following(self) -> None:
+        """A role may take the weights of one that stands before it in the formula."""
+        if self.base.follows:
+            raise RecipeError(f"[base]: model = {shown(self.base.model)}: the base needs a model of its own")
+        if self.antiexpert and self.antiexpert.model == "@antiexpert":
+            raise RecipeError('[antiexpert]: model = "@antiexpert" names itself; name a model, or "@base"')
         if self.antiexpert:
-            tables.append(("antiexpert", self.antiexpert))
+            return
+        own = {f"experts.{name}.antiexpert": expert.antiexpert for name, expert in self.experts.items()}
+        others = {f"compare.{name}": role for name, role in self.compare.items()}
+        for place, role in (own | others).items():
+            if role and role.model == "@antiexpert":
+                raise RecipeError(f'[{place}]: model = "@antiexpert", but there is no [antiexpert]; name a model')
+
+    def named_roles(self) -> list[tuple[str, Role]]:
+        """Return every role with its TOML table's name: "base", "experts.NAME", "compare.NAME", …
+
+        They are what runs: where a model is "@base" or "@antiexpert", that role's model, adapter and placement.
+        """
+        tables = [("base", self.base)]
+        antiexpert = self.antiexpert and self._followed(self.antiexpert, None)
+        if antiexpert:
+            tables.append(("antiexpert", antiexpert))
         for name, expert in self.experts.items():
-            tables.append((f"experts.{name}", expert))
-            if expert.antiexpert:
-                tables.append((f"experts.{name}.antiexpert", expert.antiexpert))
-        return tables + [(f"compare.{name}", role) for name, role in self.compare.items()]
+            own = expert.antiexpert and self._followed(expert.antiexpert, antiexpert)
+            tables.append((f"experts.{name}", self._followed(expert, own or antiexpert)))
+            if own:
+                tables.append((f"experts.{name}.antiexpert", own))
+        compare = [(f"compare.{name}", self._followed(role, antiexpert)) for name, role in self.compare.items()]
+        return tables + compare
+
+    def _followed(self, role: AnyRole, antiexpert: Role | None) -> AnyRole:
+        other = {"@base": self.base, "@antiexpert": antiexpert}.get(role.model)
+        return role.following(other) if other else role
+
+    def is_base(self, role: Role) -> bool:
+        """Whether a role, as it is written, is the base once more, which needs no evaluation of its own."""
+        return role.model == "@base" and role.lora is None and role.prompt == self.base.prompt
 
     @property
     def alphas(self) -> dict[str, float]:
         """Each expert's alpha, by name."""
         return {name: expert.alpha for name, expert in self.experts.items()}
-
-    def antiexpert_of(self, name: str) -> Role:
-        """Return the antiexpert of the expert called `name`: its own, or the recipe's."""
-        role = self.experts[name].antiexpert or self.antiexpert
-        assert role is not None, "checked on construction"
-        return role
 
     def placement_of(self, role: Role) -> Placement:
         """Return where a role's model runs: the recipe's defaults with the role's own keys."""
@@ -169,10 +199,15 @@ class Recipe:
     def load_key(self) -> Hashable:
         """Return what a loaded emulator depends on; while it is equal, a changed recipe needs no reload.
 
-        Holds models, placements, context and names; not prompts, sampling or the mixture.
+        Holds models, adapters, placements, context and names; not prompts (but for whether they make an antiexpert the
+        base once more), sampling or the mixture.
         """
-        roles = tuple((place, role.model, self.placement_of(role)) for place, role in self.named_roles())
-        return (self.folder, self.context, roles)
+        roles = tuple(
+            (place, role.model, role.lora, role.lora_scale, self.placement_of(role))
+            for place, role in self.named_roles()
+        )
+        antiexperts = (expert.antiexpert or self.antiexpert for expert in self.experts.values())
+        return (self.folder, self.context, roles, tuple(role and self.is_base(role) for role in antiexperts))
 
     @classmethod
     def from_toml(cls, path: str | Path) -> Recipe:
@@ -214,9 +249,10 @@ class Recipe:
         table |= _written(self.placement, defaults)
         mixing = ("beta", "conservative_filter", "plausibility_mask", "plausibility_top_p")
         table |= {key: value for key in mixing if (value := getattr(self, key)) is not None}
-        drafts = {key: getattr(self, key) for key in _NO_DRAFTS}
-        table |= drafts if defaults or drafts != _NO_DRAFTS else {}
-        table |= {place: role.table() for place, role in self.named_roles() if "." not in place}
+        drafts = {key: getattr(self, key) for key in _DRAFTS}
+        table |= drafts if defaults or drafts != _DRAFTS else {}
+        table["base"] = self.base.table()
+        table |= {"antiexpert": self.antiexpert.table()} if self.antiexpert else {}
         table["experts"] = {name: expert.table() for name, expert in self.experts.items()}
         table["sampling"] = _written(self.sampling, defaults)
         table["about"] = changed(self.about)
@@ -226,7 +262,8 @@ class Recipe:
 
     def _has_long_text(self) -> bool:
         """Whether texts are written on several lines; TOML's multi-line texts lose carriage returns."""
-        several = any("\n" in (words or "") for words in (self.description, self.sampling.grammar))
+        instructions = (role.prompt.instructions for _, role in self.named_roles())
+        several = any("\n" in (words or "") for words in (self.description, self.sampling.grammar, *instructions))
         return several and r"\r" not in repr(self)
 
     def replace(self, **changes: Any) -> Recipe:
@@ -253,7 +290,7 @@ class Recipe:
         )
 
 
-_NO_DRAFTS = {"draft": "off", "draft_source": "expert", "draft_rule": "shared-noise"}
+_DRAFTS = {"draft": "auto", "draft_source": "expert", "draft_rule": "shared-noise"}
 _TOP_KEYS = tuple(each.name for each in fields(Recipe) if each.name not in ("placement", "folder"))
 _TABLES = ("base", "antiexpert", "experts", "sampling", "about", "compare")
 _PLAIN_KEYS = tuple(key for key in _TOP_KEYS if key not in _TABLES)

@@ -19,7 +19,7 @@ _DEMO_PREFIX = "demo:"
 
 
 def resolve_model(reference: str, folder: Path | None, recipe: str | None = None) -> Path:
-    """Return the file that a recipe's `model` names.
+    """Return the file that a recipe's `model` or `lora` names.
 
     reference: "demo:NAME" for a bundled model; a path, where a relative one is looked for in `folder` (None: the
     working directory), then in the user's folder of models; or, where no such file exists, a model on the hub,
@@ -43,17 +43,29 @@ def resolve_model(reference: str, folder: Path | None, recipe: str | None = None
 
 
 def model_of(recipe: Recipe, role: Role) -> Path:
-    """Return the file of a recipe's role, like `resolve_model`; an error names the recipe for `eft pull`."""
+    """Return the model's file of a role, like `resolve_model`; an error names the recipe for `eft pull`.
+
+    role: as it runs, from `Recipe.named_roles`.
+    """
     return resolve_model(role.model, recipe.folder, _told_name(recipe))
 
 
+def adapter_of(recipe: Recipe, role: Role) -> Path | None:
+    """Return the file of a role's LoRA adapter, None if it has none; as `model_of`."""
+    return resolve_model(role.lora, recipe.folder, _told_name(recipe)) if role.lora else None
+
+
 def hub_names(recipe: Recipe) -> dict[str, HubName]:
-    """Return the models that a recipe has from the hub, by role; those that are files of the user are none."""
+    """Return the models and adapters that a recipe has from the hub; those that are files of the user are none.
+
+    By role ("base", "experts.NAME"), adapters by their role and key ("experts.NAME.lora").
+    """
     names = {}
     for place, role in recipe.named_roles():
-        name = hub_name(role.model, recipe.folder)
-        if name is not None:
-            names[place] = name
+        for key, reference in role.references.items():
+            name = hub_name(reference, recipe.folder)
+            if name is not None:
+                names[place if key == "model" else f"{place}.{key}"] = name
     return names
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from eft_local.checks import (
     Check,
@@ -31,7 +31,11 @@ from eft_local.checks import (
 from eft_local.errors import RecipeError
 
 STYLES = ("chat", "plain", "few-shot")
-PROMPT_KEYS = ("prompt", "examples", "frame", "template_args")
+PROMPT_KEYS = ("prompt", "instructions", "examples", "frame", "template_args")
+SAME_WEIGHTS = ("@base", "@antiexpert")
+AnyRole = TypeVar("AnyRole", bound="Role")
+PLAIN_KV_TYPES = ("f32", "f16", "bf16")
+"""Types of the KV cache that need no flash attention."""
 KV_TYPES = ("f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl")
 
 
@@ -91,13 +95,15 @@ class Prompt:
 
     style (TOML key `prompt`): "chat", the model's own chat template; "plain", every turn in `frame`;
         "few-shot", the same after `examples`; or the path of a Jinja file, relative to the recipe.
-    examples: (user, assistant) pairs for "few-shot".
+    instructions: a system text for this role alone, in front of the conversation's own.
+    examples: (user, assistant) turns between the system text and the conversation; not for "plain".
     frame: for "plain" and "few-shot".
     template_args: extra variables for the chat template or the Jinja file, e.g. {enable_thinking = false}.
     Raises: RecipeError for a value that cannot be used, or that this style would ignore.
     """
 
     style: str = "plain"
+    instructions: str = checked(text(), "")
     examples: tuple[tuple[str, str], ...] = checked(Check('a list such as [["question", "answer"]]', _pairs), ())
     frame: Frame = checked(instance(Frame, "a Frame"), factory=Frame)
     template_args: Mapping[str, Any] = checked(
@@ -123,8 +129,8 @@ class Prompt:
         if self.style == "few-shot" and not self.examples:
             raise RecipeError('prompt = "few-shot": examples are missing; add examples = [["question", "answer"]]')
         ignored = None
-        if self.style != "few-shot" and self.examples:
-            ignored = 'examples needs prompt = "few-shot"'
+        if self.style == "plain" and self.examples:
+            ignored = 'examples needs prompt = "few-shot", "chat" or a Jinja file'
         elif not self.is_framed and self.frame != Frame():
             ignored = 'frame needs prompt = "plain" or "few-shot"'
         elif self.is_framed and self.template_args:
@@ -149,6 +155,8 @@ class Prompt:
     def table(self) -> dict[str, Any]:
         """Return the keys that `from_table` reads."""
         table: dict[str, Any] = {"prompt": self.style}
+        if self.instructions:
+            table["instructions"] = self.instructions
         if self.examples:
             table["examples"] = [list(pair) for pair in self.examples]
         if self.template_args:
@@ -160,12 +168,16 @@ class Prompt:
 class Placement:
     """Where a model runs and how. Keys stand at the recipe's top level, and in roles' tables to differ.
 
-    offload: layers on the GPU, -1 for all of them, or "auto".
+    offload: layers on GPUs, the output counted as one; -1 for all, 0 for no GPU at all, or "auto": small models whole,
+        then as many layers of the others as fit (see `planning`).
     threads, threads_batch: CPU threads for single tokens and for prompts; None chooses by the machine.
     batch, ubatch: tokens that one call evaluates, logically and physically. ubatch None is 512 on a GPU and 128 on a
         CPU, where an evaluation stops only between the steps of one ubatch, and larger ones are no faster.
-    kv_type: type of the KV cache.  flash_attention: "auto", true or false.
-    mmap: map the file instead of reading it.  mlock: keep the weights in RAM.
+    kv_type: type of the KV cache.
+    flash_attention: true, false, or "auto": on GPUs as llama.cpp decides; on a CPU only for a quantised cache, which
+        needs it.
+    mmap: map the file instead of reading it; "auto" does so unless this CPU wants the weights in another order, as
+        then both the file's pages and the copy would stay in memory.  mlock: keep the weights in RAM.
     """
 
     offload: int | Literal["auto"] = checked(either(choice("auto"), integer(-1)), "auto")
@@ -175,12 +187,12 @@ class Placement:
     ubatch: int | None = checked(optional(integer(1)), None)
     kv_type: str = checked(choice(*KV_TYPES), "f16")
     flash_attention: bool | Literal["auto"] = checked(either(choice("auto"), flag), "auto")
-    mmap: bool = checked(flag, True)
+    mmap: bool | Literal["auto"] = checked(either(choice("auto"), flag), "auto")
     mlock: bool = checked(flag, False)
 
     def __post_init__(self) -> None:
         verify(self)
-        if self.flash_attention is False and self.kv_type not in ("f32", "f16", "bf16"):
+        if self.flash_attention is False and self.kv_type not in PLAIN_KV_TYPES:
             raise RecipeError(
                 f'kv_type = "{self.kv_type}" with flash_attention = false: llama.cpp quantises the cache '
                 'only with flash attention; set flash_attention = "auto" or kv_type = "f16"'
@@ -194,13 +206,19 @@ PLACEMENT_KEYS = tuple(each.name for each in fields(Placement))
 class Role:
     """One model in its part. TOML: [base], [antiexpert], [experts.NAME.antiexpert], [compare.NAME].
 
-    model: a path relative to the recipe, "demo:NAME", or a model on the hub, "org/repo:Q4_K_M".
+    model: a path relative to the recipe, "demo:NAME", or a model on the hub, "org/repo:Q4_K_M"; or "@antiexpert" or
+        "@base": the weights of that role (and its adapter, if there is no `lora` here) in the place where it runs.
+        An expert's antiexpert is its own where it has one. An antiexpert "@base" with the base's prompt is the base
+        itself, and not evaluated once more: an expert "@base" that is told more is then context-aware decoding.
+    lora: a LoRA adapter for the model, named as models are; lora_scale: times what it changes.
     prompt: see Prompt; "plain" when the table does not say.
     overrides: the Placement keys that differ from the recipe's.
     Raises: RecipeError.
     """
 
     model: str = checked(text(empty=False))
+    lora: str | None = checked(optional(text(empty=False)), None)
+    lora_scale: float = checked(number(), 1.0)
     prompt: Prompt = checked(instance(Prompt, "a Prompt"), factory=Prompt)
     overrides: Mapping[str, Any] = checked(instance(Mapping, "a table of placement keys"), factory=dict)
 
@@ -210,6 +228,35 @@ class Role:
         placed = Placement(**self.overrides)
         kept = {key: getattr(placed, key) for key in PLACEMENT_KEYS if self.overrides.get(key) is not None}
         object.__setattr__(self, "overrides", MappingProxyType(kept))
+        if self.lora is None and self.lora_scale != 1:
+            raise RecipeError(f"lora_scale = {shown(self.lora_scale)}: there is no lora for it; remove it or add lora")
+        if self.follows:
+            self._check_following()
+
+    def _check_following(self) -> None:
+        if self.model not in SAME_WEIGHTS:
+            raise RecipeError(
+                f"model = {shown(self.model)}: unknown role; the nearest one is "
+                f'"{nearest(self.model, SAME_WEIGHTS)}" (roles: {", ".join(SAME_WEIGHTS)})'
+            )
+        if self.overrides:
+            key, role = next(iter(self.overrides)), self.model[1:]
+            raise RecipeError(f'{key}: model = "{self.model}" runs where the {role} does; move {key} into its table')
+
+    @property
+    def follows(self) -> bool:
+        """Whether `model` names another role."""
+        return self.model.startswith("@")
+
+    @property
+    def references(self) -> dict[str, str]:
+        """What names a file, by its TOML key."""
+        return {"model": self.model} | ({"lora": self.lora} if self.lora else {})
+
+    def following(self: AnyRole, other: Role) -> AnyRole:
+        """Return this role on the other one's weights, in its place."""
+        lora = self if self.lora else other
+        return replace(self, model=other.model, lora=lora.lora, lora_scale=lora.lora_scale, overrides=other.overrides)
 
     def placed(self, placement: Placement) -> Placement:
         """Return the recipe's placement with this role's overrides."""
@@ -217,15 +264,18 @@ class Role:
 
     def table(self) -> dict[str, Any]:
         """Return the TOML table that reads back as this role."""
-        return {"model": self.model} | self.prompt.table() | dict(self.overrides)
+        scale = {"lora_scale": self.lora_scale} if self.lora_scale != 1 else {}
+        return self.references | scale | self.prompt.table() | dict(self.overrides)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Expert(Role):
     """A tuned model whose difference from its antiexpert is added `alpha` times. TOML: [experts.NAME].
 
+    Tuned by training, by an adapter (`lora`), or by nothing but its prompt (model = "@antiexpert").
     prompt: "chat" when the table does not say.
-    alpha: strength of this behaviour delta; any finite number (negative ones push the behaviour away).
+    alpha: strength of this behaviour delta; any finite number (negative ones push the behaviour away: the opposite of
+        an expert that was tuned to be safe).
     antiexpert: this expert's own, TOML [experts.NAME.antiexpert]; None takes the recipe's.
     Raises: RecipeError.
     """
@@ -240,7 +290,8 @@ class Expert(Role):
         return table | ({"antiexpert": self.antiexpert.table()} if self.antiexpert else {})
 
 
-ROLE_KEYS = ("model", *PROMPT_KEYS, *PLACEMENT_KEYS)
+_OWN_KEYS = ("model", "lora", "lora_scale")
+ROLE_KEYS = (*_OWN_KEYS, *PROMPT_KEYS, *PLACEMENT_KEYS)
 EXPERT_KEYS = (*ROLE_KEYS, "alpha", "antiexpert")
 
 
@@ -268,8 +319,7 @@ def _arguments(table: Mapping[str, Any], default_style: str) -> dict[str, Any]:
     """Return the constructor's arguments that a role's table gives."""
     if "model" not in table:
         raise RecipeError('model is missing; add model = "PATH.gguf" or model = "demo:NAME"')
-    return {
-        "model": table["model"],
+    return {key: table[key] for key in _OWN_KEYS if key in table} | {
         "prompt": Prompt.from_table(table, default_style),
         "overrides": {key: table[key] for key in PLACEMENT_KEYS if key in table},
     }

@@ -182,7 +182,8 @@ PLAIN = Prompt("plain")
 
 
 def recipe(**changes: object) -> Recipe:
-    """A greedy recipe with one expert, `helpful`; every role sees a plain prompt, "Question: …\\nAnswer:"."""
+    """A greedy recipe with one expert, `helpful`; every role sees a plain prompt, "Question: …\\nAnswer:".
+    No drafts: evaluations are counted."""
     roles = Recipe(
         name="fake",
         context=200,
@@ -190,7 +191,7 @@ def recipe(**changes: object) -> Recipe:
         antiexpert=Role(model="small"),
         experts={"helpful": Expert(model="tuned", prompt=PLAIN)},
     )
-    return roles.replace(**{"temperature": 0, "max_tokens": 8} | changes)
+    return roles.replace(**{"temperature": 0, "max_tokens": 8, "draft": "off"} | changes)
 
 
 def emulator(

@@ -338,7 +338,7 @@ def test_a_watch_counts_the_bases_rows_and_then_lets_go(recipe: Recipe, roles: M
     assert isinstance(base.model, Model)
     before = llama_cpp.llama_decode
     prompt = base.tokens(conversation("What is the capital of Peru?"))
-    with Emulator(recipe, roles) as emulator, watched(base.model) as watch:
+    with Emulator(recipe.replace(draft="off"), roles) as emulator, watched(base.model) as watch:
         emulator.chat("What is the capital of Peru?", max_tokens=3)
     assert watch.rows == [len(prompt), 1, 1]
     assert watch.seconds > 0

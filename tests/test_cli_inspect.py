@@ -68,7 +68,7 @@ def odd(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., str]:
 
     def recipe_of(**tables: fake.Table) -> str:
         def load(_: type[Emulator], recipe: Recipe, **options: Any) -> Emulator:
-            return fake.emulator(fake.trio(**tables), recipe)
+            return fake.emulator(fake.trio(**tables), recipe.replace(draft="off"))
 
         monkeypatch.setattr(Emulator, "load", classmethod(load))
         file = tmp_path / "odd.toml"
@@ -410,11 +410,11 @@ def test_ctrl_c_keeps_what_is_written(run: Run, monkeypatch: pytest.MonkeyPatch)
                 self.cancel()
 
     monkeypatch.setattr(Emulator, "stream", interrupted)
-    ran = run("inspect", PERU)
+    ran = run("inspect", PERU, "--draft", "off")
     assert ran.code == 130
     assert ran.out.startswith("[The] capital of\n")
     assert "1 of 3 first choices changed" in ran.out
-    found = json.loads(run("inspect", PERU, "--json").out)
+    found = json.loads(run("inspect", PERU, "--draft", "off", "--json").out)
     assert (found["text"], found["finish_reason"]) == ("The capital of", "cancelled")
 
 

@@ -133,7 +133,10 @@ def test_from_an_empty_cache_to_an_answer_and_then_offline(home: Home, server: H
     ask = ("ask", "-r", "smol", "hello", "-n", "6", "--seed", "1")
     before = home.eft(*ask)
     assert (before.code, before.out) == (3, "")
-    assert before.err == ('eft: model "HuggingFaceTB/Large-GGUF:Q8_0" is not here yet; get it with: eft pull smol\n')
+    assert before.err == (
+        f"eft: 3 models are missing (base: {LARGE}:Q8_0, antiexpert: {SMALL}:F32@main, "
+        f"instruct: {INSTRUCT}/small-instruct-f32.gguf); get them with: eft pull smol\n"
+    )
     pulled = home.eft("pull", "smol")
     assert pulled.code == 0
     names = (f"{LARGE}:Q8_0", f"{SMALL}:F32@main", f"{INSTRUCT}/small-instruct-f32.gguf")
@@ -447,3 +450,47 @@ def test_pace_is_of_the_last_seconds() -> None:
     assert pace.bytes_per_second == 50
     pace.add(800)
     assert pace.bytes_per_second is None
+
+
+# plan
+
+
+def test_plan_reads_headers_of_what_is_not_here_and_no_more(home: Home, server: HubServer) -> None:
+    spec = ModelSpec(Shape(n_embd=512, n_ff=2048, n_layer=4, n_head=8, n_head_kv=8), TOKENS, zero=True)
+    content = write_model(home.recipes / "heavy.gguf", spec).read_bytes()
+    (home.recipes / "heavy.gguf").unlink()
+    assert len(content) > 60_000_000
+    server.repos["org/Heavy"] = Repo([{"heavy.F32.gguf": content}])
+    ran = home.eft("plan", "org/Heavy:F32", "--json", "--bandwidth", "10")
+    assert ran.code == 0, ran.err
+    told = json.loads(ran.out)
+    (model,) = told["models"]
+    assert model["weights"] == pytest.approx(len(content), rel=0.01)
+    assert told["away"] == ["org/Heavy:F32"]
+    assert server.sent() < len(content) / 4
+    assert paths_in(home.hub) == set()  # it is not in the cache
+    assert home.eft("ask", "-r", "smol", "hello").code == 3
+    again = server.sent()
+    assert home.eft("plan", "org/Heavy:F32").out.splitlines()[-1] == (
+        "planned from headers on the hub: org/Heavy:F32; eft pull gets the models"
+    )
+    assert server.sent() == again  # the header is kept
+
+
+def test_plan_of_a_recipe_is_the_same_before_and_after_the_pull(home: Home) -> None:
+    before = json.loads(home.eft("plan", "smol", "--json", "--bandwidth", "10", "--memory", "8").out)
+    assert len(before["away"]) == 3
+    home.eft("pull", "smol")
+    after = json.loads(home.eft("plan", "smol", "--json", "--bandwidth", "10", "--memory", "8").out)
+    assert after["away"] == []
+    assert before | {"away": []} == after
+
+
+def test_plan_without_the_hub_names_what_is_missing_and_the_command_that_gets_it(home: Home, server: HubServer) -> None:
+    ran = home.eft("plan", "smol", HF_HUB_OFFLINE="1")
+    assert (ran.code, ran.out) == (3, "")
+    line = ran.err.splitlines()[-1]
+    assert line.startswith(f"eft: 3 models are missing (base: {LARGE}:Q8_0, antiexpert: {SMALL}:F32@main, ")
+    assert line.endswith("get them with: eft pull smol")
+    assert home.eft("plan", "org/Missing:Q4_0").code == 3
+    assert server.sent() == 0

@@ -31,4 +31,7 @@ def test_the_cpu_is_a_device_with_memory() -> None:
 def test_without_libggml_there_are_no_devices(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(devices, "_libraries", lambda: iter(()))
     assert devices.devices() == ()
+    (cpu,) = devices.places()
+    assert (cpu.name, cpu.kind) == ("CPU", "cpu")
+    assert 0 < cpu.free <= cpu.total
     assert devices.build().ggml == "unknown unknown"

@@ -95,17 +95,42 @@ def test_of_many_answers_the_likeliest_are_drafted():
 def test_free_guesses_cost_the_drafting_roles_rows_and_no_step():
     steps_are_dear = [RowCosts((1, 16), (1.0, 1.0))]
     assert draft(AdaptiveLength(steps_are_dear, [FLAT]), 0.9) == 0
-    assert draft(AdaptiveLength(steps_are_dear, [FLAT]), 0.9, free=True) == 15
+    assert draft(AdaptiveLength(steps_are_dear, [FLAT], kinds=(True,)), 0.9, free=True) == 15
 
 
 def test_what_is_learnt_of_free_guesses_is_kept_apart():
-    length = AdaptiveLength([FREE], [KERNELS])
+    length = AdaptiveLength([FREE], [KERNELS], kinds=(False, True))
     for _ in range(30):
         length.begin(1)
         judged = len(length.extend({0: 0.97}, free=True))
         length.observe([Outcome(judged, 0)])
     assert draft(length, 0.97, free=True) == 0
     assert draft(length, 0.97) > 0
+
+
+def test_nobody_drafts_where_the_best_guesses_would_not_pay():
+    hopeless = AdaptiveLength([SMALL], [STEEP])
+    assert not hopeless.begin(1)
+    hopeful = AdaptiveLength([SMALL], [FLAT])
+    assert hopeful.begin(1)
+
+
+def test_it_is_asked_again_after_some_rounds_and_when_others_are_live():
+    length = AdaptiveLength([SMALL], [KERNELS])
+    for _ in range(40):  # whatever the draft is sure of is wrong
+        for sureness in (0.1, 0.3, 0.5, 0.7, 0.85, 0.92, 0.97, 0.995):
+            taught(length, sureness, 0, rounds=1)
+    tried = []
+    for _ in range(1000):
+        tried.append(length.begin(1))
+        length.observe([Outcome(0, 0)])
+    assert not any(tried[:10])
+    assert any(tried), "what was seen long ago fades"
+    hopeless = AdaptiveLength([SMALL], [STEEP])
+    asked: list[int] = []
+    hopeless._could_pay = lambda live, free: asked.append(live) is not None
+    assert not any(hopeless.begin(live) for live in (1,) * 33 + (2,) * 17)
+    assert asked == [1, 1, 2, 2], "hopeless drafts are thought of once in a while, not each round"
 
 
 @given(st.lists(st.tuples(st.floats(0, 1), st.booleans()), max_size=60))

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from eft_local import Emulator, Recipe
-from eft_local.emulator import emulator as emulator_module
 from eft_local.errors import PromptError, RecipeError, UsageError, VocabularyMismatchError
 from eft_local.llama import Model
+from eft_local.planning.survey import SCORED_ROWS
 from eft_local.recipe import Prompt
 
 PROMPTS = ["hello", "the other one, and longer", "x", "hello there, this is the longest of them all", "hello"]
@@ -238,7 +238,7 @@ def test_score_is_the_product_of_stepwise_probabilities(emulator):
     text = "the hello of words, more than sixteen tokens"
     alone = {name: Emulator.score(emulator, "hello", text, only=name) for name in ("eft", *emulator.roles)}
     tokens = alone["eft"].tokens
-    assert len(tokens) > 2 * emulator_module._SCORED_ROWS + 1
+    assert len(tokens) > 2 * SCORED_ROWS + 1
     stepwise: dict[str, list[float]] = {}
     for index, token in enumerate(tokens):
         step = next(emulator.stream("hello", prefix=tokens[:index], top=265))

@@ -20,10 +20,11 @@ from pathlib import Path
 import pytest
 from gguf import GGUFReader
 
-from eft_local.bench.gguf_factory import CHATML, ModelSpec, Shape, bpe, spm, write_model
+from eft_local.bench.gguf_factory import CHATML, ModelSpec, Shape, bpe, spm, write_adapter, write_model
 from eft_local.errors import EftError
-from eft_local.llama import Model
+from eft_local.llama import Adapter, Model
 from eft_local.llama.gguf import check_gguf
+from eft_local.llama.gguf_adapter import check_adapter
 from eft_local.protocols import Rows
 
 MUTATIONS = int(os.environ.get("EFT_FUZZ_MUTATIONS", "120"))
@@ -128,8 +129,13 @@ class Target:
                 damaged[at : at + size] = self.data[other : other + size]
 
 
-def try_file(path: Path) -> str:
-    """Check, load, tokenise and decode, as the emulator does; any error of ours is a refusal."""
+def try_file(path: Path, model: Path | None = None) -> str:
+    """Check, load, tokenise and decode, as the emulator does; any error of ours is a refusal.
+
+    model: what an adapter is for.
+    """
+    if model is not None:
+        return try_adapter(path, model)
     try:
         check_gguf(path)
     except EftError:
@@ -149,7 +155,27 @@ def try_file(path: Path) -> str:
     return DECODED
 
 
-def child(source: Path, seed: int, first: int, last: int) -> None:
+def try_adapter(path: Path, model: Path) -> str:
+    """Check an adapter, load and decode with it."""
+    try:
+        check_adapter(path, model)
+    except EftError:
+        return REFUSED_BY_US
+    try:
+        with (
+            Model.load(model, trusted=True) as opened,
+            Adapter.load(opened, path) as adapter,
+            opened.open(n_ctx=64, n_batch=16, n_ubatch=16, n_threads=1, adapter=adapter) as context,
+        ):
+            context.submit([Rows(0, list(range(24)))])
+            context.submit([Rows(0, [int(context.logits()[0].argmax())])])
+            context.logits()
+    except EftError as error:
+        return CRASHED_THE_TRIAL if "crashes llama.cpp" in str(error) else REFUSED_BY_LLAMA
+    return DECODED
+
+
+def child(source: Path, seed: int, first: int, last: int, model: Path | None = None) -> None:
     """Try the mutations first … last − 1, naming each before it starts and what became of it after."""
     target = Target.read(source)
     path = source.with_name(f"{source.stem}-{first}.mutated")
@@ -157,27 +183,29 @@ def child(source: Path, seed: int, first: int, last: int) -> None:
         path.write_bytes(target.mutation(number, seed))
         print(f"try {number}", flush=True)
         signal.setitimer(signal.ITIMER_VIRTUAL, PATIENCE)  # its signal ends the process, wherever it is
-        print(f"done {try_file(path)}", flush=True)
+        print(f"done {try_file(path, model)}", flush=True)
     path.unlink(missing_ok=True)
 
 
-def fuzz(source: Path, seed: int, count: int) -> tuple[Counter[str], dict[int, str]]:
+def fuzz(source: Path, seed: int, count: int, *model: Path) -> tuple[Counter[str], dict[int, str]]:
     """Return what became of the mutations, and those that ended or hung a child."""
     outcomes: Counter[str] = Counter()
     killers: dict[int, str] = {}
     first = 0
     while first < count:
-        number, fate = _run_child(source, seed, first, count, outcomes)
+        number, fate = _run_child(outcomes, source, seed, first, count, *model)
         if fate is not None:
             killers[number] = fate
         first = number + 1
     return outcomes, killers
 
 
-def _run_child(source: Path, seed: int, first: int, last: int, outcomes: Counter[str]) -> tuple[int, str | None]:
+def _run_child(
+    outcomes: Counter[str], source: Path, seed: int, first: int, last: int, *model: Path
+) -> tuple[int, str | None]:
     """Return the last mutation that a child tried and, if that ended the child, how."""
     process = subprocess.run(
-        [sys.executable, __file__, *map(str, (source, seed, first, last))],
+        [sys.executable, __file__, *map(str, (source, seed, first, last, *model))],
         capture_output=True,
         text=True,
         errors="replace",
@@ -206,17 +234,31 @@ def test_damaged_files_never_end_the_process(name, tmp_path, capsys):
     else:
         shutil.copy(demo_model(), source)
     assert try_file(source) == DECODED  # undamaged
-    outcomes, killers = fuzz(source, SEED, MUTATIONS)
+    assess(source, MUTATIONS, capsys)
+
+
+def test_damaged_adapters_never_end_the_process(tmp_path, capsys):
+    model = write_model(tmp_path / "model.gguf", MODELS["bpe"])
+    source = tmp_path / "adapter.gguf"
+    write_adapter(source, model, targets=("attn_q", "ffn_down"))
+    assert try_file(source, model) == DECODED
+    assess(source, MUTATIONS // 2, capsys, model)
+
+
+def assess(source: Path, count: int, capsys: pytest.CaptureFixture[str], *model: Path) -> None:
+    """Damage a file so many times, and fail if that took a process down."""
+    name = source.stem
+    outcomes, killers = fuzz(source, SEED, count, *model)
     with capsys.disabled():
-        print(f"\n{name}: {MUTATIONS} damaged files, {dict(outcomes)}", end=" ")
+        print(f"\n{name}: {count} damaged files, {dict(outcomes)}", end=" ")
     for number in killers:
-        path = Path(os.environ.get("EFT_FUZZ_KEEP", tmp_path)) / f"{name}-killer-{SEED}-{number}.gguf"
+        path = Path(os.environ.get("EFT_FUZZ_KEEP", source.parent)) / f"{name}-killer-{SEED}-{number}.gguf"
         path.write_bytes(Target.read(source).mutation(number, SEED))
     assert not killers, killers
-    assert outcomes.total() == MUTATIONS
+    assert outcomes.total() == count
     assert outcomes[REFUSED_BY_US] > 0  # otherwise nothing was tried
     assert outcomes[DECODED] > 0
 
 
 if __name__ == "__main__":
-    child(Path(sys.argv[1]), *map(int, sys.argv[2:]))
+    child(Path(sys.argv[1]), *map(int, sys.argv[2:5]), *map(Path, sys.argv[5:]))

@@ -151,7 +151,7 @@ def test_impossible_hyper_parameters(sound, key, value, words):
         ({"llama.expert_count": 2, "llama.expert_used_count": 3}, "3 of 2 experts"),
         ({"llama.expert_count": 4, "llama.expert_used_count": 1, "llama.expert_group_count": 3}, "3 groups"),
         ({"llama.rope.scaling.type": "stretch"}, "stretch"),
-        ({"general.type": "adapter"}, "no language model"),
+        ({"general.type": "imatrix"}, "no language model"),
         ({"llama.attention.value_length": 4}, "must be one even number"),
         ({"general.alignment": 24}, "not a power of two"),
     ],

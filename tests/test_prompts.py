@@ -124,6 +124,17 @@ def test_few_shot_examples_stand_between_system_text_and_conversation() -> None:
     )
 
 
+def test_instructions_stand_in_front_of_everything() -> None:
+    shown = (("1+1?", "2"),)
+    assert framed(Prompt("plain", instructions="Add."), "3+3?") == "Add.\n\nQuestion: 3+3?\nAnswer:"
+    assert framed(Prompt("few-shot", instructions="Add.", examples=shown), "3+3?", "Be brief.") == (
+        "Add.\n\nBe brief.\n\nQuestion: 1+1?\nAnswer: 2\n\nQuestion: 3+3?\nAnswer:"
+    )
+    assert framed(Prompt("plain", instructions="Add."), SECOND_TURN[1:], "") == "Add.\n\n" + framed(
+        Prompt("plain"), SECOND_TURN[1:]
+    )
+
+
 def test_an_empty_system_text_leaves_no_trace_in_a_frame() -> None:
     assert framed(Prompt("plain"), "Hi", "") == framed(Prompt("plain"), "Hi")
 
@@ -140,6 +151,22 @@ def test_chat_renders_the_models_own_template() -> None:
         parse_special=True,
         ensure_bos=True,
     )
+
+
+@pytest.mark.parametrize("style", ["chat", "my.jinja"])
+def test_instructions_and_examples_are_turns_for_a_template(style: str) -> None:
+    def seen(prompt: Prompt, messages: Any, system: str | None = None) -> Any:
+        text = render(prompt, conversation(messages, system), factory("")).text
+        return json.loads(text.removesuffix("{}"))
+
+    told = Prompt(style, instructions="Add.", examples=(("1+1?", "2"), ("2+2?", "4")))
+    shots = [["user", "1+1?"], ["assistant", "2"], ["user", "2+2?"], ["assistant", "4"]]
+    assert seen(told, "Hi") == [["system", "Add."], *shots, ["user", "Hi"]]
+    assert seen(told, "Hi", "Be brief.") == [["system", "Add.\n\nBe brief."], *shots, ["user", "Hi"]]
+    assert seen(told, "Hi", "") == [["system", "Add."], *shots, ["user", "Hi"]]
+    assert seen(Prompt(style, examples=(("1+1?", "2"),)), "Hi", "") == [["system", ""], *shots[:2], ["user", "Hi"]]
+    turns = [list(turn.values()) for turn in SECOND_TURN]
+    assert seen(Prompt(style, examples=(("1+1?", "2"),)), SECOND_TURN) == [turns[0], *shots[:2], *turns[1:]]
 
 
 def test_a_jinja_file_is_read_from_the_recipes_folder(tmp_path: Path) -> None:

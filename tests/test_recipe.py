@@ -120,8 +120,82 @@ def test_an_expert_may_have_its_own_antiexpert() -> None:
     text = '[base]\nmodel = "l"\n[experts.a]\nmodel = "t"\n[experts.a.antiexpert]\nmodel = "s"\nthreads = 2'
     recipe = Recipe.from_text(text)
     assert recipe.antiexpert is None
-    assert recipe.antiexpert_of("a") == Role(model="s", overrides={"threads": 2})
-    assert duo().antiexpert_of("harmless") == Role(model="s")
+    roles = dict(recipe.named_roles())
+    assert roles["experts.a.antiexpert"] == Role(model="s", overrides={"threads": 2})
+    assert dict(duo().named_roles())["antiexpert"] == Role(model="s")
+
+
+def test_roles_on_the_weights_of_others() -> None:
+    text = """
+        offload = 3
+        [base]
+        model = "l"
+        lora = "lora.gguf"
+        lora_scale = 0.5
+        offload = 7
+        [antiexpert]
+        model = "@base"
+        [experts.told]
+        model = "@antiexpert"
+        instructions = "Be brief."
+        [experts.adapted]
+        model = "@antiexpert"
+        lora = "other.gguf"
+        alpha = -1
+        [experts.own]
+        model = "@antiexpert"
+        [experts.own.antiexpert]
+        model = "s"
+        threads = 2
+        [compare.shown]
+        model = "@base"
+        prompt = "chat"
+        examples = [["a?", "b."]]
+    """
+    recipe = Recipe.from_text(text)
+    assert Recipe.from_text(recipe.to_toml()) == recipe, "written as it was read"
+    runs = dict(recipe.named_roles())
+    base = ("l", "lora.gguf", 0.5, {"offload": 7})
+    found = {place: (role.model, role.lora, role.lora_scale, dict(role.overrides)) for place, role in runs.items()}
+    assert found == {
+        "base": base,
+        "antiexpert": base,
+        "experts.told": base,
+        "experts.adapted": ("l", "other.gguf", 1.0, {"offload": 7}),
+        "experts.own": ("s", None, 1.0, {"threads": 2}),
+        "experts.own.antiexpert": ("s", None, 1.0, {"threads": 2}),
+        "compare.shown": base,
+    }
+    assert runs["experts.told"].prompt == Prompt("chat", instructions="Be brief.")
+    assert runs["experts.adapted"].alpha == -1
+    moved = recipe.replace(base=dataclasses.replace(recipe.base, model="m"))
+    assert moved.load_key() != recipe.load_key()
+    assert {role.model for role in dict(moved.named_roles()).values()} == {"m", "s"}
+
+
+@pytest.mark.parametrize(
+    ("base", "antiexpert", "expert", "expected"),
+    [
+        ("@base", "s", "t", '[base]: model = "@base": the base needs a model of its own'),
+        ("l", "@antiexpert", "t", '[antiexpert]: model = "@antiexpert" names itself'),
+        ("l", "s", "@small", '[experts.a] model = "@small": unknown role; the nearest one is "@base"'),
+        ("l", "s", '@base"\nkv_type = "f32', '[experts.a] kv_type: model = "@base" runs where the base does'),
+        ("l", "s", 't"\nlora = "', '[experts.a] lora = ""'),
+        ("l", "s", 't"\nlora_scale = 2\nprompt = "plain', "[experts.a] lora_scale = 2.0: there is no lora for it"),
+        ("l", "s", 't"\n[compare.b]\nmodel = "@bas', '[compare.b] model = "@bas": unknown role'),
+        ("l", None, 't"\n[experts.a.antiexpert]\nmodel = "@antiexpert', "but there is no [antiexpert]"),
+        (
+            "l",
+            None,
+            't"\n[experts.a.antiexpert]\nmodel = "s"\n[compare.b]\nmodel = "@antiexpert',
+            '[compare.b]: model = "@antiexpert", but there is no [antiexpert]',
+        ),
+    ],
+)
+def test_weights_that_cannot_be_followed(base: str, antiexpert: str | None, expert: str, expected: str) -> None:
+    tables = [f'[base]\nmodel = "{base}"']
+    tables += [f'[antiexpert]\nmodel = "{antiexpert}"'] if antiexpert else []
+    assert expected in refused("\n".join([*tables, f'[experts.a]\nmodel = "{expert}"']))
 
 
 def test_a_json_schema_may_be_a_table() -> None:
@@ -349,7 +423,7 @@ def test_replace_names_one_of_several_experts() -> None:
         ({"top_p": 1.1}, "top_p = 1.1: a finite number above 0 and of at most 1 is needed"),
         ({"sampling": {"seed": 1}}, "sampling = {'seed': 1}: a Sampling is needed"),
         ({"folder": 3}, "folder = 3: a folder's path is needed"),
-        ({"mmap": 1}, "mmap = 1: true or false is needed"),
+        ({"mmap": 1}, 'mmap = 1: "auto" or true or false is needed'),
     ],
 )
 def test_replace_checks_like_construction(changes: dict[str, Any], expected: str) -> None:
@@ -380,6 +454,8 @@ def test_only_what_needs_other_models_or_contexts_changes_the_load_key() -> None
         {"threads": 2},
         {"base": Role(model="m")},
         {"base": Role(model="l", overrides={"offload": 3})},
+        {"base": Role(model="l", lora="x")},
+        {"base": Role(model="l", lora="x", lora_scale=2)},
         {"experts": {"other": Expert(model="t")}},
         {"folder": Path("/elsewhere")},
         {"compare": {"x": Role(model="l")}},
@@ -412,6 +488,7 @@ def test_long_texts_are_written_on_lines_of_their_own() -> None:
 
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
 filled = texts.filter(bool)
+files = filled.filter(lambda name: not name.startswith("@"))
 names = st.from_regex(r"[a-z][a-z0-9_.-]{0,8}", fullmatch=True).filter(lambda name: name not in RESERVED_NAMES)
 finite = st.floats(-1e9, 1e9) | st.integers(-9, 9)
 values = st.recursive(
@@ -424,10 +501,12 @@ frames = st.builds(
     user=st.tuples(texts, texts).map("{text}".join).filter(lambda slot: slot.count("{text}") == 1),
 )
 prompts = (
-    st.builds(Prompt, st.just("plain"), frame=frames)
+    st.builds(Prompt, st.just("plain"), frame=frames, instructions=texts)
     | st.builds(
         Prompt,
         st.sampled_from(["chat", "my.jinja"]),
+        instructions=texts,
+        examples=st.lists(st.tuples(filled, filled), max_size=2),
         template_args=st.dictionaries(texts, values, max_size=2),
     )
     | st.builds(
@@ -445,12 +524,24 @@ placement_values: dict[str, st.SearchStrategy[Any]] = {
     "ubatch": st.integers(1, 9999),
     "kv_type": st.sampled_from(KV_TYPES),
     "flash_attention": st.sampled_from(["auto", True]),
-    "mmap": st.booleans(),
+    "mmap": st.sampled_from(["auto", True, False]),
     "mlock": st.booleans(),
 }
 placements = st.fixed_dictionaries({}, optional=placement_values)
-roles = st.builds(Role, model=filled, prompt=prompts, overrides=placements)
-experts = st.builds(Expert, model=filled, prompt=prompts, overrides=placements, alpha=finite)
+adapters = st.one_of(
+    st.just({}), st.fixed_dictionaries({"lora": filled, "lora_scale": st.just(1.0) | st.floats(-2, 2)})
+)
+roles = st.builds(
+    lambda adapter, **role: Role(**adapter, **role), adapters, model=files, prompt=prompts, overrides=placements
+)
+experts = st.builds(
+    lambda adapter, **role: Expert(**adapter, **role),
+    adapters,
+    model=files,
+    prompt=prompts,
+    overrides=placements,
+    alpha=finite,
+) | st.builds(Expert, model=st.sampled_from(["@antiexpert", "@base"]), prompt=prompts, alpha=finite)
 samplings = st.builds(
     Sampling,
     temperature=st.floats(0, 9),

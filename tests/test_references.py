@@ -96,12 +96,12 @@ def test_demo_models_are_bundled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def test_bundled_recipes_are_found_by_name() -> None:
-    assert {"demo", "demo-two", "demo-down"} <= set(recipe_names())
-    for name in ("demo", "demo-two", "demo-down"):
+    assert {"demo", "demo-two", "demo-down", "demo-prompted"} <= set(recipe_names())
+    for name in ("demo", "demo-two", "demo-down", "demo-prompted"):
         recipe = find_recipe(name)
         assert recipe.name == name
         assert recipe.description
-        assert "base-tuned" in recipe.compare
+        assert list(recipe.compare) == ["base-shown" if name == "demo-prompted" else "base-tuned"]
     assert list(find_recipe("demo").experts) == ["assistant"]
     assert list(find_recipe("demo-two").experts) == ["assistant", "cautious"]
     assert (find_recipe("demo-down").base, find_recipe("demo-down").antiexpert) == (

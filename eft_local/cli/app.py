@@ -25,6 +25,7 @@ COMMANDS = {
     "pull": ("pull", "Download the models of a recipe, or single ones."),
     "ls": ("ls", "List the models that are here."),
     "show": ("show", "What a model or a recipe is."),
+    "plan": ("plan", "What a recipe takes of memory, and its speed."),
     "rm": ("rm", "Delete models."),
     "doctor": ("doctor", "What this installation can do, and what is missing."),
     "completion": ("completion", "Print the completion script for a shell."),

@@ -62,13 +62,16 @@ def _version(name: str) -> str | None:
 def _machine() -> dict[str, Any]:
     import psutil
 
-    memory = psutil.virtual_memory()
+    from eft_local.memory import available
+
+    ours = available()
     return {
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
         "cores": psutil.cpu_count(logical=False),
         "threads": psutil.cpu_count(),
-        "ram": memory.total,
-        "ram_available": memory.available,
+        "ram": psutil.virtual_memory().total,
+        "ram_available": ours.free,
+        "ram_limit": ours.limit,
     }
 
 
@@ -99,10 +102,9 @@ def _recipes() -> dict[str, dict[str, str | None]]:
         found[name] = {"path": str(path), "problem": None}
         try:
             recipe = find_recipe(name)
-            roles = [recipe.base, recipe.antiexpert, *recipe.experts.values(), *recipe.compare.values()]
-            for role in [*roles, *(expert.antiexpert for expert in recipe.experts.values())]:
-                if role is not None and hub_name(role.model, recipe.folder) is None:  # `eft pull` gets the others
-                    resolve_model(role.model, recipe.folder)
+            for reference in [each for _, role in recipe.named_roles() for each in role.references.values()]:
+                if hub_name(reference, recipe.folder) is None:  # `eft pull` gets the others
+                    resolve_model(reference, recipe.folder)
         except EftError as error:
             found[name]["problem"] = str(error)
     return found
@@ -160,7 +162,7 @@ def _text(facts: dict[str, Any]) -> str:
             [
                 machine["system"],
                 f"{machine['cores']} cores, {machine['threads']} threads",
-                f"{_gigabytes(machine['ram_available'])} of {_gigabytes(machine['ram'])} RAM available",
+                _ram_line(machine),
             ],
         ),
         *_section("llama.cpp", _llama_lines(llama)),
@@ -197,6 +199,11 @@ def _device_line(device: dict[str, Any]) -> str:
 
 def _folder_line(name: str, folder: dict[str, Any]) -> str:
     return f"{name}: {folder['path']}" + ("" if folder["exists"] else " (not made yet)")
+
+
+def _ram_line(machine: dict[str, Any]) -> str:
+    bound = "" if machine["ram_limit"] == "RAM" else f", bounded by the {machine['ram_limit']} limit"
+    return f"{_gigabytes(machine['ram_available'])} of {_gigabytes(machine['ram'])} RAM available{bound}"
 
 
 def _gigabytes(size: int) -> str:

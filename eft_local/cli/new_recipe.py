@@ -15,7 +15,7 @@ from eft_local.cli.options import Command, example
 from eft_local.errors import EftError, PromptError, UsageError
 from eft_local.protocols import Vocabulary
 from eft_local.recipe import Expert, Prompt, Recipe, Role
-from eft_local.references import model_of, names_recipe, resolve_model
+from eft_local.references import adapter_of, model_of, names_recipe, resolve_model
 
 Answer = TypeVar("Answer")
 
@@ -25,14 +25,38 @@ Answer = TypeVar("Answer")
     epilog=example(
         "eft recipes new mine",
         "eft recipes new mine --base big.gguf --antiexpert small.gguf --expert tuned.gguf --alpha 0.8",
+        "eft recipes new mine --base big.gguf --antiexpert small.gguf --lora adapter.gguf",
+        "eft recipes new mine --base big.gguf --antiexpert small.gguf --expert @antiexpert --instructions 'Be brief.'",
     ),
 )
 @click.argument("name", required=False)
 @click.option("--base", metavar="MODEL", help="The large model, that nobody has tuned.")
-@click.option("--antiexpert", metavar="MODEL", help="The small model before its tuning.")
-@click.option("--expert", "experts", metavar="[NAME=]MODEL", multiple=True, help="The tuned small model; repeatable.")
+@click.option("--antiexpert", metavar="MODEL|@base", help="The small model before its tuning.")
+@click.option(
+    "--expert",
+    "experts",
+    metavar="[NAME=]MODEL",
+    multiple=True,
+    help="The tuned small model, or @antiexpert or @base, which --lora or the prompt tunes; repeatable.",
+)
+@click.option(
+    "--lora",
+    "loras",
+    metavar="[NAME=]ADAPTER",
+    multiple=True,
+    help="A LoRA adapter for an expert; without --expert, on the antiexpert's weights; repeatable.",
+)
 @click.option("--alpha", type=float, default=1.0, show_default=True, help="Strength of the tuning, for each expert.")
 @click.option("--prompt", metavar="STYLE|FILE", default="chat", show_default=True, help="The experts' prompt.")
+@click.option("--instructions", metavar="TEXT", default="", help="What the experts, and only they, are told in front.")
+@click.option(
+    "--example",
+    "examples",
+    metavar="QUESTION ANSWER",
+    nargs=2,
+    multiple=True,
+    help="A turn that the experts see in front; repeatable. Not with --prompt plain.",
+)
 @click.option("--no-thinking", is_flag=True, help="Turn Qwen3's thinking off (enable_thinking = false).")
 @click.option("--context", type=int, default=4096, show_default=True, metavar="N", help="Tokens per role.")
 @click.option("--description", default="", metavar="TEXT", help="A line for 'eft recipes'.")
@@ -44,8 +68,11 @@ def new(
     base: str | None,
     antiexpert: str | None,
     experts: tuple[str, ...],
+    loras: tuple[str, ...],
     alpha: float,
     prompt: str,
+    instructions: str,
+    examples: tuple[tuple[str, str], ...],
     no_thinking: bool,
     context: int,
     description: str,
@@ -55,15 +82,25 @@ def new(
 ) -> None:
     """Write a recipe after checking that its models share their tokens. What is not given is asked for.
 
-    A MODEL is a file (written down with its whole path), demo:NAME, or ORG/REPO:Q4_K_M once it is pulled.
+    A MODEL or ADAPTER is a file (written down with its whole path), demo:NAME, or ORG/REPO:Q4_K_M once it is pulled.
+    An expert is tuned by training (a model of its own), by an adapter, or by its prompt alone.
     """
     name = name or _asked("Name of the recipe", lambda text: text)
     file = _target(name, path, force)
     check = not no_check
     base = _model(base, "Large model, not tuned (file or ORG/REPO:Q4_K_M)", check)
     antiexpert = _model(antiexpert, "Small model, not tuned", check)
-    tuned = _named(experts) or {"helpful": _model(None, "The small model, tuned", check)}
-    arguments = {"enable_thinking": False} if no_thinking else {}
+    adapters = {key: _model(file, "", check) for key, file in _named(loras).items()}
+    models = _named(experts)
+    if not models and not adapters:
+        models = {"helpful": _model(None, "The small model, tuned (or @antiexpert, tuned by its prompt)", check)}
+    models |= {key: "@antiexpert" for key in adapters if key not in models}
+    style = Prompt(
+        style=prompt,
+        instructions=instructions,
+        examples=examples,
+        template_args={"enable_thinking": False} if no_thinking else {},
+    )
     recipe = Recipe(
         name=name,
         description=description,
@@ -71,10 +108,8 @@ def new(
         base=Role(model=base),
         antiexpert=Role(model=antiexpert),
         experts={
-            key: Expert(
-                model=_model(model, "", check), alpha=alpha, prompt=Prompt(style=prompt, template_args=arguments)
-            )
-            for key, model in tuned.items()
+            key: Expert(model=_model(model, "", check), lora=adapters.get(key), alpha=alpha, prompt=style)
+            for key, model in models.items()
         },
         folder=file.parent,
     )
@@ -115,6 +150,8 @@ def _model(given: str | None, question: str, check: bool) -> str:
     """Return a model as the recipe names it: a file by its whole path. Raises: ModelNotFoundError, UsageError."""
 
     def accept(text: str) -> str:
+        if text.startswith("@"):  # another role
+            return text
         place = locations.expanded(text)
         if place.is_file():
             return str(place.absolute())
@@ -139,12 +176,18 @@ def _asked(question: str, accept: Callable[[str], Answer]) -> Answer:
 def _check_fit(recipe: Recipe) -> None:
     """Compare the models by their headers. Raises: VocabularyMismatchError, PromptError, ModelFileError."""
     from eft_local.llama.facts import header_vocabulary, read_facts
+    from eft_local.llama.gguf_adapter import check_adapter
     from eft_local.vocabulary import compare
 
-    paths = {place: model_of(recipe, role) for place, role in recipe.named_roles()}
+    roles = dict(recipe.named_roles())
+    paths = {place: model_of(recipe, role) for place, role in roles.items()}
     base = cast(Vocabulary, header_vocabulary(paths["base"]))  # all of it that is compared
-    for place, file in paths.items():
+    for file, place in {file: place for place, file in reversed(paths.items())}.items():
         compare(base, cast(Vocabulary, header_vocabulary(file)), ("base", place))
+    for place, role in roles.items():
+        adapter = adapter_of(recipe, role)
+        if adapter:
+            check_adapter(adapter, paths[place])
     _check_templates(recipe, {place: read_facts(file).chat_template for place, file in paths.items()})
 
 

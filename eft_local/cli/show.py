@@ -72,10 +72,8 @@ def _model_facts(facts: Facts) -> dict[str, Any]:
 
 
 def _model_text(facts: dict[str, Any]) -> str:
-    total = facts["parameters"] or 1
-    shares = {kind: count / total for kind, count in facts["weights"].items()}
-    weights = ", ".join(f"{kind} {share:.0%}" if share >= 0.01 else kind for kind, share in shares.items())
-    size = f"{size_text(facts['size'])}, {_count(facts['parameters'])} parameters"
+    if facts["lora"]:
+        return _adapter_text(facts)
     heads = f"{facts['heads']} heads ({facts['kv_heads'] or facts['heads']} of keys and values)"
     shape = f"{facts['layers']} layers of {facts['embedding']}, {heads}" if facts["layers"] else None
     ends = ", ".join(f"{key} {facts[key]!r}" for key in ("bos", "eos") if facts[key])
@@ -88,9 +86,9 @@ def _model_text(facts: dict[str, Any]) -> str:
             "name": facts["name"],
             "kind": None if facts["kind"] == "model" else facts["kind"],
             "architecture": facts["architecture"],
-            "size": size,
+            "size": _size(facts),
             "part": shard,
-            "weights": weights,
+            "weights": _weights(facts),
             "shape": shape,
             "context": f"{facts['context']} tokens in training" if facts["context"] else None,
             "tokens": tokens,
@@ -98,6 +96,39 @@ def _model_text(facts: dict[str, Any]) -> str:
             "licence": facts["licence"] or "the file names none",
         }
     )
+
+
+def _adapter_text(facts: dict[str, Any]) -> str:
+    lora = facts["lora"]
+    low, high = lora["ranks"]
+    each = f"alpha {lora['alpha']:g} / rank" if lora["alpha"] else "1"
+    scale = f"{lora['alpha'] / low:g} ({each})" if lora["alpha"] and low == high else each
+    changed = ", ".join(f"{kind} ({count})" if count > 1 else kind for kind, count in lora["weights"].items())
+    return _table(
+        {
+            "file": facts["path"],
+            "name": facts["name"],
+            "kind": f"LoRA adapter for {facts['architecture'] or 'unnamed'} models",
+            "made for": lora["made_for"],
+            "size": _size(facts),
+            "weights": _weights(facts),
+            "rank": f"{low}" if low == high else f"{low} to {high}",
+            "scale": scale,
+            "changes": changed,
+            "licence": facts["licence"] or "the file names none",
+            "use": f'lora = "{Path(facts["path"]).name}" beside the model, in the table of an expert',
+        }
+    )
+
+
+def _size(facts: dict[str, Any]) -> str:
+    return f"{size_text(facts['size'])}, {_count(facts['parameters'])} parameters"
+
+
+def _weights(facts: dict[str, Any]) -> str:
+    total = facts["parameters"] or 1
+    shares = {kind: count / total for kind, count in facts["weights"].items()}
+    return ", ".join(f"{kind} {share:.0%}" if share >= 0.01 else kind for kind, share in shares.items())
 
 
 def _count(parameters: int) -> str:
@@ -116,22 +147,29 @@ def _recipe_facts(recipe: Recipe) -> dict[str, Any]:
         "name": recipe.name,
         "description": recipe.description,
         "roles": roles,
-        "is_here": all(role["path"] for role in roles),
+        "is_here": all(file["path"] for file in _files(roles)),
         "about": asdict(recipe.about),
     }
 
 
 def _role_facts(recipe: Recipe, place: str, role: Role) -> dict[str, Any]:
-    problem, path = None, None
-    try:
-        path = resolve_model(role.model, recipe.folder)
-    except EftError as error:
-        problem = str(error)
     return {
         "role": place,
         "model": role.model,
+        **_file_facts(recipe, role.model),
+        "lora": {"model": role.lora, **_file_facts(recipe, role.lora), "scale": role.lora_scale} if role.lora else None,
         "prompt": role.prompt.style,
         "alpha": getattr(role, "alpha", None),
+    }
+
+
+def _file_facts(recipe: Recipe, reference: str) -> dict[str, Any]:
+    problem, path = None, None
+    try:
+        path = resolve_model(reference, recipe.folder)
+    except EftError as error:
+        problem = str(error)
+    return {
         "path": str(path) if path else None,
         "size": path.stat().st_size if path else None,
         "problem": problem,
@@ -141,22 +179,34 @@ def _role_facts(recipe: Recipe, place: str, role: Role) -> dict[str, Any]:
 def _recipe_text(facts: dict[str, Any]) -> str:
     about = facts["about"]
     lines = [f"{facts['name']}: {facts['description']}\n" if facts["description"] else f"{facts['name']}\n"]
-    rows = [(role["role"], role["model"], f"prompt {role['prompt']}", _here(role)) for role in facts["roles"]]
+    rows = []
+    seen: dict[str, str] = {}
+    for role in facts["roles"]:
+        same = seen.setdefault(role["path"], role["role"]) if role["path"] else role["role"]
+        here = _here(role) if same == role["role"] else f"the weights of {same}"
+        rows.append((role["role"], role["model"], f"prompt {role['prompt']}", here))
+        if lora := role["lora"]:
+            scale = f"scale {lora['scale']:g}" if lora["scale"] != 1 else ""
+            rows.append(("  lora", lora["model"], scale, _here(lora)))
     widths = [max(len(row[column]) for row in rows) for column in range(3)]
     for row in rows:
         cells = (f"{cell:<{width}}" for cell, width in zip(row, widths, strict=False))
         lines.append(f"  {'  '.join(cells)}  {row[3]}\n")
     lines.append(about_text(about))
-    hub = [role for role in facts["roles"] if role["path"] is None and HubName.parse(role["model"])]
-    if hub:
+    if any(file["path"] is None and HubName.parse(file["model"]) for file in _files(facts["roles"])):
         lines.append(f"get the models: eft pull {facts['name']}\n")
     return "".join(lines)
 
 
-def _here(role: dict[str, Any]) -> str:
-    if role["path"]:
-        return f"here, {size_text(role['size'])}"
-    return "not pulled" if HubName.parse(role["model"]) else str(role["problem"])
+def _files(roles: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the facts of every model and adapter."""
+    return [file for role in roles for file in (role, role["lora"]) if file]
+
+
+def _here(file: dict[str, Any]) -> str:
+    if file["path"]:
+        return f"here, {size_text(file['size'])}"
+    return "not pulled" if HubName.parse(file["model"]) else str(file["problem"])
 
 
 def about_text(about: dict[str, Any]) -> str:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import NamedTuple, Protocol
 
-from eft_local.emulator.row_costs import RowCosts
+Costs = Callable[[int], float]
+"""Seconds of an evaluation, from the rows that each answer's tokens are."""
 
 _SURENESS = (0.2, 0.4, 0.6, 0.8, 0.9, 0.95, 0.99)
 """Guesses are told apart by how sure the draft was: these are the bounds between one kind and the next."""
@@ -22,6 +23,12 @@ _BELIEF = 2.0
 _MEMORY = 0.995
 """What is left of an observation one token later."""
 
+_GUESSING = 5e-5
+"""About the seconds that a guess takes besides its evaluation: they count where models are tiny."""
+
+_PATIENCE = 16
+"""Rounds without drafts until it is asked again whether any could pay."""
+
 
 class Outcome(NamedTuple):
     """Of a draft's tokens: how many were judged, and how many of these accepted; the first refused one is the last."""
@@ -33,8 +40,8 @@ class Outcome(NamedTuple):
 class DraftLength(Protocol):
     """Decides, guess by guess, whether a draft goes on, and hears what became of it."""
 
-    def begin(self, live: int) -> None:
-        """Start drafting for `live` answers, numbered from 0."""
+    def begin(self, live: int) -> bool:
+        """Start drafting for `live` answers, numbered from 0; return whether any draft could pay."""
 
     def extend(self, sureness: Mapping[int, float], *, free: bool = False) -> set[int]:
         """Return the answers whose draft shall get one more token.
@@ -55,8 +62,9 @@ class FixedLength:
         self._tokens = tokens
         self._lengths: list[int] = []
 
-    def begin(self, live: int) -> None:
+    def begin(self, live: int) -> bool:
         self._lengths = [0] * live
+        return True
 
     def extend(self, sureness: Mapping[int, float], *, free: bool = False) -> set[int]:
         longer = {i for i in sureness if self._lengths[i] < self._tokens}
@@ -87,6 +95,11 @@ class Calibration:
         right, wrong = sum(self.right), sum(self.wrong)
         return (right + 0.8 * _BELIEF) / (right + wrong + _BELIEF)
 
+    @property
+    def highest(self) -> float:
+        """The probability for a guess of the kind that is right most often."""
+        return max(self.probability(sureness) for sureness in (0.0, *_SURENESS))
+
     def observe(self, sureness: Sequence[float], outcome: Outcome) -> None:
         for place, value in enumerate(sureness[: outcome.judged]):
             (self.right if place < outcome.accepted else self.wrong)[bisect_right(_SURENESS, value)] += 1
@@ -107,21 +120,31 @@ class AdaptiveLength:
     for all answers that are being written together.
     """
 
-    def __init__(self, drafting: Sequence[RowCosts], rest: Sequence[RowCosts], most: int = 15) -> None:
-        """drafting, rest: costs of the roles that draft, and of those that check; most: tokens of a draft."""
+    def __init__(
+        self, drafting: Sequence[Costs], rest: Sequence[Costs], most: int = 15, kinds: Sequence[bool] = (False,)
+    ) -> None:
+        """drafting, rest: costs, by context, of the roles that draft and of those that check; most: of a draft.
+        kinds: whether guesses will be free; both, if some are.
+        """
         self._drafting_costs = tuple(drafting)
         self._rest_costs = tuple(rest)
         self._most = most
-        self._calibrations = {False: Calibration(), True: Calibration()}  # of free guesses by themselves
+        self._calibrations = {free: Calibration() for free in kinds}  # of free guesses by themselves
         self._tokens = 0.0
         self._seconds = 0.0
+        self._idle = self._live = 0
         self.begin(1)
 
-    def begin(self, live: int) -> None:
+    def begin(self, live: int) -> bool:
+        self._idle = max(0, self._idle - 1) if live == self._live else 0
+        self._live = live
         self._sureness: list[list[float]] = [[] for _ in range(live)]
         self._odds = [1.0] * live  # that all guesses so far are right
         self._free = [False] * live
         self._spent = self._drafting(live)
+        if not self._idle and not any(self._could_pay(live, free) for free in self._calibrations):
+            self._idle = _PATIENCE
+        return not self._idle
 
     def extend(self, sureness: Mapping[int, float], *, free: bool = False) -> set[int]:
         calibration = self._calibrations[free]
@@ -137,7 +160,7 @@ class AdaptiveLength:
             self._odds[i] = odds[i]
             self._free[i] = free
         if longer and not free:
-            self._spent += self._drafting(len(longer))
+            self._spent += self._drafting(len(longer)) + len(longer) * _GUESSING
         return set(longer)
 
     def observe(self, outcomes: Sequence[Outcome]) -> None:
@@ -145,7 +168,8 @@ class AdaptiveLength:
         for calibration in self._calibrations.values():
             calibration.fade(tokens)
         for sureness, free, outcome in zip(self._sureness, self._free, outcomes, strict=True):
-            self._calibrations[free].observe(sureness, outcome)
+            if sureness:
+                self._calibrations[free].observe(sureness, outcome)
         left = _MEMORY ** (2 * tokens)
         self._tokens = left * self._tokens + tokens
         self._seconds = left * self._seconds + self._spent + self._rest(self._rows)
@@ -167,10 +191,15 @@ class AdaptiveLength:
                 won += won_now * later ** (times - 1)
                 spent = self._checking(rows + count * times, free) - before
                 if not free:
-                    spent += times * self._drafting(count)
+                    spent += times * (self._drafting(count) + count * _GUESSING)
                 if won - worth * spent > most:
                     best, most = count, won - worth * spent
         return best
+
+    def _could_pay(self, live: int, free: bool) -> bool:
+        """Return whether a first guess would pay if it were of the best kind."""
+        calibration = self._calibrations[free]
+        return self._best([calibration.highest] * live, calibration.mean, free) > 0
 
     def _tokens_per_second(self) -> float:
         """Return the present speed: never below that without drafts, with which it begins."""
@@ -189,5 +218,5 @@ class AdaptiveLength:
         return self._rest(rows) + (self._drafting(rows) if free else 0.0)
 
 
-def _seconds(costs: Iterable[RowCosts], rows: int) -> float:
+def _seconds(costs: Iterable[Costs], rows: int) -> float:
     return sum(cost(rows) for cost in costs)

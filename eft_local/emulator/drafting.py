@@ -8,8 +8,10 @@ prompt lookup.)
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -17,7 +19,7 @@ import numpy as np
 from eft_local.emulator.acceptance import RULES, Guess, Rule
 from eft_local.emulator.draft_length import AdaptiveLength, DraftLength, FixedLength
 from eft_local.emulator.loading import LoadedRole, antiexpert_name
-from eft_local.emulator.row_costs import RowCosts, row_costs
+from eft_local.emulator.row_costs import RowCosts, per_role, row_costs
 from eft_local.emulator.slots import Slots
 from eft_local.llama import Sampler
 from eft_local.protocols import Floats
@@ -70,11 +72,15 @@ class Round:
 class Drafter(Protocol):
     """A source of drafts. `roles` are evaluated while drafting, and need no evaluation afterwards.
 
+    kinds: whether guesses are free, that is, need no evaluation of their own; both, if some are.
     Where a draft stops may depend on anything but the tokens that it leaves out: what was drawn is offered.
     """
 
     @property
     def roles(self) -> tuple[str, ...]: ...
+
+    @property
+    def kinds(self) -> tuple[bool, ...]: ...
 
     def draft(self, now: Round, which: Sequence[int]) -> dict[int, Draft]:
         """Draft for the lines with these numbers; the tokens are then part of the roles' sequences."""
@@ -86,6 +92,8 @@ class RoleDrafter:
     The proxy, antiexpert + α·(expert − antiexpert), is the mixture without what scale knows: closer to it than the
     expert where α is not 1, and an evaluation dearer.
     """
+
+    kinds: tuple[bool, ...] = (False,)
 
     def __init__(self, rule: Rule, expert: str, antiexpert: str | None = None) -> None:
         """rule: draws the guesses; the one that decides on them."""
@@ -136,6 +144,7 @@ class NgramDrafter:
     """Prompt lookup: where the last tokens stood before, what followed them then is the guess. It costs nothing."""
 
     roles: tuple[str, ...] = ()
+    kinds: tuple[bool, ...] = (True,)
 
     def draft(self, now: Round, which: Sequence[int]) -> dict[int, Draft]:
         return {i: self._draft(now, i) for i in which}
@@ -160,6 +169,7 @@ class FirstOf:
         self._free = free
         self._otherwise = otherwise
         self.roles = otherwise.roles
+        self.kinds = (*free.kinds, *otherwise.kinds)
 
     def draft(self, now: Round, which: Sequence[int]) -> dict[int, Draft]:
         found = {i: draft for i, draft in self._free.draft(now, which).items() if draft.guesses}
@@ -186,7 +196,7 @@ class DraftingSource:
 
     def __init__(self, roles: Mapping[str, LoadedRole]) -> None:
         self._roles = roles
-        self._costs: dict[str, RowCosts] = {}
+        self._costs: dict[Hashable, RowCosts] = {}  # by context
         self._learnt: dict[tuple[str, ...], AdaptiveLength] = {}
 
     def choose(self, recipe: Recipe, system: System, slots: Slots) -> Drafting | None:
@@ -203,21 +213,26 @@ class DraftingSource:
         slots.on_rows = self._learn
         key = (recipe.draft_rule, recipe.draft_source, *drafter.roles)
         if key not in self._learnt:
-            costs = {name: self._measured(name, slots) for name in system.roles}
             self._learnt[key] = AdaptiveLength(
-                drafting=[costs[name] for name in drafter.roles],
-                rest=[costs[name] for name in system.roles if name not in drafter.roles],
+                drafting=self._measured(drafter.roles, slots),
+                rest=self._measured([name for name in system.roles if name not in drafter.roles], slots),
+                kinds=drafter.kinds,
             )
         return Drafting(drafter, self._learnt[key], rule)
 
-    def _measured(self, name: str, slots: Slots) -> RowCosts:
-        if name not in self._costs:
-            self._costs[name] = row_costs(self._roles[name], lambda rows: slots.time_rows(name, rows))
-        return self._costs[name]
+    def _measured(self, names: Sequence[str], slots: Slots) -> list[Callable[[int], float]]:
+        """Return what a row of each of these roles costs, by context: those that share one are evaluated at once."""
+        contexts = Counter(self._roles[name].context_key for name in names)
+        for name in names:
+            key = self._roles[name].context_key
+            if key not in self._costs:
+                self._costs[key] = row_costs(self._roles[name], partial(slots.time_rows, name))
+        return [per_role(self._costs[key], roles) for key, roles in contexts.items()]
 
     def _learn(self, name: str, rows: int, seconds: float) -> None:
-        if name in self._costs:
-            self._costs[name].learn(rows, seconds)
+        costs = self._costs.get(self._roles[name].context_key)
+        if costs:
+            costs.learn(rows, seconds)
 
     def _recurrent(self, roles: Sequence[str]) -> bool:
         return any(getattr(self._roles[name].model, "keeps_recurrent_state", False) for name in roles)

@@ -18,6 +18,7 @@ from eft_local.emulator.loading import (
     LoadedRole,
     LoadProgress,
     common_width,
+    compared_roles,
     mixed_roles,
     unused_tokens,
     warn_of_capped_logits,
@@ -29,6 +30,7 @@ from eft_local.emulator.slots import Slots
 from eft_local.emulator.writing import Line, System, write
 from eft_local.errors import BusyError, PromptError, RecipeError, UsageError
 from eft_local.llama import Sampler
+from eft_local.planning.survey import DRAFTED_ROWS, rows_at_once
 from eft_local.prompts import conversation
 from eft_local.recipe import Recipe
 from eft_local.references import find_recipe
@@ -37,8 +39,8 @@ from eft_local.vocabulary import verbatim
 Prompt = str | Sequence[Mapping[str, object]]
 """A bare string is one user turn; otherwise messages with `role` and `content`."""
 
-_SCORED_ROWS = 8  # rows of logits that `score` reads at a time: a buffer of 8 × n_vocab floats per role
-_DRAFTED_ROWS = 17  # the longest draft, and the token after it
+_BATCH_ROWS = 64
+"""Rows that the answers of a batch share: beyond them drafts gain little, and each is a buffer of logits."""
 
 
 class Emulator:
@@ -63,7 +65,7 @@ class Emulator:
         self._mixture = Mixture(width, self._unused[MIXTURE])
         warn_of_capped_logits(roles)
         self._drafting = DraftingSource(self._roles)
-        self._slots = {MIXTURE: Slots(roles, context=recipe.context, outputs=self._rows())}
+        self._slots = {MIXTURE: Slots(roles, context=recipe.context, outputs=rows_at_once(self._recipe))}
 
     @classmethod
     def load(cls, recipe: Recipe | str | Path, *, progress: LoadProgress | None = None) -> Emulator:
@@ -97,7 +99,7 @@ class Emulator:
             raise RecipeError(
                 "models, placement and context cannot change while they are loaded; use Emulator.load(recipe)"
             )
-        named = mixed_roles(recipe) | dict(recipe.compare)
+        named = mixed_roles(recipe) | compared_roles(recipe)
         prompted = {
             name: named[name] for name, loaded in self._roles.items() if named[name].prompt != loaded.role.prompt
         }
@@ -291,7 +293,7 @@ class Emulator:
     def _role(self, name: str) -> LoadedRole:
         """A loaded role; models under [compare] are loaded when they are first asked for."""
         if name not in self._roles:
-            loaded = self._library.load(self._recipe, {name: self._recipe.compare[name]})
+            loaded = self._library.load(self._recipe, {name: compared_roles(self._recipe)[name]})
             self._unused[name] = unused_tokens(loaded, loaded[name].vocabulary.n_tokens)
             self._roles |= loaded
         return self._roles[name]
@@ -350,11 +352,11 @@ class Emulator:
         """The contexts that stay open from turn to turn."""
         mixed = system.roles[0] in self._mixed
         name = MIXTURE if mixed else system.roles[0]
-        if name in self._slots and self._slots[name].outputs < self._rows():  # drafts were switched on
+        if name in self._slots and self._slots[name].outputs < rows_at_once(self._recipe):  # drafts were switched on
             self._slots.pop(name).close()
         if name not in self._slots:
             roles = {role: self._role(role) for role in (self._mixed if mixed else system.roles)}
-            self._slots[name] = Slots(roles, context=self._recipe.context, outputs=self._rows())
+            self._slots[name] = Slots(roles, context=self._recipe.context, outputs=rows_at_once(self._recipe))
         return self._slots[name]
 
     def _batch_slots(self, system: System, lines: Sequence[Line], parallel: int) -> Slots:
@@ -371,12 +373,15 @@ class Emulator:
             context=limit,
             slots=parallel,
             cells={name: parallel * longest(name) for name in system.roles},
-            outputs=1 if self._recipe.draft == "off" else _DRAFTED_ROWS,
+            outputs=_batch_rows(self._recipe, parallel),
         )
 
-    def _rows(self) -> int:
-        """Rows of logits that the contexts for one answer must return at once."""
-        return _SCORED_ROWS if self._recipe.draft == "off" else _DRAFTED_ROWS
+
+def _batch_rows(recipe: Recipe, parallel: int) -> int:
+    """Rows of logits that each answer of a batch may need at once; "auto" gets by with less where there are many."""
+    if recipe.draft == "off":
+        return 1
+    return DRAFTED_ROWS if recipe.draft != "auto" else min(DRAFTED_ROWS, max(4, _BATCH_ROWS // parallel))
 
 
 def _check_text(name: str, value: object) -> None:

@@ -1,24 +1,33 @@
-"""From a recipe to loaded roles: each file once, vocabularies compared before anything is generated."""
+"""From a recipe to loaded roles: each file once, vocabularies compared before anything is generated.
+
+Roles that name the same file, and place its weights alike (offload, mmap, mlock), share one copy of them; an adapter
+is loaded once for each copy that it changes.
+"""
 
 from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from eft_local.errors import Cancelled
-from eft_local.llama import ChatTemplate, Model, supports_gpu_offload
+from eft_local.llama import Adapter, ChatTemplate, Model
+from eft_local.llama.devices import places
+from eft_local.llama.needs import UBATCH_CPU, Needs
+from eft_local.planning.planner import Placed
+from eft_local.planning.refusal import check_context, checked_plan
+from eft_local.planning.survey import Seat, loads, rows_at_once, seats, settled
 from eft_local.prompts import Message, Template, render, template_for
 from eft_local.protocols import Evaluator, LanguageModel, Vocabulary
 from eft_local.recipe import Placement, Recipe, Role
-from eft_local.references import is_bundled, model_of
+from eft_local.references import is_bundled
 from eft_local.vocabulary import UNUSED, compare
 
 log = logging.getLogger("eft_local")
@@ -35,10 +44,17 @@ class LoadedRole:
     placement: Placement
     model: LanguageModel
     template: Template | None = None
+    adapter: Adapter | None = None
+    needs: Needs | None = None
 
     @property
     def vocabulary(self) -> Vocabulary:
         return self.model.vocabulary
+
+    @property
+    def context_key(self) -> Hashable:
+        """What roles that can be sequences of one context have in common: weights, adapter, placement."""
+        return id(self.model), id(self.adapter), self.role.lora_scale, self.placement
 
     def tokens(self, messages: Sequence[Message]) -> list[int]:
         """Return the conversation as this role's prompt. Raises: PromptError."""
@@ -54,129 +70,164 @@ class LoadedRole:
     def open(self, *, n_ctx: int, n_seq: int, n_outputs: int) -> Evaluator:
         """Make a context for this role's model. Raises: OutOfMemoryError."""
         placement = self.placement
+        if self.needs and not placement.offload:
+            check_context(self.needs, n_ctx, self.role.model)
         return self.model.open(
             n_ctx=n_ctx,
             n_seq=n_seq,
             n_outputs=n_outputs,
             n_batch=placement.batch,
-            n_ubatch=placement.ubatch or (512 if _layers_on_gpu(placement) else 128),
+            n_ubatch=placement.ubatch or UBATCH_CPU,
             n_threads=placement.threads,
             n_threads_batch=placement.threads_batch,
             kv_type=placement.kv_type,
             flash_attention=placement.flash_attention,
+            adapter=self.adapter,
+            adapter_scale=self.role.lora_scale,
         )
 
 
 def mixed_roles(recipe: Recipe) -> dict[str, Role]:
     """The roles that the formula needs, by name: base, antiexpert, experts, and `NAME.antiexpert` for own ones."""
-    roles = {"base": recipe.base}
-    if recipe.antiexpert:
-        roles["antiexpert"] = recipe.antiexpert
-    roles.update(recipe.experts)
-    for name, expert in recipe.experts.items():
-        if expert.antiexpert:
-            roles[f"{name}.antiexpert"] = expert.antiexpert
-    return roles
+    roles = _roles(recipe)
+    antiexperts = {antiexpert_name(recipe, name) for name in recipe.experts}
+    shared = [name for name in ("base", "antiexpert") if name in antiexperts or name == "base"]
+    own = [name for name in roles if name in antiexperts and name not in shared]
+    return {name: roles[name] for name in (*shared, *recipe.experts, *own)}
+
+
+def compared_roles(recipe: Recipe) -> dict[str, Role]:
+    """The roles under [compare], by name."""
+    return {name: role for name, role in _roles(recipe).items() if name in recipe.compare}
+
+
+def _roles(recipe: Recipe) -> dict[str, Role]:
+    return {place.split(".", 1)[-1]: role for place, role in recipe.named_roles()}
 
 
 def antiexpert_name(recipe: Recipe, expert: str) -> str:
-    """The role that this expert is compared with."""
-    return f"{expert}.antiexpert" if recipe.experts[expert].antiexpert else "antiexpert"
-
-
-def _layers_on_gpu(placement: Placement) -> int:
-    """How many layers of a model go to the GPU; -1 is all of them."""
-    if placement.offload == "auto":
-        return -1 if supports_gpu_offload() else 0
-    return placement.offload
-
-
-@dataclass(frozen=True, slots=True)
-class _File:
-    """A file and how it is loaded: roles that agree in this share their weights."""
-
-    path: Path = field(compare=False)  # as it is named: the name tells where the other shards are
-    content: Path
-    layers_on_gpu: int
-    mmap: bool
-    mlock: bool
-
-    @classmethod
-    def of(cls, recipe: Recipe, role: Role) -> _File:
-        """Raises: ModelNotFoundError."""
-        placement = recipe.placement_of(role)
-        path = model_of(recipe, role)
-        return cls(path, path.resolve(), _layers_on_gpu(placement), placement.mmap, placement.mlock)
-
-    def load(self, progress: Callable[[float], bool]) -> Model:
-        return Model.load(
-            self.path,
-            n_gpu_layers=self.layers_on_gpu,
-            mmap=self.mmap,
-            mlock=self.mlock,
-            trusted=is_bundled(self.path),
-            progress=progress,
-        )
+    """The role that this expert is compared with: the base itself, where its antiexpert is no more than that."""
+    own = recipe.experts[expert].antiexpert
+    role = own or recipe.antiexpert
+    if role and recipe.is_base(role):
+        return "base"
+    return f"{expert}.antiexpert" if own else "antiexpert"
 
 
 class Library:
-    """The models that are open, each file once however many roles use it."""
+    """The models and adapters that are open, each file once however many roles use it."""
 
     def __init__(self) -> None:
-        self._models: dict[_File, Model] = {}
+        self._models: dict[Hashable, Model] = {}
+        self._placed: dict[Hashable, Placed] = {}
+        self._adapters: dict[tuple[Hashable, Path], Adapter] = {}
         self._cleanup = ExitStack()
 
     def load(
         self, recipe: Recipe, roles: Mapping[str, Role], progress: LoadProgress | None = None
     ) -> dict[str, LoadedRole]:
-        """Load roles by name, their files at the same time.
+        """Load roles by name, their models at the same time, then their adapters.
 
-        Raises: ModelNotFoundError, PromptError, and what `Model.load` raises; nothing stays open of what failed.
+        Raises: ModelNotFoundError, PromptError, OutOfMemoryError if they do not fit into what is free, and what
+            `Model.load` and `Adapter.load` raise; nothing stays open of what failed.
         """
-        files = {name: _File.of(recipe, role) for name, role in roles.items()}
-        first: dict[_File, str] = {}
-        for name, file in files.items():
-            if file not in self._models:
-                first.setdefault(file, name)
-        if first:
-            self._open(first, progress)
-        return {name: self._loaded(recipe, roles[name], self._models[file]) for name, file in files.items()}
+        seated = seats(recipe, roles)
+        new = {name: seat for name, seat in seated.items() if seat.weights not in self._models}
+        if new:
+            self._place(recipe, new)
+            self._open(new, progress)
+            _warn_of_copies(seated)
+        return {name: self._loaded(recipe, roles[name], seat, progress) for name, seat in seated.items()}
 
-    def _open(self, files: Mapping[_File, str], progress: LoadProgress | None) -> None:
-        """Open files, each in a thread of its own; `files` names the role that is told of the progress."""
+    def _place(self, recipe: Recipe, seated: Mapping[str, Seat]) -> None:
+        """Find a place for the weights that are not loaded yet. Raises: OutOfMemoryError."""
+        wanted = loads(seated, recipe.context, rows_at_once(recipe))
+        planned = checked_plan(wanted, places(), recipe.context)
+        for name, seat in seated.items():
+            self._placed[seat.weights] = planned.of(name)
+
+    def _open(self, seated: Mapping[str, Seat], progress: LoadProgress | None) -> None:
+        """Open models, each in a thread of its own, for the first role that runs on it: that one's progress is told."""
         stopped = threading.Event()
+        first: dict[Hashable, tuple[str, Seat]] = {}
+        for each in seated.items():
+            first.setdefault(each[1].weights, each)
 
-        def load(file: _File, name: str) -> None:
+        def load(name: str, seat: Seat) -> None:
             def report(fraction: float) -> bool:
                 return not stopped.is_set() and (progress is None or progress(name, fraction) is not False)
 
             try:
-                self._models[file] = self._cleanup.enter_context(file.load(report))
+                model = _load_model(seat, self._placed[seat.weights], report)
+                self._models[seat.weights] = self._cleanup.enter_context(model)
             except BaseException:
                 stopped.set()  # the others need not go on
                 raise
 
-        with ThreadPoolExecutor(len(files)) as pool:
+        with ThreadPoolExecutor(len(first)) as pool:
             try:
-                loads = [pool.submit(load, file, name) for file, name in files.items()]
-                failures = [failure for each in loads if (failure := each.exception())]
+                opened = [pool.submit(load, name, seat) for name, seat in first.values()]
+                failures = [failure for each in opened if (failure := each.exception())]
             except BaseException:
                 stopped.set()
                 raise
         if failures:  # those that were merely stopped come last
             raise min(failures, key=lambda failure: isinstance(failure, Cancelled))
 
-    def _loaded(self, recipe: Recipe, role: Role, model: Model) -> LoadedRole:
+    def _adapter(self, seat: Seat, progress: LoadProgress | None) -> Adapter | None:
+        """Return a model's adapter; one after the other, as llama.cpp keeps a list of them."""
+        path = seat.adapter
+        if path is None:
+            return None
+        key = seat.weights, path.resolve()
+
+        def ask() -> None:
+            if progress is not None and progress(path.name, 0.0) is False:
+                raise Cancelled("loading was cancelled")
+
+        if key not in self._adapters:
+            adapter = Adapter.load(self._models[seat.weights], path, trusted=is_bundled(path), waiting=ask)
+            self._adapters[key] = self._cleanup.enter_context(adapter)
+        return self._adapters[key]
+
+    def _loaded(self, recipe: Recipe, role: Role, seat: Seat, progress: LoadProgress | None) -> LoadedRole:
+        model, placed = self._models[seat.weights], self._placed[seat.weights]
         if recipe.context > model.n_ctx_train:
             log.info(
                 "context = %d, but %s was trained with %d tokens: beyond them it may ramble",
                 recipe.context, model.path.name, model.n_ctx_train,
             )  # fmt: skip
         template = template_for(role.prompt, model.chat_template, _compiler(model), recipe.folder, str(model.path))
-        return LoadedRole(role, recipe.placement_of(role), model, template)
+        placement = settled(seat.placement, placed.on_gpu, placed.mmap)
+        return LoadedRole(role, placement, model, template, self._adapter(seat, progress), placed.load.needs)
 
     def close(self) -> None:
         self._cleanup.close()
+
+
+def _load_model(seat: Seat, placed: Placed, progress: Callable[[float], bool]) -> Model:
+    return Model.load(
+        seat.model,
+        n_gpu_layers=placed.on_gpu,
+        split=placed.layers,
+        mmap=placed.mmap,
+        mlock=seat.placement.mlock,
+        trusted=is_bundled(seat.model),
+        progress=progress,
+    )
+
+
+def _warn_of_copies(seated: Mapping[str, Seat]) -> None:
+    """Warn where roles name the same file but place it differently: each place gets its own copy of the weights."""
+    copies: dict[Path, dict[Hashable, str]] = {}
+    for name, seat in seated.items():
+        copies.setdefault(seat.model.resolve(), {}).setdefault(seat.weights, name)
+    for path, names in copies.items():
+        if len(names) > 1:
+            log.warning(
+                "%s is loaded %d times, as %s place it differently: give them the same offload, mmap and mlock",
+                path.name, len(names), " and ".join(names.values()),
+            )  # fmt: skip
 
 
 def _compiler(model: Model) -> Callable[[str], Template]:
@@ -211,8 +262,8 @@ def warn_of_capped_logits(roles: Mapping[str, LoadedRole]) -> None:
 
 
 def _distinct(roles: Mapping[str, LoadedRole]) -> dict[str, LoadedRole]:
-    """One role per model; the base always, as its own comparison gives its width."""
+    """One role per vocabulary; the base always, as its own comparison gives its width."""
     seen: dict[int, str] = {}
     for name, loaded in roles.items():
-        seen.setdefault(id(loaded.model), name)
+        seen.setdefault(id(loaded.vocabulary), name)
     return {name: roles[name] for name in seen.values()}

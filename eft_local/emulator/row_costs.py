@@ -1,4 +1,6 @@
-"""What evaluating several rows at once costs on this machine: measured once for a model and a placement, then kept."""
+"""What evaluating several rows at once costs on this machine: measured once for a context's model, adapter and
+placement, then kept. Whose rows they are does not matter: roles that share a context share its costs.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,7 @@ _OF_THESE_ROWS, _OF_THE_MACHINE = 0.2, 0.05
 
 
 class RowCosts:
-    """What evaluating n rows at once costs a role: seconds where known, interpolated between and extended beyond."""
+    """What evaluating n rows at once costs a context: seconds where known, interpolated between, extended beyond."""
 
     def __init__(self, rows: Sequence[int], seconds: Sequence[float]) -> None:
         """rows: at least two numbers, ascending."""
@@ -65,8 +67,16 @@ class RowCosts:
         self._seconds[place] *= deviation_of_rows
 
 
+def per_role(costs: RowCosts, roles: int) -> Callable[[int], float]:
+    """Return what n rows of each of so many roles cost that share the context."""
+    return lambda n: costs(roles * n)
+
+
 def row_costs(role: LoadedRole, evaluate: Callable[[int], float]) -> RowCosts:
-    """Return a role's costs: from the cache, or measured now with `evaluate`, which times one evaluation of n rows."""
+    """Return the costs of a role's context: from the cache, or measured now.
+
+    evaluate: returns the seconds of one evaluation of n rows.
+    """
     path = _cached(role)
     with contextlib.suppress(OSError, ValueError, TypeError):
         kept = json.loads(path.read_text()) if path else None
@@ -108,10 +118,12 @@ def _between(seconds: Sequence[float]) -> RowCosts:
 
 
 def _cached(role: LoadedRole) -> Path | None:
-    """Return where the costs of this file, placement and llama.cpp are kept; None for a model without a file."""
-    file = getattr(role.model, "path", None)
-    if file is None:
-        return None
-    status = Path(file).stat()
-    facts = (str(file), status.st_size, status.st_mtime_ns, repr(role.placement), version("llama-cpp-python"))
+    """Return where the costs of these files, placement and llama.cpp are kept; None for a model without a file."""
+    facts: list[object] = [repr(role.placement), version("llama-cpp-python")]
+    for each in (role.model, role.adapter) if role.adapter else (role.model,):
+        file = getattr(each, "path", None)
+        if file is None:
+            return None
+        status = Path(file).stat()
+        facts += (str(file), status.st_size, status.st_mtime_ns)
     return locations.cache() / "row-costs" / f"{hashlib.sha256(repr(facts).encode()).hexdigest()[:32]}.json"

@@ -1,14 +1,14 @@
 """Slots: a context for each role, with room for several answers that are being written at the same time.
 
-A role's prompt in a slot is one sequence of a context. Roles on the same weights are sequences of one context, so that
-their rows go through the weights together. What a sequence's cache holds is kept as a list of token ids: the next
-prompt in that slot evaluates only what follows the longest common prefix.
+A role's prompt in a slot is one sequence of a context. Roles on the same weights and adapter are sequences of one
+context, so that their rows go through the weights together. What a sequence's cache holds is kept as a list of token
+ids: the next prompt in that slot evaluates only what follows the longest common prefix.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from itertools import accumulate
@@ -65,7 +65,7 @@ class _Sequence:
 
 @dataclass(slots=True)
 class _Group:
-    """Roles on the same weights: one context, whose sequences are numbered role by role."""
+    """Roles on the same weights and adapter: one context, whose sequences are numbered role by role."""
 
     evaluator: Evaluator
     roles: list[str]
@@ -92,11 +92,11 @@ class Slots:
         self.outputs = outputs
         self.seconds: dict[str, float] = dict.fromkeys(roles, 0.0)
         self.on_rows: Callable[[str, int, float], None] | None = None
-        """Told of each evaluation that gave logits of all its rows: the role, the rows, the seconds."""
+        """Told of each evaluation that gave logits of all its rows: one of its roles, the rows, the seconds."""
         self._groups: list[_Group] = []
         self._sequences: dict[tuple[str, int], _Sequence] = {}
         with ExitStack() as cleanup:
-            for names in _by_weights(roles):
+            for names in _by_context(roles):
                 evaluator = roles[names[0]].open(
                     n_ctx=sum(cells[name] if cells else context * slots for name in names),
                     n_seq=len(names) * slots,
@@ -174,12 +174,12 @@ class Slots:
             for index, name in enumerate(names):
                 logits[name] = parts[index * len(slots) : (index + 1) * len(slots)]
             seconds = before + self._count(names, started)
-            if self.on_rows and len(names) == 1 and count_rows == len(rows):
+            if self.on_rows and count_rows == len(rows):
                 self.on_rows(names[0], count_rows, seconds)
         return logits
 
     def time_rows(self, name: str, rows: int) -> float:
-        """Return the seconds that one evaluation of so many rows takes a role; its sequences stay as they are."""
+        """Return the seconds that one evaluation of so many rows takes in a role's context; it stays as it is."""
         evaluator = next(group.evaluator for group in self._groups if name in group.roles)
         sequence = self._sequences[name, 0]
         length = evaluator.length(sequence.number)
@@ -219,9 +219,9 @@ def common_prefix(first: Sequence[int], second: Sequence[int]) -> int:
     return min(len(first), len(second))
 
 
-def _by_weights(roles: Mapping[str, LoadedRole]) -> list[list[str]]:
-    """Names of roles that can share a context: same weights, same placement."""
-    groups: dict[tuple[int, object], list[str]] = {}
+def _by_context(roles: Mapping[str, LoadedRole]) -> list[list[str]]:
+    """Names of roles that can share a context."""
+    groups: dict[Hashable, list[str]] = {}
     for name, role in roles.items():
-        groups.setdefault((id(role.model), role.placement), []).append(name)
+        groups.setdefault(role.context_key, []).append(name)
     return list(groups.values())

@@ -1,5 +1,6 @@
 """llama.cpp behind a few classes: the only code of the project that imports llama_cpp."""
 
+from eft_local.llama.adapter import Adapter
 from eft_local.llama.context import Context
 from eft_local.llama.distribution import Distribution
 from eft_local.llama.library import supports_gpu_offload
@@ -7,4 +8,4 @@ from eft_local.llama.model import Model
 from eft_local.llama.sampler import Sampler
 from eft_local.llama.template import ChatTemplate
 
-__all__ = ["ChatTemplate", "Context", "Distribution", "Model", "Sampler", "supports_gpu_offload"]
+__all__ = ["Adapter", "ChatTemplate", "Context", "Distribution", "Model", "Sampler", "supports_gpu_offload"]

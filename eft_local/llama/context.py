@@ -12,7 +12,7 @@ import numpy as np
 
 from eft_local.errors import Cancelled, ContextOverflowError, EvaluationError, OutOfMemoryError, UsageError
 from eft_local.llama import library
-from eft_local.protocols import Floats, Rows
+from eft_local.protocols import Adapter, Floats, Rows
 
 if TYPE_CHECKING:
     from eft_local.llama.model import Model
@@ -21,6 +21,28 @@ KV_TYPES = {"f32": 0, "f16": 1, "q4_0": 2, "q4_1": 3, "q5_0": 6, "q5_1": 7, "q8_
 _FLASH_ATTENTION = {"auto": -1, False: 0, True: 1}
 _ABORTED = 2
 _NO_SLOT = 1
+
+
+def context_params(
+    *, n_ctx: int, n_seq: int, n_outputs: int, n_batch: int, n_ubatch: int, kv_type: str, flash_attention: bool | str
+) -> llama_cpp.llama_context_params:
+    """Return all of a context's parameters that its size in memory depends on."""
+    n_outputs = max(n_outputs, n_seq)  # each sequence has a row in the graphs that it reserves
+    n_batch = max(n_batch, n_outputs)  # all rows with logits are read after one evaluation
+    return library.fill(
+        llama_cpp.llama_context_default_params(),
+        n_ctx=n_ctx,
+        n_batch=n_batch,
+        n_ubatch=min(n_ubatch, n_batch),
+        n_seq_max=n_seq,
+        n_outputs_max=n_outputs,
+        n_outputs_max_per_seq=n_outputs,
+        type_k=KV_TYPES[kv_type],
+        type_v=KV_TYPES[kv_type],
+        flash_attn_type=_FLASH_ATTENTION[flash_attention],
+        kv_unified=True,  # otherwise every sequence gets its share of n_ctx and its own graph
+        swa_full=True,  # a pruned sliding window could not be rewound
+    )
 
 
 class Context:
@@ -39,10 +61,13 @@ class Context:
         n_threads_batch: int | None = None,
         kv_type: str = "f16",
         flash_attention: bool | str = "auto",
+        adapter: Adapter | None = None,
+        adapter_scale: float = 1.0,
     ) -> None:
         """Make room for `n_ctx` tokens that `n_seq` sequences share, and for `n_outputs` rows of logits at a time.
 
-        n_outputs bounds a buffer of n_outputs × n_vocab floats: keep it small.
+        n_outputs bounds a buffer of n_outputs × n_vocab floats: keep it small. adapter: one that was loaded for this
+        model; adapter_scale: times what it changes.
         Raises: OutOfMemoryError; UsageError for an unknown KV type or more sequences than llama.cpp can hold.
         """
         if kv_type not in KV_TYPES:
@@ -57,24 +82,20 @@ class Context:
         self._stop = library.StopFlag()
         self._rows = 0
         threads = n_threads or library.default_threads()
-        n_batch = max(n_batch, self.n_outputs)  # all rows with logits are read after one evaluation
         params = library.fill(
-            llama_cpp.llama_context_default_params(),
-            n_ctx=n_ctx,
-            n_batch=n_batch,
-            n_ubatch=min(n_ubatch, n_batch),
-            n_seq_max=n_seq,
-            n_outputs_max=self.n_outputs,
-            n_outputs_max_per_seq=self.n_outputs,
+            context_params(
+                n_ctx=n_ctx,
+                n_seq=n_seq,
+                n_outputs=self.n_outputs,
+                n_batch=n_batch,
+                n_ubatch=n_ubatch,
+                kv_type=kv_type,
+                flash_attention=flash_attention,
+            ),
             n_threads=threads,
             n_threads_batch=n_threads_batch or threads,
-            type_k=KV_TYPES[kv_type],
-            type_v=KV_TYPES[kv_type],
-            flash_attn_type=_FLASH_ATTENTION[flash_attention],
             abort_callback=self._stop.callback,
             abort_callback_data=self._stop.data,
-            kv_unified=True,  # otherwise every sequence gets its share of n_ctx and its own graph
-            swa_full=True,  # a pruned sliding window could not be rewound
         )
         library.forget_complaints()
         self.handle = llama_cpp.llama_init_from_model(model.handle, params)
@@ -84,6 +105,9 @@ class Context:
                 f"({library.last_complaint() or 'no reason given'}); try a smaller context, "
                 'kv_type = "q8_0", or fewer layers on the GPU'
             )
+        if adapter is not None:
+            handles = (llama_cpp.llama_adapter_lora_p_ctypes * 1)(adapter.handle)
+            llama_cpp.llama_set_adapters_lora(self.handle, handles, 1, (ctypes.c_float * 1)(adapter_scale))
         self._memory = llama_cpp.llama_get_memory(self.handle)
         self.n_ctx = int(llama_cpp.llama_n_ctx(self.handle))
         self._batch = _Batch(int(llama_cpp.llama_n_batch(self.handle)))

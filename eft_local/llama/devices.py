@@ -13,20 +13,10 @@ import llama_cpp
 import psutil
 
 from eft_local.llama import library
+from eft_local.memory import Device, available
 
 KINDS = ("cpu", "gpu", "integrated gpu", "accelerator", "meta")
 """Names for ggml's `enum ggml_backend_dev_type`, in its order (ggml-backend.h)."""
-
-
-@dataclass(frozen=True, slots=True)
-class Device:
-    """One device that ggml can compute on. Memory in bytes; 0 where the backend does not tell."""
-
-    name: str
-    description: str
-    kind: str
-    free: int
-    total: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,17 +84,27 @@ def devices() -> tuple[Device, ...]:
         free, total = ctypes.c_size_t(), ctypes.c_size_t()
         memory(handle, ctypes.byref(free), ctypes.byref(total))
         number = kind(handle)
-        if KINDS[number : number + 1] == ("cpu",):
-            free.value = psutil.virtual_memory().available  # ggml calls all memory of the machine free
+        # ggml calls all memory of the machine free
+        ours = available() if KINDS[number : number + 1] == ("cpu",) else None
         return Device(
             name=name(handle).decode(errors="replace"),
             description=description(handle).decode(errors="replace"),
             kind=KINDS[number] if 0 <= number < len(KINDS) else f"type {number}",
-            free=free.value,
+            free=ours.free if ours else free.value,
             total=total.value,
+            limit=ours.limit if ours else "its memory",
         )
 
     return tuple(describe(index) for index in range(count()))
+
+
+def places() -> tuple[Device, ...]:
+    """Return the devices that models can be put on: those that ggml tells of, or at least this machine's RAM."""
+    found = devices()
+    if any(device.kind == "cpu" for device in found):
+        return found
+    ours = available()
+    return (Device("CPU", "RAM", "cpu", ours.free, int(psutil.virtual_memory().total), ours.limit), *found)
 
 
 def _text(library: Any, name: str) -> str:

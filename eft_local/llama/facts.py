@@ -12,10 +12,25 @@ import numpy as np
 import numpy.typing as npt
 
 from eft_local.errors import ModelFileError, ModelNotFoundError
-from eft_local.llama.gguf import check_gguf
+from eft_local.llama.gguf import check_gguf, refusal
+from eft_local.llama.gguf_adapter import lora_pairs, pair_rank
 from eft_local.llama.gguf_reader import BrokenGgufError, Gguf, Value, read_gguf
 
 Kind = TypeVar("Kind", str, int, float)
+
+
+@dataclass(frozen=True, slots=True)
+class LoraFacts:
+    """What a LoRA adapter changes. A weight becomes W + alpha / rank · B·A.
+
+    alpha: None where the file has none, and B·A is added as it is.  ranks: from the lowest to the highest.
+    weights: how many weights of each kind it changes ("attn_q", "ffn_up", …).  made_for: the model's name.
+    """
+
+    alpha: float | None
+    ranks: tuple[int, int]
+    weights: dict[str, int]
+    made_for: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +41,7 @@ class Facts:
     weights: how many parameters each type of weights has, by ggml's name, the most first.
     context: tokens that it was trained with.  tokens: of its vocabulary.  bos, eos: their texts.
     chat_template: Jinja.  shard: (number, count) if this is one of several files.
+    lora: None if this is no LoRA adapter.
     """
 
     path: Path
@@ -47,6 +63,7 @@ class Facts:
     eos: str | None
     chat_template: str | None
     shard: tuple[int, int] | None
+    lora: LoraFacts | None
 
 
 def read_facts(path: Path) -> Facts:
@@ -59,7 +76,7 @@ def read_facts(path: Path) -> Facts:
         header = read_gguf(path)
         return _facts(path, header)
     except BrokenGgufError as error:
-        raise ModelFileError(f"{path} is not a usable GGUF file: {error}; download or convert it again") from None
+        raise refusal(path, error, "GGUF file") from None
     except OSError as error:
         raise ModelFileError(f"{path} cannot be read: {error.strerror or error}") from error
 
@@ -98,6 +115,20 @@ def _facts(path: Path, header: Gguf) -> Facts:
         eos=_token(texts, metadata.get("tokenizer.ggml.eos_token_id")),
         chat_template=text("tokenizer.chat_template"),
         shard=_shard(metadata.get("split.no"), metadata.get("split.count")),
+        lora=_lora(header) if metadata.get("adapter.type") == "lora" else None,
+    )
+
+
+def _lora(header: Gguf) -> LoraFacts:
+    pairs = lora_pairs(header)
+    ranks = [pair_rank(name, pair) for name, pair in pairs.items()]
+    kinds = Counter(name.removesuffix(".weight").split(".")[-1] for name in pairs)
+    made_for = _of(header.metadata.get("general.base_model.0.name"), str)
+    return LoraFacts(
+        alpha=_of(header.metadata.get("adapter.lora.alpha"), float) or None,
+        ranks=(min(ranks), max(ranks)),
+        weights=dict(kinds),
+        made_for=made_for or _of(header.metadata.get("general.basename"), str),
     )
 
 

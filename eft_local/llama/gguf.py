@@ -34,26 +34,27 @@ _INTERMEDIATE = {9, 15, 28}  # Q8_1, Q8_K, F64: never weights
 _NO_TOKEN = {-1, (1 << 32) - 1}  # what converters write for "there is no such token"
 
 
-def check_gguf(path: Path) -> None:
+def check_gguf(path: Path) -> Gguf:
     """Check that a file (with all its shards, if it is the first of several) is a language model in GGUF.
 
-    Raises: ModelNotFoundError, ModelFileError.
+    Returns the header, with the tensors of all shards. Raises: ModelNotFoundError, ModelFileError.
     """
-    model = _read(path)
+    model = open_gguf(path)
+    if model.metadata.get("general.type") == "adapter":
+        raise ModelFileError(f"{path} is an adapter, not a model; name it as `lora` beside the model it was made for")
     try:
-        count = model.metadata.get("split.count", 0)
-        tensors = dict(model.tensors)
-        for shard in _shards(path, count) if isinstance(count, int) and count > 1 else ():
-            _add_shard(tensors, shard)
+        tensors = with_shards(path, model)
         keys = _Keys(model.metadata)
         _check_model(keys, tensors)
         _check_tokens(model.metadata)
         _check_tensors(tensors)
     except BrokenGgufError as error:
-        raise _refusal(path, error) from None
+        raise refusal(path, error) from None
+    return Gguf(model.metadata, model.kinds, tensors)
 
 
-def _read(path: Path) -> Gguf:
+def open_gguf(path: Path, what: str = "GGUF model") -> Gguf:
+    """Return the header of a file. what: it should be. Raises: ModelNotFoundError, ModelFileError."""
     if not path.exists():
         raise ModelNotFoundError(f"there is no file {path}; check the path, or download the model")
     if not path.is_file():
@@ -61,16 +62,28 @@ def _read(path: Path) -> Gguf:
     try:
         return read_gguf(path)
     except BrokenGgufError as error:
-        raise _refusal(path, error) from None
+        raise refusal(path, error, what) from None
     except OSError as error:
         raise ModelFileError(f"{path} cannot be read: {error.strerror or error}") from error
 
 
-def _refusal(path: Path, error: BrokenGgufError) -> ModelFileError:
-    return ModelFileError(f"{path} is not a usable GGUF model: {error}; download or convert it again")
+def refusal(
+    path: Path, error: BrokenGgufError, what: str = "GGUF model", advice: str = "download or convert it again"
+) -> ModelFileError:
+    """Return the error that says what a file is not."""
+    return ModelFileError(f"{path} is not a usable {what}: {error}; {advice}")
 
 
 # Shards: a large model in several files, NAME-00001-of-00003.gguf, of which the first has all metadata
+
+
+def with_shards(path: Path, model: Gguf) -> dict[str, Tensor]:
+    """Return a model's tensors, by name, from all of its files. Raises: ModelFileError, BrokenGgufError."""
+    count = model.metadata.get("split.count", 0)
+    tensors = dict(model.tensors)
+    for shard in _shards(path, count) if isinstance(count, int) and count > 1 else ():
+        _add_shard(tensors, shard)
+    return tensors
 
 
 def _shards(path: Path, count: int) -> list[Path]:
@@ -82,7 +95,7 @@ def _shards(path: Path, count: int) -> list[Path]:
 
 
 def _add_shard(tensors: dict[str, Tensor], path: Path) -> None:
-    shard = _read(path)
+    shard = open_gguf(path)
     number = shard.metadata.get("split.no")
     if shard.kinds.get("split.no") != 2 or number != int(path.name[-19:-14]) - 1:
         raise BrokenGgufError(f"its part {path.name} has split.no {number}")
@@ -131,7 +144,7 @@ class _Keys:
 
 def _check_model(keys: _Keys, tensors: Mapping[str, Tensor]) -> None:
     kind = keys.metadata.get("general.type", "model")
-    if kind in ("adapter", "mmproj", "imatrix") or keys.architecture == "clip":
+    if kind in ("mmproj", "imatrix") or keys.architecture == "clip":
         raise BrokenGgufError(f"it holds no language model but an extension to one ({kind}, {keys.architecture})")
     n_layer = keys.integer("block_count", 1, _MAX_LAYERS)
     n_embd = keys.integer("embedding_length", 1, 1 << 20)
@@ -250,10 +263,14 @@ def _check_tensors(tensors: Mapping[str, Tensor]) -> None:
     if not tensors:
         raise BrokenGgufError("it has no weights")
     for name, tensor in tensors.items():
-        table = any(table in name for table in _TABLES)
-        if tensor.kind in _INTERMEDIATE or (tensor.kind in _INTEGERS and not table):
-            raise BrokenGgufError(f"tensor {name!r} has type {tensor.kind}, which weights cannot have")
+        check_weight(tensor, is_table=any(table in name for table in _TABLES))
         if name.endswith(("norm.weight", ".bias")) and tensor.kind != _F32:
             raise BrokenGgufError(
                 f"tensor {name!r} has type {tensor.kind}, not F32: ggml cannot combine it with activations"
             )
+
+
+def check_weight(tensor: Tensor, *, is_table: bool = False) -> None:
+    """Check that ggml can multiply by a tensor, or look numbers up in it. Raises: BrokenGgufError."""
+    if tensor.kind in _INTERMEDIATE or (tensor.kind in _INTEGERS and not is_table):
+        raise BrokenGgufError(f"tensor {tensor.name!r} has type {tensor.kind}, which weights cannot have")

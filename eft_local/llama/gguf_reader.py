@@ -5,7 +5,9 @@ Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md (versions 2 an
 
 from __future__ import annotations
 
+import errno
 import mmap
+import os
 import struct
 from dataclasses import dataclass
 from math import prod
@@ -71,6 +73,7 @@ _BLOCKS = {
     42: (64, 18),  # Q2_0
 }
 
+_LONGEST_HEADER = 1 << 27  # bytes; a vocabulary of 262,144 tokens with its merges takes 15 million
 _MAX_DIMENSIONS = 4
 _POINTER_ALIGNMENT = 32  # ggml asserts it of the mapped data
 _MAX_NAME = 64  # of a tensor, with its final NUL
@@ -113,13 +116,26 @@ def read_gguf(path: Path) -> Gguf:
     with path.open("rb") as file:
         if not file.read(1):
             raise BrokenGgufError("the file is empty")
-        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            return _Reader(data).gguf()
+        size = os.fstat(file.fileno()).st_size
+        with _mapped(file.fileno(), size) as data:
+            return _Reader(data, size).gguf()
+
+
+def _mapped(file: int, size: int) -> mmap.mmap:
+    """Map a file; where the address space is limited, as much of it as any header takes."""
+    try:
+        return mmap.mmap(file, size, access=mmap.ACCESS_READ)
+    except OSError as error:
+        if error.errno != errno.ENOMEM or size <= _LONGEST_HEADER:
+            raise
+        return mmap.mmap(file, _LONGEST_HEADER, access=mmap.ACCESS_READ)
 
 
 class _Reader:
-    def __init__(self, data: mmap.mmap) -> None:
+    def __init__(self, data: mmap.mmap, size: int) -> None:
+        """data: the file, or its beginning. size: bytes of the file."""
         self._data = data
+        self._size = size
         self._at = 0
 
     def gguf(self) -> Gguf:
@@ -237,6 +253,6 @@ class _Reader:
             size = tensor.size()
             if tensor.offset % alignment or expected not in (None, tensor.offset):
                 raise BrokenGgufError(f"tensor {tensor.name!r} lies at {tensor.offset}, not at {expected}")
-            if start + tensor.offset + (size or 0) > len(self._data):
-                raise BrokenGgufError(f"it is cut off: {len(self._data)} bytes end within tensor {tensor.name!r}")
+            if start + tensor.offset + (size or 0) > self._size:
+                raise BrokenGgufError(f"it is cut off: {self._size} bytes end within tensor {tensor.name!r}")
             expected = None if size is None else -(-(tensor.offset + size) // alignment) * alignment

@@ -8,6 +8,8 @@ import os
 import sys
 import threading
 from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache
 from typing import Any, TypeVar
 
@@ -28,6 +30,7 @@ class _LogBridge(threading.local):
 
     def __init__(self) -> None:
         self.complaints: deque[str] = deque(maxlen=20)
+        self.heard: list[str] | None = None
         self._level = logging.DEBUG
 
     def write(self, level: int, text: bytes | None, _user: int | None) -> None:
@@ -38,6 +41,8 @@ class _LogBridge(threading.local):
             return
         if self._level >= logging.WARNING:
             self.complaints.append(line)
+        if self.heard is not None:
+            self.heard.append(line)
         # llama.cpp's own errors become exceptions of ours: in the log they are detail, not news.
         log.log(min(self._level, logging.INFO), line)
 
@@ -70,6 +75,17 @@ def last_complaint() -> str:
     return (lines or list(_bridge.complaints) or [""])[0]
 
 
+@contextmanager
+def listening() -> Iterator[list[str]]:
+    """Collect every line that llama.cpp logs in this thread."""
+    heard: list[str] = []
+    before, _bridge.heard = _bridge.heard, heard
+    try:
+        yield heard
+    finally:
+        _bridge.heard = before
+
+
 def fill(struct: Struct, **values: Any) -> Struct:
     """Set fields of a ctypes struct; unlike ctypes, refuse a name that the struct does not have."""
     known = {field[0] for field in struct._fields_}
@@ -78,6 +94,22 @@ def fill(struct: Struct, **values: Any) -> Struct:
             raise AttributeError(f"{type(struct).__name__} of this llama.cpp has no field {name!r}")
         setattr(struct, name, value)
     return struct
+
+
+def gpu_params(layers: int, split: Sequence[int] = ()) -> dict[str, Any]:
+    """Return the model parameters that put so many layers (all: -1) on GPUs, `split` of them on each.
+
+    The output counts as one layer, the last; the first of them stay in RAM. Without layers no GPU is used at all.
+    """
+    if layers == 0:
+        return {"n_gpu_layers": 0, "split_mode": llama_cpp.LLAMA_SPLIT_MODE_NONE, "main_gpu": -1}
+    used = [index for index, count in enumerate(split) if count]
+    if len(used) == 1:
+        return {"n_gpu_layers": layers, "split_mode": llama_cpp.LLAMA_SPLIT_MODE_NONE, "main_gpu": used[0]}
+    if not used:
+        return {"n_gpu_layers": layers}
+    shares = (ctypes.c_float * llama_cpp.llama_max_devices())(*split)
+    return {"n_gpu_layers": layers, "split_mode": llama_cpp.LLAMA_SPLIT_MODE_LAYER, "tensor_split": shares}
 
 
 def supports_gpu_offload() -> bool:

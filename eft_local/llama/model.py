@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -18,13 +18,15 @@ from eft_local.llama.context import Context
 from eft_local.llama.gguf import check_gguf
 from eft_local.llama.trial import try_model
 from eft_local.llama.vocabulary import LlamaVocabulary
+from eft_local.memory import available
+from eft_local.protocols import Adapter
 
 Progress = Callable[[float], bool | None]
 """Called with 0…1 while weights are loaded; returning False cancels the load."""
 
 
 class Model:
-    """Weights of one GGUF file, shared by every context that is made from them. Close it after its contexts."""
+    """Weights of one GGUF file, shared by every context that is made from them. Close it after these and adapters."""
 
     def __init__(self, handle: int, path: Path) -> None:
         self.handle = handle
@@ -38,6 +40,7 @@ class Model:
         path: str | os.PathLike[str],
         *,
         n_gpu_layers: int = 0,
+        split: Sequence[int] = (),
         mmap: bool = True,
         mlock: bool = False,
         trusted: bool = False,
@@ -45,8 +48,9 @@ class Model:
     ) -> Model:
         """Load the weights of a GGUF file.
 
-        n_gpu_layers: layers to keep on the GPU; -1 for all. trusted: do without the trial in a child process that a
-        file otherwise gets when it is loaded for the first time (see `trial`).
+        n_gpu_layers: layers to keep on GPUs, the output counted as one; -1 for all. split: how many on each GPU.
+        trusted: do without the trial in a child process that a file otherwise gets when it is loaded for the first
+        time (see `trial`).
         Raises: ModelNotFoundError, ModelFileError (damaged or refused), UnsupportedModelError (no decoder),
             OutOfMemoryError, Cancelled (progress returned False).
         """
@@ -55,7 +59,7 @@ class Model:
         watcher = _ProgressWatcher(progress)
         if not trusted:
             try_model(path, locations.cache() / "trials", watcher.poll)
-        return cls._open(path, watcher, n_gpu_layers=n_gpu_layers, load_mode=_load_mode(mmap, mlock))
+        return cls._open(path, watcher, load_mode=_load_mode(mmap, mlock), **library.gpu_params(n_gpu_layers, split))
 
     @classmethod
     def load_untried(cls, path: Path) -> Model:
@@ -63,13 +67,13 @@ class Model:
         return cls._open(
             path,
             _ProgressWatcher(None),
-            n_gpu_layers=0,
             load_mode=_load_mode(mmap=True, mlock=False),
             use_extra_bufts=False,
+            **library.gpu_params(0),
         )
 
     @classmethod
-    def _open(cls, path: Path, watcher: _ProgressWatcher, **params: int) -> Model:
+    def _open(cls, path: Path, watcher: _ProgressWatcher, **params: Any) -> Model:
         library.start()
         library.forget_complaints()
         filled = library.fill(llama_cpp.llama_model_default_params(), progress_callback=watcher.callback, **params)
@@ -142,6 +146,8 @@ class Model:
         n_threads_batch: int | None = None,
         kv_type: str = "f16",
         flash_attention: bool | str = "auto",
+        adapter: Adapter | None = None,
+        adapter_scale: float = 1.0,
     ) -> Context:
         """Make a context on these weights; see `Context`."""
         return Context(
@@ -155,6 +161,8 @@ class Model:
             n_threads_batch=n_threads_batch,
             kv_type=kv_type,
             flash_attention=flash_attention,
+            adapter=adapter,
+            adapter_scale=adapter_scale,
         )
 
     def close(self) -> None:
@@ -205,8 +213,9 @@ def _load_error(path: Path) -> Exception:
     reason = library.last_complaint() or "no reason given"
     if "alloc" in reason or "out of memory" in reason.lower():
         return OutOfMemoryError(
-            f"not enough memory to load {path} ({reason}); put fewer layers on the GPU (offload = N), "
-            "or choose a smaller quantisation"
+            f"not enough memory to load {path} ({reason}): its file has {path.stat().st_size / 1e9:.1f} GB, "
+            f"{available().free / 1e9:.1f} GB of RAM are free; put fewer layers on the GPU (offload = N), "
+            "or choose a smaller quantisation, or close other programs"
         )
     return ModelFileError(f"llama.cpp refused {path}: {reason}; download or convert the file again")
 

@@ -1,0 +1,301 @@
+"""`eft plan`: what a recipe takes of this machine, before anything is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from eft_local.cli import output
+from eft_local.cli.options import Command, example, json_option
+from eft_local.errors import DownloadError, ModelNotFoundError, UsageError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from eft_local.hub import HubName
+    from eft_local.memory import Device
+    from eft_local.planning.planner import Load, Placed, Plan
+
+_ALONE = "model"  # the role of a model that is planned without a recipe
+_CONTEXT = 4096  # tokens, for such a model
+_FAST = 500  # tokens per second, where other costs than reading weights come first
+_UNITS = {"": 1e9, "K": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}
+
+
+@click.command(
+    cls=Command,
+    epilog=example(
+        "eft plan demo",
+        "eft plan demo --context 1024 --json",
+        "eft plan my-recipe.toml --memory 32 --memory gpu=24 --bandwidth gpu=1000",
+        "eft plan ./model.gguf",
+    ),
+)
+@click.argument("what", metavar="RECIPE|REF|FILE")
+@click.option("--context", type=click.IntRange(1), metavar="N", help="Tokens for each role, in place of the recipe's.")
+@click.option(
+    "--memory",
+    multiple=True,
+    metavar="[DEVICE=]GB",
+    help="Plan for so much free RAM, or free memory of a GPU, which need not be there. Can be given again.",
+)
+@click.option(
+    "--bandwidth",
+    multiple=True,
+    metavar="[DEVICE=]GB/S",
+    help="How fast RAM, or a GPU's memory, is read. RAM is measured, if it is not given.",
+)
+@json_option
+def plan(what: str, context: int | None, memory: tuple[str, ...], bandwidth: tuple[str, ...], as_json: bool) -> int:
+    """Show what a RECIPE takes of memory, where each model goes on this machine, the longest context and the speed.
+
+    Only metadata is read, nothing is loaded; of models that are not here, the hub is asked for their headers. REF or
+    FILE is a single model. Ends with exit code 1 if it does not fit.
+    """
+    from eft_local.llama.devices import places
+    from eft_local.planning.planner import plan as planned
+
+    given = _numbers("--memory", memory)
+    speeds = {name: value * 1e9 for name, value in _numbers("--bandwidth", bandwidth).items()}
+    name, loads, tokens, away = _loads(what, context)
+    found = planned(loads, _with_memory(places(), given), tokens)
+    facts = _facts(name, found, loads, speeds) | {"away": away}
+    if as_json:
+        output.write_json(facts)
+    else:
+        output.write(output.safe(_text(facts)))
+    if facts["problem"]:
+        output.complain(facts["problem"])
+    return 0 if found.fits else 1
+
+
+def _loads(what: str, context: int | None) -> tuple[str, tuple[Load, ...], int, list[str]]:
+    """Return a name, what has to be loaded, the tokens of context, and what is not here."""
+    from eft_local.emulator.loading import mixed_roles
+    from eft_local.llama.weights import read_weights
+    from eft_local.planning.survey import SCORED_ROWS, Seat, loads, rows_at_once, seats
+    from eft_local.references import find_recipe, hub_name, names_recipe, resolve_model
+    from eft_local.roles import Placement
+
+    headers = _Headers()
+    if names_recipe(what):
+        recipe = find_recipe(what)
+        seated = seats(recipe, mixed_roles(recipe), headers.find)
+        tokens = context or recipe.context
+        return recipe.name, loads(seated, tokens, rows_at_once(recipe)), tokens, headers.read
+    try:
+        path = resolve_model(what, None)
+    except ModelNotFoundError:
+        name = hub_name(what, None)
+        found = headers.find(name) if name and (name.label or name.file) else None
+        if found is None:
+            raise
+        path = found
+    tokens = context or min(_CONTEXT, read_weights(path).trained or _CONTEXT)
+    return what, loads({_ALONE: Seat(path, Placement())}, tokens, SCORED_ROWS), tokens, headers.read
+
+
+class _Headers:
+    """The headers of models that are not here; after one that cannot be had, no other is asked for.
+
+    read: the models whose headers were read.
+    """
+
+    def __init__(self) -> None:
+        self.read: list[str] = []
+        self._failed = False
+
+    def find(self, name: HubName) -> Path | None:
+        """Raises: UsageError, ModelNotFoundError if the hub has no such model."""
+        from eft_local.hub.headers import header_of
+
+        if self._failed:
+            return None
+        if str(name) not in self.read:
+            output.note(f"{name} is not here: reading its header on the hub")
+        try:
+            path = header_of(name)
+        except DownloadError as error:
+            self._failed = True
+            output.note(f"it cannot be had: {error}")
+            return None
+        self.read = list(dict.fromkeys([*self.read, str(name)]))
+        return path
+
+
+def _numbers(option: str, texts: Sequence[str]) -> dict[str, float]:
+    """Read [DEVICE=]GB; a bare number is RAM's, whose device llama.cpp calls CPU."""
+    numbers: dict[str, float] = {}
+    for text in texts:
+        name, _, amount = text.rpartition("=")
+        amount = amount.strip().upper().removesuffix("B")
+        unit = amount[-1:] if amount[-1:] in _UNITS else ""
+        try:
+            value = float(amount.removesuffix(unit)) * _UNITS[unit] / 1e9
+            if not 0 < value < 1e9:
+                raise ValueError
+        except ValueError:
+            raise UsageError(f"{option} {text}: needs [DEVICE=]GB, as 16 or gpu=24") from None
+        device = name.strip()
+        numbers["CPU" if device.upper() in ("", "RAM") else device] = value
+    return numbers
+
+
+def _with_memory(devices: Sequence[Device], given: Mapping[str, float]) -> list[Device]:
+    """Return the devices with the memory that is given; those that are not there are GPUs."""
+    from eft_local.memory import Device
+
+    changed = []
+    for device in devices:
+        size = int(given[device.name] * 1e9) if device.name in given else None
+        changed.append(replace(device, free=size, total=size, limit="as given") if size else device)
+    known = {device.name for device in devices}
+    for name, value in given.items():
+        if name not in known:
+            size = int(value * 1e9)
+            changed.append(Device(name, "as given", "gpu", size, size, "as given"))
+    return changed
+
+
+def _facts(name: str, plan: Plan, loads: Sequence[Load], speeds: Mapping[str, float]) -> dict[str, Any]:
+    """Return all that is told, ready for JSON: bytes, tokens, bytes per second."""
+    from eft_local.llama.library import default_threads
+    from eft_local.planning.planner import gpus, kept, longest_context
+    from eft_local.planning.refusal import refusal
+    from eft_local.planning.speed import REACHED, measured_bandwidth, tokens_per_second
+
+    trained = min((load.needs.weights.trained for load in loads if load.needs.weights.trained), default=None)
+    bandwidths = dict(speeds)
+    measured = "CPU" not in bandwidths
+    if measured:
+        bandwidths["CPU"] = measured_bandwidth(default_threads())
+    bandwidths |= {
+        gpu.name: bandwidths["CPU"] for gpu in gpus(plan.devices) if gpu.shares_ram and gpu.name not in speeds
+    }
+    bound, bound_when_full = (tokens_per_second(plan, bandwidths, filled) for filled in (0, plan.context))
+    return {
+        "name": name,
+        "context": plan.context,
+        "longest_context": longest_context(loads, plan.devices),
+        "trained_context": trained,
+        "fits": plan.fits,
+        "problem": None if plan.fits else refusal(plan),
+        "models": [_model_facts(placed, plan) for placed in plan.placed],
+        "devices": [
+            {
+                "name": device.name,
+                "kind": device.kind,
+                "free": device.free,
+                "limit": device.limit,
+                "kept": kept(device),
+                **asdict(plan.used(device)),
+                "used": plan.used(device).total,
+            }
+            for device in plan.devices
+            if device.kind == "cpu" or device in gpus(plan.devices)
+        ],
+        "speed": {
+            "tokens_per_second": None if bound is None else REACHED * bound,
+            "when_full": None if bound_when_full is None else REACHED * bound_when_full,
+            "at_most": bound,
+            "bandwidths": bandwidths,
+            "measured": measured,
+        },
+    }
+
+
+def _model_facts(placed: Placed, plan: Plan) -> dict[str, Any]:
+    from eft_local.planning.planner import gpus
+
+    figures = [each.figures(plan.context, placed.on_gpu) for each in placed.load.contexts]
+    total = placed.total
+    return {
+        "roles": list(placed.load.roles),
+        "contexts": [list(each.roles) for each in placed.load.contexts],
+        **asdict(total),
+        "total": total.total,
+        "state": sum(each.state for each in figures),
+        "cache_per_1000_tokens": round(1000 * sum(each.cache / each.cells for each in figures)),
+        "layers": placed.load.units - 1,
+        "on_gpus": {gpu.name: count for gpu, count in zip(gpus(plan.devices), placed.layers, strict=False) if count},
+        "mmap": placed.mmap,
+        "devices": {name: asdict(use) for name, use in placed.uses.items()},
+    }
+
+
+# Text
+
+
+def _text(facts: dict[str, Any]) -> str:
+    from eft_local.hub.names import size_text
+    from eft_local.memory import ADDRESS_SPACE, CGROUP
+
+    head = ("", "weights", "KV cache", "per 1k tokens", "compute", "other", "place")
+    rows = [
+        (
+            " + ".join(model["roles"]),
+            *(size_text(model[key]) for key in ("weights", "cache", "cache_per_1000_tokens", "compute", "other")),
+            _place(model),
+        )
+        for model in facts["models"]
+    ]
+    table = [head, *rows]
+    widths = [max(len(row[column]) for row in table) for column in range(len(head) - 1)]
+    lines = [f"{facts['name']}: {facts['context']} tokens of context for each role"]
+    for row in table:
+        cells = [f"{row[0]:<{widths[0]}}"]
+        cells += [f"{cell:>{width}}" for cell, width in zip(row[1:-1], widths[1:], strict=True)]
+        lines.append(f"  {'  '.join(cells)}  {row[-1]}".rstrip())
+    for device in facts["devices"]:
+        bound = f" by the {device['limit']} limit" if device["limit"] in (CGROUP, ADDRESS_SPACE) else ""
+        lines.append(
+            f"{_device_name(device['name'])}: {size_text(device['used'])} of {size_text(device['free'])} that are "
+            f"free{bound}, {size_text(device['kept'])} of them left alone"
+        )
+    lines += [_longest(facts), _speed(facts["speed"])]
+    if facts["away"]:
+        lines.append(f"planned from headers on the hub: {', '.join(facts['away'])}; eft pull gets the models")
+    return "\n".join(lines) + "\n"
+
+
+def _device_name(name: str) -> str:
+    return "RAM" if name == "CPU" else name
+
+
+def _place(model: dict[str, Any]) -> str:
+    """Return where a model's layers go; the output counts as one."""
+    units, there = model["layers"] + 1, model["on_gpus"]
+    if not there:
+        return "RAM, mapped" if model["mmap"] else "RAM"
+    if list(there.values()) == [units]:
+        return f"{next(iter(there))}, whole"
+    parts = [f"{count} of {units} layers on {name}" for name, count in there.items()]
+    rest = units - sum(there.values())
+    return ", ".join([*parts, *([f"{rest} in RAM"] if rest else [])])
+
+
+def _longest(facts: dict[str, Any]) -> str:
+    longest, trained = facts["longest_context"], facts["trained_context"]
+    if not longest:
+        return "longest context: none fits"
+    whole = trained is not None and longest + 256 > trained
+    return f"longest context: {longest} tokens" + (", all that the models were trained with" if whole else "")
+
+
+def _speed(speed: dict[str, Any]) -> str:
+    given = ", ".join(
+        f"{_device_name(name)} at {value / 1e9:.0f} GB/s{', measured' if name == 'CPU' and speed['measured'] else ''}"
+        for name, value in speed["bandwidths"].items()
+    )
+    if speed["tokens_per_second"] is None:
+        return f"speed: not known without --bandwidth of every GPU ({given})"
+    if speed["tokens_per_second"] > _FAST:
+        return f"speed: reading memory is not what bounds models so small ({given})"
+    likely, full, most = (speed[key] for key in ("tokens_per_second", "when_full", "at_most"))
+    return (
+        f"speed: some {likely:.1f} tokens/s without drafts, {full:.1f} when the context is full; "
+        f"{most:.1f} if reading weights took all the time ({given})"
+    )

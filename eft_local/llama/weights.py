@@ -1,0 +1,90 @@
+"""Where a model's bytes are, read from its header: in each layer, before the first, and after the last."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+
+from eft_local.llama.gguf import check_gguf
+from eft_local.llama.gguf_reader import Gguf, Tensor
+
+_LAYER = re.compile(r"blk\.(\d+)\.")
+_INPUT = ("token_embd.", "per_layer_token_embd.", "position_embd.", "token_types.")
+_TABLE = "token_embd.weight"
+_EXPERTS = re.compile(r"_(?:ch)?exps\.")
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """Bytes of one model's tensors.
+
+    layers: of each repeating layer.  input: of the token embeddings, which llama.cpp never puts on a GPU.
+    output: of all else, the output matrix above all.  tied: of the embeddings that serve as output matrix too, 0 if
+    they do not: a GPU gets a copy.
+    table_kind: ggml's type of the embeddings.
+    active, active_output: what evaluating one token reads of all layers, of a mixture of experts a part, and of the
+    output.
+    trained: tokens of context in training.
+    """
+
+    layers: tuple[int, ...]
+    input: int
+    output: int
+    tied: int
+    table_kind: int
+    active: int
+    active_output: int
+    trained: int
+
+    @property
+    def total(self) -> int:
+        """All bytes, as they are in the file."""
+        return sum(self.layers) + self.input + self.output
+
+
+def read_weights(path: Path) -> Weights:
+    """Return where a model's bytes are. Raises: ModelNotFoundError, ModelFileError."""
+    return weights_of(check_gguf(path))
+
+
+def weights_of(header: Gguf) -> Weights:
+    """Return where the bytes of a header that passed `check_gguf` are."""
+    architecture = header.metadata["general.architecture"]
+
+    def number(key: str) -> int:
+        value = header.metadata.get(f"{architecture}.{key}", 0)
+        return value if type(value) is int else 0
+
+    layers = [0] * number("block_count")
+    used, experts = number("expert_used_count"), number("expert_count")
+    share = used / experts if used and experts else 1.0
+    before, after, active = 0, 0, 0.0
+    for name, tensor in header.tensors.items():
+        size, layer = _size(tensor), _LAYER.match(name)
+        if layer is not None and int(layer[1]) < len(layers):
+            layers[int(layer[1])] += size
+            active += size * (share if _EXPERTS.search(name) else 1.0)
+        elif name.startswith(_INPUT):
+            before += size
+        else:
+            after += size
+    table = header.tensors.get(_TABLE)
+    tied = _size(table) if table is not None and "output.weight" not in header.tensors else 0
+    return Weights(
+        layers=tuple(layers),
+        input=before,
+        output=after,
+        tied=tied,
+        table_kind=-1 if table is None else table.kind,
+        active=round(active),
+        active_output=after + tied,
+        trained=number("context_length"),
+    )
+
+
+def _size(tensor: Tensor) -> int:
+    """Bytes; a type that is newer than our table counts as if each weight took two."""
+    size = tensor.size()
+    return 2 * prod(tensor.shape) if size is None else size

@@ -1,0 +1,142 @@
+"""From a recipe's roles to what has to be placed: which weights are loaded, and which contexts are made on them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+from eft_local.errors import ModelNotFoundError
+from eft_local.hub import HubName
+from eft_local.llama import supports_gpu_offload
+from eft_local.llama.needs import UBATCH_CPU, UBATCH_GPU, Asked, ask
+from eft_local.planning.planner import ContextNeed, Load
+from eft_local.recipe import Placement, Recipe, Role
+from eft_local.references import adapter_of, hub_name, is_bundled, model_of
+from eft_local.roles import PLAIN_KV_TYPES
+
+SCORED_ROWS = 8
+"""Rows of logits that are read at a time where a continuation is scored: a buffer of 8 × n_vocab floats per role."""
+DRAFTED_ROWS = 17
+"""The longest draft, and the token after it."""
+
+
+def rows_at_once(recipe: Recipe) -> int:
+    """Return the rows of logits that the contexts for one answer must return at once."""
+    return SCORED_ROWS if recipe.draft == "off" else DRAFTED_ROWS
+
+
+@dataclass(frozen=True, slots=True)
+class Seat:
+    """What one role runs on: its files and how they are placed.  scale: of the adapter."""
+
+    model: Path
+    placement: Placement
+    adapter: Path | None = None
+    scale: float = 1.0
+
+    @property
+    def weights(self) -> tuple[object, ...]:
+        """What roles that share a copy of the weights have in common."""
+        placement = self.placement
+        return self.model.resolve(), placement.offload, placement.mmap, placement.mlock
+
+    @property
+    def context(self) -> tuple[object, ...]:
+        """What roles that share a context have in common."""
+        return self.weights, self.adapter and self.adapter.resolve(), self.scale, self.placement
+
+
+Elsewhere = Callable[[HubName], Path | None]
+"""Gets what planning needs of a model that is not here, if it can."""
+
+
+def seats(recipe: Recipe, roles: Mapping[str, Role], elsewhere: Elsewhere | None = None) -> dict[str, Seat]:
+    """Return what each role runs on. roles: as they run, from `Recipe.named_roles`.
+
+    Raises: ModelNotFoundError, which names all files that are missing; what `elsewhere` raises.
+    """
+    found: dict[str, Seat] = {}
+    missing: dict[str, str] = {}
+    for name, role in roles.items():
+        placement = recipe.placement_of(role)
+        try:
+            found[name] = Seat(model_of(recipe, role), placement, adapter_of(recipe, role), role.lora_scale)
+        except ModelNotFoundError as error:
+            reference = hub_name(role.model, recipe.folder)
+            header = elsewhere(reference) if elsewhere and reference and not role.lora else None
+            if header:
+                found[name] = Seat(header, placement)
+            else:
+                missing.setdefault(str(error), name)
+    if len(missing) > 1:
+        names = ", ".join(f"{name}: {roles[name].model}" for name in missing.values())
+        _, _, remedy = next(iter(missing)).rpartition("; ")
+        raise ModelNotFoundError(f"{len(missing)} models are missing ({names}); {remedy.replace('get it', 'get them')}")
+    if missing:
+        raise ModelNotFoundError(next(iter(missing)))
+    return found
+
+
+def loads(seated: Mapping[str, Seat], context: int, rows: int) -> tuple[Load, ...]:
+    """Return what has to be loaded for roles with contexts of so many tokens.
+
+    rows: of logits that each role returns at once. Their models are asked at the same time.
+    Raises: ModelFileError, UsageError.
+    """
+    contexts: dict[tuple[object, ...], list[str]] = {}
+    for name, seat in seated.items():
+        contexts.setdefault(seat.context, []).append(name)
+
+    def need(names: list[str]) -> ContextNeed:
+        seat, count = seated[names[0]], len(names)
+        asked = Asked(
+            cells=context * count,
+            n_seq=count,
+            n_outputs=rows * count,
+            batch=seat.placement.batch,
+            ubatch=seat.placement.ubatch,
+            kv_type=seat.placement.kv_type,
+            flash_attention=attention(seat.placement),
+        )
+        return ContextNeed(tuple(names), count, ask(seat.model, asked, trusted=is_bundled(seat.model)))
+
+    groups = list(contexts.values())
+    with ThreadPoolExecutor(max(1, min(4, len(groups)))) as pool:
+        needs = list(pool.map(need, groups))
+    copies: dict[tuple[object, ...], list[ContextNeed]] = {}
+    for each in needs:
+        copies.setdefault(seated[each.roles[0]].weights, []).append(each)
+    return tuple(_load(each, seated) for each in copies.values())
+
+
+def _load(contexts: list[ContextNeed], seated: Mapping[str, Seat]) -> Load:
+    roles = [seated[name] for each in contexts for name in each.roles]
+    adapters = {seat.adapter.resolve() for seat in roles if seat.adapter}
+    return Load(
+        contexts=tuple(contexts),
+        offload=roles[0].placement.offload,
+        mmap=roles[0].placement.mmap,
+        adapters=sum(path.stat().st_size for path in adapters),
+    )
+
+
+def attention(placement: Placement) -> bool | Literal["auto"]:
+    """Return whether contexts use flash attention; "auto" leaves it to llama.cpp, which knows what a GPU can.
+
+    Not on a CPU, if it can be helped: behind a long context its kernel takes up to twice the time of the plain one,
+    and it rounds a prompt's rows apart in other company, so that a batch may write another answer than its question
+    alone.
+    """
+    on_cpu = placement.offload == 0 or not supports_gpu_offload()
+    if placement.flash_attention == "auto" and on_cpu and placement.kv_type in PLAIN_KV_TYPES:
+        return False
+    return placement.flash_attention
+
+
+def settled(placement: Placement, on_gpu: int, mmap: bool) -> Placement:
+    """Return a placement without "auto": what a plan made of it."""
+    ubatch = placement.ubatch or (UBATCH_GPU if on_gpu else UBATCH_CPU)
+    return replace(placement, offload=on_gpu, mmap=mmap, ubatch=ubatch, flash_attention=attention(placement))
