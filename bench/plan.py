@@ -65,7 +65,7 @@ def planned(path: Path, case: Case) -> Placed:
         batch=case.placement.batch,
         ubatch=case.placement.ubatch,
         kv_type=case.placement.kv_type,
-        flash_attention=attention(case.placement),
+        flash_attention=attention(case.placement, case.context),
     )
     load = Load((ContextNeed(("model",), case.n_seq, ask(path, asked, trusted=True)),), mmap=case.placement.mmap)
     ram = Device("CPU", "", "cpu", 1 << 50, 1 << 50)
@@ -74,7 +74,7 @@ def planned(path: Path, case: Case) -> Placed:
 
 def allocated(path: Path, case: Case, mmap: bool) -> dict[str, int]:
     """Load the model, make the context, and return the buffers as llama.cpp's log has them. Bytes."""
-    placement = settled(case.placement, 0, mmap)
+    placement = settled(case.placement, 0, mmap, case.context)
     with library.listening() as heard:
         model = Model.load(path, mmap=mmap, trusted=True)
     with model:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fake_emulator import FakeEmulator
+from fake_emulator import END, OTHER, FakeEmulator
 from test_cli import Run, contents, emulators, home, press_ctrl_c, replying, run  # noqa: F401
 from test_startup import CALL, HEAVY, loaded_by
 
@@ -60,6 +60,15 @@ def test_a_chat_through_a_pipe_is_kept_only_if_asked(run: Run, history: History)
     assert (answer.written_by, answer.seed, answer.finish_reason) == ("eft", 3, "stop")
     assert answer.tokens == (0, 1, 2, 3)
     assert answer.recipe.recipe() == RECIPE.replace(seed=3)
+
+
+def test_what_is_kept_can_be_inspected(run: Run, history: History) -> None:
+    run("chat", "--plain", "--save", stdin=b"one\n")
+    code, out, _ = run("inspect", "--chat", only_chat(history), "--json")
+    steps = json.loads(out)["steps"]
+    assert code == 0
+    assert [step["top_changed"] for step in steps[:3]] == [True, False, False]
+    assert {each["token"] for each in steps[0]["candidates"]} == {0, OTHER, END}
 
 
 def test_a_chat_on_a_terminal_is_kept(

@@ -15,6 +15,8 @@ from eft_local.memory import ADDRESS_SPACE, CGROUP, RAM, Device
 from eft_local.planning.planner import ContextNeed, Load, Plan, gpus, kept, longest_context, plan
 from eft_local.planning.refusal import advice, checked_plan, refusal
 from eft_local.planning.speed import seconds_per_token, tokens_per_second
+from eft_local.planning.survey import SHORT, attention, settled
+from eft_local.roles import Placement
 
 GB = 10**9
 MB = 10**6
@@ -344,3 +346,19 @@ def test_a_longer_context_takes_no_less(loads, ram, others, context, longer) -> 
     loads = [replace(each, offload=0) for each in loads]
     before, after = (plan(loads, [cpu(ram), *others], tokens) for tokens in (context, context + longer))
     assert after.used(cpu()).total >= before.used(cpu()).total
+
+
+@pytest.mark.parametrize(
+    ("placement", "context", "expected"),
+    [
+        (Placement(), SHORT, "auto"),
+        (Placement(), SHORT + 1, False),
+        (Placement(kv_type="q8_0"), SHORT + 1, "auto"),
+        (Placement(flash_attention=True), SHORT + 1, True),
+        (Placement(flash_attention=False), SHORT, False),
+    ],
+)
+def test_a_cpu_has_flash_attention_for_short_contexts(placement: Placement, context: int, expected: bool | str) -> None:
+    offloaded = replace(placement, offload=0)
+    assert attention(offloaded, context) == expected
+    assert settled(offloaded, 0, True, context).flash_attention == expected

@@ -7,19 +7,21 @@ import stat
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
 
 from eft_local.errors import UsageError
 from eft_local.references import find_recipe
-from eft_local.tui import clipboard, config
+from eft_local.tui import clipboard, config, footer
 from eft_local.tui.actions import ACTIONS, completions, read_slash
 from eft_local.tui.composer import Typed
 from eft_local.tui.engine import with_air
 from eft_local.tui.footer import Figures, line
 from eft_local.tui.inspector import percent
 from eft_local.tui.knobs import KNOB, KNOBS, nudged, turned
+from eft_local.tui.pace import LONGEST, Pace
 from eft_local.tui.presets import Presets, knobs_of
 from eft_local.tui.text import visible
 
@@ -178,3 +180,33 @@ def test_descriptor_2_is_guarded_and_given_back(tmp_path: Path) -> None:
     ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
     assert ran.stderr == "screen after"
     assert (tmp_path / "log").read_text() == "noise"
+
+
+def test_drawing_takes_a_small_share_of_the_time() -> None:
+    now, spent = [0.0], [0.0]
+    pace = Pace(lambda: now[0], lambda: spent[0])
+    drawn = []
+    for beat in range(100):  # each drawing costs 9 ms
+        now[0] = 0.05 * beat
+        if pace.due():
+            drawn.append(now[0])
+            spent[0] += 0.009
+    assert 23 <= len(drawn) <= 28
+    spent[0] += 10.0  # something took all the time
+    now[0] = drawn[-1] + 0.2
+    assert not pace.due()
+    now[0] += LONGEST
+    assert pace.due()
+
+
+def test_live_figures_stand_still_to_be_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr(footer, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    drawn: list[str] = []
+    shown = footer.Footer()
+    monkeypatch.setattr(shown, "update", lambda text, layout: drawn.append(text))
+    shown.show_live(Figures("writing", 10.0))
+    now[0] += 0.1
+    shown.show_live(Figures("writing", 20.0))
+    shown.show(Figures("", 15.0))
+    assert [text.split(" │ ")[1] for text in drawn] == ["10 tokens/s", "15 tokens/s"]

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+import pytest
 from fake_emulator import FakeEmulator
 from textual.pilot import Pilot
 
+from eft_local.errors import HistoryError
 from eft_local.history import History
 from eft_local.references import find_recipe
+from eft_local.tui.actions import BY_ID
 from eft_local.tui.app import ChatApp
 from eft_local.tui.composer import Typed
 from eft_local.tui.config import Config
@@ -21,8 +26,25 @@ from eft_local.tui.engine import Engine
 from eft_local.tui.message import AnswerView, MessageView
 from eft_local.tui.session import Session
 
-PATIENCE = 20.0
+PATIENCE = float(os.environ.get("EFT_PATIENCE", "20"))
 """Seconds after which what should happen counts as not happening."""
+
+
+COVERED: dict[str, list[str]] = {}
+"""Action → the tests that would miss it."""
+
+Test = TypeVar("Test", bound=Callable[..., Any])
+
+
+def covers(*actions: str) -> Callable[[Test], Test]:
+    """Say which actions a test would miss."""
+
+    def note(test: Test) -> Test:
+        for action in actions:
+            COVERED.setdefault(action, []).append(f"tests/{test.__module__}.py::{test.__name__}")
+        return test
+
+    return note
 
 
 class Gate:
@@ -82,6 +104,12 @@ class Desk:
         return self.app.chat.notice
 
     @property
+    def shown(self) -> str:
+        """What is on the screen."""
+        strips = self.app.screen._compositor.render_strips()
+        return "\n".join("".join(segment.text for segment in strip) for strip in strips)
+
+    @property
     def texts(self) -> list[str]:
         """The shown messages' texts."""
         return [message.text for message in self.app.session.messages]
@@ -127,4 +155,47 @@ async def desk(
             yield there
     finally:
         engine.close()
-        history.close()
+        with suppress(HistoryError):  # some tests let it fail
+            history.close()
+
+
+Open = Callable[..., AbstractAsyncContextManager[Desk]]
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A user's empty folder."""
+    monkeypatch.setenv("EFT_HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path / "home"
+
+
+@pytest.fixture
+def opened(home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Open]:
+    """Opens the app."""
+    emulators: list[FakeEmulator] = []
+    monkeypatch.setattr(FakeEmulator, "loaded", emulators, raising=False)
+    yield partial(desk, home, emulators)
+    assert all(emulator.closed for emulator in emulators)
+
+
+def hold(monkeypatch: pytest.MonkeyPatch, word: int) -> Gate:
+    """Hold answers before a word."""
+    gate = Gate(word)
+    monkeypatch.setattr(FakeEmulator, "before_word", staticmethod(gate))
+    return gate
+
+
+def replies(monkeypatch: pytest.MonkeyPatch, reply: Callable[[str, list[dict[str, str]]], str]) -> None:
+    """Let answers be what a function returns."""
+    monkeypatch.setattr(FakeEmulator, "reply", staticmethod(reply))
+
+
+def _mutate() -> None:
+    """Remove the deed of the action that EFT_MUTATE names: `mutate_actions.py` wants to see tests fail."""
+    action = BY_ID.get(os.environ.get("EFT_MUTATE", ""))
+    if action is not None:
+        object.__setattr__(action, "deed", lambda app, typed: None)
+
+
+_mutate()

@@ -1,8 +1,8 @@
 """The one registry of what the app can do: keys, slash commands, the palette and the help screen are made from it.
 
 A key can be changed in the config by its action's id. Scopes say where a key works: everywhere ("app"), or while the
-input ("composer"), a message, the list of chats ("sidebar"), a token ("inspector") or a column ("compare") has the
-focus.
+input ("composer"), a message, the list of chats ("sidebar"), a token ("inspector"), a column ("compare") or the
+list of models ("models") has the focus.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from textual.binding import Binding, BindingType
 
 from eft_local.checks import nearest
 from eft_local.errors import UsageError
-from eft_local.tui import deeds, tools
+from eft_local.tui import deeds, shelf, tools
 from eft_local.tui.knobs import KNOBS
 
 if TYPE_CHECKING:
@@ -155,6 +155,20 @@ ACTIONS: tuple[Action, ...] = (
         for knob in KNOBS
     ),
     Action("knobs.mix", "Mix", "two experts: X for the first, 1 − X for the second", tools.mix, "", "mix", "X"),
+    # Models on the hub
+    Action("models.open", "Models", "list recipes and models: pull, use, remove", shelf.open_models, "f9", "models"),
+    Action("models.get", "Pull", "download a recipe's models, or one", shelf.get, "", "pull", "RECIPE|ORG/REPO:LABEL"),
+    Action("models.pull", "Pull", "download what the chosen one lacks", shelf.pull, "p", scope="models"),
+    Action("models.stop", "Stop pulling", "stop the download; it can go on later", shelf.stop, "x", scope="models"),
+    Action("models.use", "Use", "load the chosen recipe", shelf.use, "enter", scope="models"),
+    Action(
+        "models.remove",
+        "Remove",
+        "delete the chosen one's files, after asking",
+        shelf.remove,
+        "delete,d",
+        scope="models",
+    ),
     # Looking closer
     Action("inspector.panel", "Inspector", "tint tokens by who decided them", tools.toggle_inspector, "f4", "inspect"),
     Action("inspector.left", "Token before", "go to the token before", tools.token_left, "left", scope="inspector"),

@@ -15,25 +15,27 @@ from textual.screen import Screen
 from textual.widgets import Input
 
 from eft_local.checks import nearest
-from eft_local.errors import EftError, UsageError
+from eft_local.errors import EftError, HistoryError, UsageError
 from eft_local.history import Chat, History
 from eft_local.recipe import Recipe
-from eft_local.tui.actions import ACTIONS, BY_ID, Action, bindings
+from eft_local.tui.actions import BY_ID, Action, bindings
 from eft_local.tui.chat import ChatPane
 from eft_local.tui.compare import CompareScreen, Picked, contenders
 from eft_local.tui.composer import Typed
 from eft_local.tui.config import Config
 from eft_local.tui.engine import Engine, with_air
 from eft_local.tui.footer import Figures, Footer
-from eft_local.tui.help import key_name
 from eft_local.tui.knobs import KnobsPanel, steering
 from eft_local.tui.listener import Listener
+from eft_local.tui.palette import palette
 from eft_local.tui.presets import Presets
+from eft_local.tui.pulling import Puller
+from eft_local.tui.screens import NoticeScreen
 from eft_local.tui.session import CANDIDATES, Session
-from eft_local.tui.sidebar import Sidebar
+from eft_local.tui.sidebar import LISTED, Sidebar
 from eft_local.tui.text import visible
 
-BEAT = 0.1
+BEAT = 0.05
 """Seconds between two looks at what the engine has written."""
 
 ROOM_FOR_SIDEBAR = 110
@@ -71,6 +73,7 @@ class ChatApp(App[None], inherit_bindings=False):
         self.session = session
         self.config = config
         self.presets = Presets()
+        self.puller = Puller()
         self.typed = typed or Typed(None)
         self.loaded: Recipe | None = None
         self.systems: tuple[str, ...] = ()  # what the loaded recipe lets answer
@@ -78,6 +81,7 @@ class ChatApp(App[None], inherit_bindings=False):
         self._warning = warning
         self._opened_with = chat
         self._own_recipe = own_recipe
+        self._unsaved: HistoryError | None = None  # told already
         self.quiet = False  # nothing runs, and all that the engine said is shown
         self._quit_offered_at = -QUIT_WINDOW
         self._sidebar_wanted: bool | None = None if config.sidebar else False
@@ -94,8 +98,8 @@ class ChatApp(App[None], inherit_bindings=False):
 
     @property
     def history(self) -> History:
-        """What is saved."""
-        return self.session.history
+        """All that is saved."""
+        return self.session.archive
 
     def compose(self) -> ComposeResult:
         """Lay out chats, chat and knobs, and the footer under them."""
@@ -162,7 +166,10 @@ class ChatApp(App[None], inherit_bindings=False):
         """Show the answer that the engine was asked for."""
         await self.chat.begin()
         self.wake()
-        self.keep_typed()
+        unsaved = self.session.unsaved
+        if unsaved is not None and unsaved is not self._unsaved:
+            self._unsaved = unsaved
+            self.complain(f"{unsaved}; this chat goes on unsaved")
 
     def stop(self) -> None:
         """Stop loading or the answer."""
@@ -178,7 +185,7 @@ class ChatApp(App[None], inherit_bindings=False):
         async def adopt(picked: Picked | None) -> None:
             if picked is not None:
                 contender = picked.contender
-                self.session.adopt(question.id, picked.answer, contender.recipe, contender.only, picked.steps)
+                self.session.adopt(question.id, picked.finished, contender.recipe, contender.only)
                 await self.chat.show_messages()
 
         if self.engine.busy:
@@ -198,6 +205,8 @@ class ChatApp(App[None], inherit_bindings=False):
     async def delete_chat(self, chat: Chat) -> None:
         """Delete a chat; it can be brought back."""
         if self.session.chat is not None and chat.id == self.session.chat.id:
+            if self.session.unsaved:
+                raise UsageError("this chat is not saved: there is nothing to delete")
             self.session.new()
             await self.show_chat()
         self.history.delete(chat.id)
@@ -216,7 +225,7 @@ class ChatApp(App[None], inherit_bindings=False):
 
     def show_chats(self) -> None:
         """List the saved chats."""
-        self.sidebar.show(self.history.chats(), self._chat_key or None)
+        self.attempt(lambda: self.sidebar.show(self.history.chats(limit=LISTED + 1), self._chat_key or None))
 
     @property
     def _chat_key(self) -> str:
@@ -266,12 +275,18 @@ class ChatApp(App[None], inherit_bindings=False):
     # Saying, doing, leaving
 
     def say(self, text: str) -> None:
-        """Show a line over the input; "" removes it."""
-        self.chat.say(text)
+        """Show a line over the input, or where a screen in front has one; "" removes it."""
+        if isinstance(self.screen, NoticeScreen):
+            self.screen.say(text)
+        else:
+            self.chat.say(text)
 
     def complain(self, text: str) -> None:
         """Show what went wrong, until something goes right."""
-        self.chat.complain(text)
+        if isinstance(self.screen, NoticeScreen):
+            self.screen.say(text, problem=True)
+        else:
+            self.chat.complain(text)
 
     def attempt(self, deed: Callable[[], object]) -> None:
         """Do something; an error becomes a line."""
@@ -349,23 +364,8 @@ class ChatApp(App[None], inherit_bindings=False):
             view.focus()
 
     def get_system_commands(self, screen: Screen[object]) -> Iterable[SystemCommand]:
-        """Offer every action in the palette; one that needs words is put into the input."""
-        for action in ACTIONS:
-            if action.scope == "composer":
-                continue
-            keys = ", ".join(key_name(key) for key in self.config.keys.get(action.id, action.keys).split(",") if key)
-            words = " · ".join(part for part in (action.help, f"/{action.slash}" if action.slash else "", keys) if part)
-            yield SystemCommand(action.title, words, self._chooser(action))
-
-    def _chooser(self, action: Action) -> Callable[[], None]:
-        def choose() -> None:
-            if action.argument and not action.argument.startswith("["):
-                self.chat.composer.write(f"/{action.slash} ")
-                self.chat.composer.focus()
-            else:
-                self.call_later(self.action_perform, action.id)
-
-        return choose
+        """Offer every action in the palette."""
+        return palette(self, screen)
 
     def use_theme(self, name: str) -> None:
         """Change the colours. Raises: UsageError."""
@@ -395,5 +395,6 @@ class ChatApp(App[None], inherit_bindings=False):
     def leave(self) -> None:
         """Stop what runs, keep what is typed, and leave."""
         self.engine.stop()
+        self.puller.stop()
         self.keep_typed()
         self.exit()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from textual import on
 from textual.app import ComposeResult
@@ -16,10 +16,12 @@ from eft_local.tui.actions import completions
 from eft_local.tui.composer import Composer
 from eft_local.tui.inspector import InspectorPanel
 from eft_local.tui.message import AnswerView, MessageView
-from eft_local.tui.session import STRIP_WIDTH, Session, Writing
+from eft_local.tui.pace import Pace
+from eft_local.tui.session import Session
 from eft_local.tui.text import visible
 from eft_local.tui.tokens import TokenText
 from eft_local.tui.transcript import Transcript
+from eft_local.tui.writing import STRIP_WIDTH, Writing
 
 if TYPE_CHECKING:
     from eft_local.history import Message
@@ -27,6 +29,8 @@ if TYPE_CHECKING:
 
 class ChatPane(Vertical):
     """Shows a session's chat; changes nothing in it."""
+
+    BLANK: ClassVar[bool] = True
 
     def __init__(self, session: Session, recalled: Sequence[str], keys: Mapping[str, str]) -> None:
         """recalled: earlier questions for ↑.  keys: remapped ones, by action id."""
@@ -40,6 +44,7 @@ class ChatPane(Vertical):
         self.inspected: AnswerView | None = None
         self._notice = Static("", id="notice", markup=False)
         self._before_edit = ""
+        self._pace = Pace()
 
     def compose(self) -> ComposeResult:
         """Lay out from top to bottom."""
@@ -105,16 +110,17 @@ class ChatPane(Vertical):
             self.inspect(view)
 
     async def write(self, text: str, writing: Writing) -> None:
-        """Add to the answer that is being written."""
+        """Add to the answer that is being written, and draw it when it is time."""
         view = self.answer_view(writing)
         if view is None:
             return
-        await view.write(text)
-        steps = (*writing.kept, *writing.steps)
-        changes = [step.change for step in steps if step.change is not None]
-        view.show_live(sparkline(changes, STRIP_WIDTH) if changes else "")
+        view.write(text)
+        if not self._pace.due():
+            return
+        await view.draw()
+        view.show_live(sparkline(writing.changes, STRIP_WIDTH) if writing.changes else "")
         if self.inspecting:
-            view.tint(steps)
+            view.tint((*writing.kept, *writing.steps))
 
     async def end(self, view: AnswerView | None) -> None:
         """The answer is complete."""

@@ -9,17 +9,17 @@ from typing import TYPE_CHECKING
 
 from textual.app import ComposeResult
 from textual.containers import Horizontal, Vertical, VerticalScroll
-from textual.screen import Screen
 from textual.widgets import Markdown, Static
 
 from eft_local.errors import UsageError
 from eft_local.prompts import Message
 from eft_local.tui.actions import bindings
 from eft_local.tui.engine import Engine, Failed, Finished, Request, Started, Wrote
+from eft_local.tui.screens import NoticeScreen
 from eft_local.tui.text import visible
 
 if TYPE_CHECKING:
-    from eft_local.emulator import Answer, Step
+    from eft_local.emulator import Answer
     from eft_local.recipe import Recipe
 
 LONGEST = 200
@@ -40,8 +40,7 @@ class Picked:
     """The answer to continue with."""
 
     contender: Contender
-    answer: Answer
-    steps: Sequence[Step]
+    finished: Finished
 
 
 def contenders(recipe: Recipe, systems: Sequence[str], known: Sequence[str]) -> list[Contender]:
@@ -73,8 +72,7 @@ class Column(Vertical, can_focus=True):
         super().__init__(classes="column")
         self.contender = contender
         self.number = number
-        self.steps: list[Step] = []
-        self.answer: Answer | None = None
+        self.finished: Finished | None = None
         self.border_title = contender.title
         self._text = ""
 
@@ -95,11 +93,11 @@ class Column(Vertical, can_focus=True):
     def draw(self) -> None:
         """Show the text so far."""
         self.query_one(Markdown).update(visible(self._text))
-        if self.answer is None:
+        if self.finished is None:
             self.query_one(VerticalScroll).scroll_end(animate=False)
 
 
-class CompareScreen(Screen[Picked | None]):
+class CompareScreen(NoticeScreen[Picked | None]):
     """Columns of answers; ← → choose, Enter continues with one, Esc stops and leaves."""
 
     BINDINGS = bindings("compare")
@@ -132,6 +130,7 @@ class CompareScreen(Screen[Picked | None]):
         yield Static(visible(self._question), id="compare-question", markup=False)
         with Horizontal(id="columns"):
             yield from self._columns.values()
+        yield Static("", id="notice", markup=False)
         yield Static("← → choose   Enter continues with it   Esc stops, then leaves", id="compare-hint")
 
     def on_mount(self) -> None:
@@ -152,10 +151,9 @@ class CompareScreen(Screen[Picked | None]):
             if isinstance(event, Started):
                 column.say("writes …")
             elif isinstance(event, Wrote):
-                column.steps.append(event.step)
                 column.write(event.step.text)
             elif isinstance(event, Finished):
-                column.answer = event.answer
+                column.finished = event
                 column.say(facts(event.answer))
             elif isinstance(event, Failed):
                 column.say(str(event.error))
@@ -171,15 +169,14 @@ class CompareScreen(Screen[Picked | None]):
     def pick(self) -> None:
         """Continue with the column that has the focus. Raises: UsageError while it is not written."""
         column = next((each for each in self._columns.values() if each.has_focus), None)
-        if column is None or column.answer is None:
+        if column is None or column.finished is None:
             raise UsageError("this answer is not written yet; wait for it, or choose another one")
-        answer = column.answer
         self._engine.stop()
-        self.dismiss(Picked(column.contender, answer, column.steps))
+        self.dismiss(Picked(column.contender, column.finished))
 
     def escape(self) -> None:
         """Stop what is being written; leave when nothing is."""
-        if any(column.answer is None for column in self._columns.values()) and self._engine.busy:
+        if any(column.finished is None for column in self._columns.values()) and self._engine.busy:
             self._engine.stop()
         else:
             self.dismiss(None)

@@ -89,9 +89,12 @@ def focus_composer(app: ChatApp, _typed: str) -> None:
 def escape(app: ChatApp, _typed: str) -> None:
     """Stop the answer; else leave what is open, from the inside out."""
     from eft_local.tui.compare import CompareScreen
+    from eft_local.tui.models import ModelsScreen
 
     if isinstance(app.screen, CompareScreen):
         app.screen.escape()
+    elif isinstance(app.screen, ModelsScreen):
+        app.screen.dismiss(None)
     elif app.chat.editing is not None:
         app.chat.end_edit()
     elif app.engine.busy:
@@ -258,8 +261,7 @@ def rename(app: ChatApp, typed: str) -> None:
     if app.session.chat is None:
         raise UsageError("this chat has no title yet: it begins with its first question")
     if typed:
-        app.history.rename(app.session.chat.id, typed)
-        app.session.reload()
+        app.session.rename(typed)
         app.show_chats()
         app.say(f"renamed to {typed}")
     else:

@@ -10,7 +10,7 @@ import itertools
 import os
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from queue import SimpleQueue
 from typing import TYPE_CHECKING
@@ -33,7 +33,8 @@ class Request:
     """One answer to write.
 
     recipe: how to mix and sample; needs the same models as the loaded one.
-    only: one role alone, or "eft" for the mixture.  prefix: token ids that the answer already has.
+    only: one role alone, or "eft" for the mixture.  prefix: token ids that the answer already has; kept: their steps.
+    candidates: to record per token; 0 records nothing.
     follows: whether later `Engine.change` calls act on it from the next token; answers that are compared do not.
     """
 
@@ -43,6 +44,7 @@ class Request:
     prefix: tuple[int, ...] = ()
     seed: int | None = None
     candidates: int = 0
+    kept: tuple[Step, ...] = ()
     follows: bool = True
     number: int = field(default_factory=itertools.count().__next__)
 
@@ -88,10 +90,16 @@ class Wrote:
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """An answer is complete, or was stopped: then `answer.finish_reason` says so."""
+    """An answer is complete, or was stopped: then `answer.finish_reason` says so.
+
+    steps: all of it, those that it began with too.  facts: the same as the history keeps it; None if nothing was to be
+    recorded, or there was nothing to compare.
+    """
 
     number: int
     answer: Answer
+    steps: Sequence[Step]
+    facts: bytes | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,8 +222,10 @@ class Engine:
     def _write(self, job: _Job, request: Request) -> None:
         emulator = self._emulator
         number = request.number
+        steps = list(request.kept)
 
         def on_step(step: Step) -> None:
+            steps.append(step)
             self._events.append(Wrote(number, step))
             if step.finish_reason is not None:
                 return
@@ -243,14 +253,19 @@ class Engine:
                 top=request.candidates,
                 on_step=on_step,
             )
+            self._events.append(Finished(number, answer, steps, _recorded(request, steps)))
         except Exception as error:
             self._events.append(Failed(number, error))
-        else:
-            self._events.append(Finished(number, answer))
 
     def _obey(self, recipe: Recipe) -> None:
         assert self._emulator is not None
         self._emulator.recipe = recipe
+
+
+def _recorded(request: Request, steps: Sequence[Step]) -> bytes | None:
+    from eft_local.inspection import Inspection
+
+    return Inspection(tuple(steps)).recorded() if request.candidates else None
 
 
 def with_air(recipe: Recipe, threads: int | None = None) -> Recipe:

@@ -13,6 +13,7 @@ HEADINGS = {
     "sidebar": "In the list of chats (F2)",
     "inspector": "In the inspector (F4)",
     "compare": "In a comparison (F5)",
+    "models": "In the list of models (F9)",
 }
 
 _KEYS = {"ctrl": "Ctrl", "shift": "Shift", "escape": "Esc", "enter": "Enter", "tab": "Tab", "delete": "Del"}

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import shutil
+import gc
 import sys
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from eft_local import locations
@@ -64,11 +62,19 @@ def run(opening: Opening, config: Config) -> int:
             app = ChatApp(session, config, typed, warning=warning, chat=chat, own_recipe=opening.own_recipe)
             session.set_system(opening.system)
             sys.setswitchinterval(SWITCH_INTERVAL)
+            _collect_seldom()
             with guarded(locations.cache() / "stderr.log"):
                 app.run()
             return app.return_code or 0
         finally:
             engine.close()
+
+
+def _collect_seldom() -> None:
+    """Let the garbage collector leave alone what stays, and look at the rest less often: it stops every thread."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 50)
 
 
 @contextmanager
@@ -90,12 +96,8 @@ def _history(opening: Opening) -> Iterator[tuple[History, str]]:
             finally:
                 history.close()
             return
-    folder = Path(tempfile.mkdtemp(prefix="eft-"))
-    try:
-        with History(folder / "chats.db") as history:
-            yield history, warning
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    with History.unsaved() as history:
+        yield history, warning
 
 
 def _chat(history: History, opening: Opening) -> str | None:

@@ -14,6 +14,7 @@ from eft_local.tui.screens import DecisionScreen
 if TYPE_CHECKING:
     from eft_local.tui.app import ChatApp
     from eft_local.tui.message import AnswerView
+    from eft_local.tui.writing import Writing
 
 NEARLY_FULL = 0.85
 """The share of a context that, once used, the app speaks of."""
@@ -24,27 +25,24 @@ class Listener:
 
     def __init__(self, app: ChatApp) -> None:
         self._app = app
-        self._unsaved: EftError | None = None  # said already
+        self._unsaved = ""  # said already
 
     async def hear(self, events: Sequence[Event]) -> None:
         """Show what happened since the last call; the tokens of one call are shown together."""
-        wrote = [event for event in events if isinstance(event, Wrote)]
-        if wrote:
-            await self._show_written(wrote)
+        session = self._app.session
+        texts = [session.wrote(event) or "" for event in events if isinstance(event, Wrote)]
+        if texts and session.writing is not None:
+            await self._show_written("".join(texts), session.writing)
         for event in events:
             try:
                 await self._hear(event)
             except EftError as error:
                 self._app.complain(str(error))
 
-    async def _show_written(self, events: Sequence[Wrote]) -> None:
+    async def _show_written(self, text: str, writing: Writing) -> None:
         session, footer = self._app.session, self._app.footer
-        texts = [text for event in events if (text := session.wrote(event)) is not None]
-        writing = session.writing
-        if not texts or writing is None:
-            return
-        await self._app.chat.write("".join(texts), writing)
-        footer.show(
+        await self._app.chat.write(text, writing)
+        footer.show_live(
             replace(
                 footer.figures,
                 state="writing",
@@ -54,8 +52,8 @@ class Listener:
             )
         )
         unsaved = writing.writer.error
-        if unsaved is not None and unsaved is not self._unsaved:
-            self._unsaved = unsaved
+        if unsaved is not None and str(unsaved) != self._unsaved:
+            self._unsaved = str(unsaved)
             self._app.complain(f"{unsaved}; the answer goes on unsaved")
 
     async def _hear(self, event: Event) -> None:

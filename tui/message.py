@@ -8,12 +8,16 @@ from typing import TYPE_CHECKING
 from textual import events
 from textual.app import ComposeResult
 from textual.containers import Vertical
+from textual.geometry import Region, Size
 from textual.message import Message as TextualMessage
-from textual.widgets import Markdown, Static
+from textual.reactive import reactive
+from textual.strip import Strip
+from textual.widgets import Static
 from textual.widgets.markdown import MarkdownStream
 
 from eft_local.errors import RecipeError
 from eft_local.tui.actions import bindings
+from eft_local.tui.prose import Prose
 from eft_local.tui.text import visible
 from eft_local.tui.tokens import TokenText
 
@@ -46,6 +50,7 @@ class MessageView(Vertical, can_focus=True):
     """A message with its header; keys work on it while it has the focus."""
 
     BINDINGS = bindings("message")
+    virtual_size = reactive(Size(0, 0), layout=False)  # as in Prose
 
     class Chosen(TextualMessage):
         """The message got the focus."""
@@ -79,6 +84,12 @@ class MessageView(Vertical, can_focus=True):
         self.message = message
         self._heading.update(self.heading())
 
+    def render_lines(self, crop: Region) -> list[Strip]:
+        """Draw the border while the focus is here; otherwise nothing can be seen of this widget but its children."""
+        if self.has_focus_within:
+            return super().render_lines(crop)
+        return [Strip.blank(crop.width, self.visual_style.rich_style)] * crop.height
+
     def on_focus(self, event: events.Focus) -> None:
         """Tell who has the focus."""
         self.post_message(self.Chosen(self))
@@ -91,8 +102,9 @@ class AnswerView(MessageView):
         super().__init__(message)
         self._stream: MarkdownStream | None = None
         self._text = message.text
+        self._undrawn = ""
         self._strip = Static(self.strip(), classes="strip", markup=False)
-        self._markdown = Markdown(visible(message.text), classes="body")
+        self._markdown = Prose(visible(message.text), classes="body")
         self.tokens = TokenText()
 
     def compose(self) -> ComposeResult:
@@ -132,16 +144,21 @@ class AnswerView(MessageView):
         if strip:
             self._strip.update(strip)
 
-    async def write(self, text: str) -> None:
-        """Add text; it is shown as fast as it can be rendered."""
+    def write(self, text: str) -> None:
+        """Add text, to be drawn with the next `draw`."""
         self._text += text
+        self._undrawn += text
+
+    async def draw(self) -> None:
+        """Show what was added."""
+        text, self._undrawn = self._undrawn, ""
         if self._stream is None:
-            self._stream = Markdown.get_stream(self._markdown)
+            self._stream = Prose.get_stream(self._markdown)
         await self._stream.write(visible(text))
 
     def show_live(self, strip: str) -> None:
         """Show the strip of an answer that is being written."""
-        self._strip.update(strip)
+        self._strip.update(strip, layout=False)
 
     async def end(self) -> None:
         """The answer is complete: render it once more as a whole, which settles what half a text had looked like."""

@@ -8,9 +8,22 @@ from textual import on
 from textual.app import ComposeResult
 from textual.binding import Binding
 from textual.containers import Vertical, VerticalScroll
-from textual.screen import ModalScreen
+from textual.screen import ModalScreen, Screen, ScreenResultType
 from textual.widgets import OptionList, Static, TextArea
 from textual.widgets.option_list import Option
+
+from eft_local.tui.text import visible
+
+
+class NoticeScreen(Screen[ScreenResultType]):
+    """A whole screen with a line of its own for notices: a Static called `notice`."""
+
+    def say(self, text: str, *, problem: bool = False) -> None:
+        """Show a line; "" removes it."""
+        notice = self.query_one("#notice", Static)
+        notice.set_class(problem, "-problem")
+        notice.update(visible(" ".join(text.split())))
+        notice.display = bool(text)
 
 
 class HelpScreen(ModalScreen[None]):

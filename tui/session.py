@@ -6,14 +6,15 @@ import json
 import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, TypeVar
 
-from eft_local.errors import UsageError
-from eft_local.history import AnswerWriter, Chat, History, Message, to_json, to_markdown
+from eft_local.errors import HistoryError, UsageError
+from eft_local.history import AnswerWriter, Chat, FinishReason, History, Message, to_json, to_markdown
 from eft_local.prompts import Message as Turn
 from eft_local.prompts import conversation
 from eft_local.tui.engine import Engine, Failed, Finished, Request, Wrote
+from eft_local.tui.writing import Writing, add, figures
 
 if TYPE_CHECKING:
     from eft_local.emulator import Answer, Step
@@ -23,34 +24,7 @@ CANDIDATES = 10
 """Rows of the inspector's table."""
 
 
-@dataclass(slots=True)
-class Writing:
-    """The answer that is being written, as far as the app has heard.
-
-    prefix: tokens that it began with.  kept: their steps.
-    """
-
-    number: int
-    writer: AnswerWriter
-    recipe: Recipe
-    prefix: int = 0
-    kept: tuple[Step, ...] = ()
-    steps: list[Step] = field(default_factory=list)
-    began: float | None = None
-    last: float = 0.0
-
-    @property
-    def tokens_per_second(self) -> float:
-        """Speed after the first token so far."""
-        if self.began is None or self.last <= self.began:
-            return 0.0
-        return (len(self.steps) - 1) / (self.last - self.began)
-
-    @property
-    def drafted(self) -> float | None:
-        """The share of tokens that a draft had guessed, None when none was drafted."""
-        drafted = sum(step.drafted for step in self.steps)
-        return drafted / len(self.steps) if drafted else None
+Result = TypeVar("Result")
 
 
 class Session:
@@ -59,8 +33,13 @@ class Session:
     def __init__(
         self, history: History, engine: Engine, recipe: Recipe, only: str = "eft", record: bool = True
     ) -> None:
-        """recipe: the knobs, to begin with.  record: keep what each role thought of every token."""
-        self.history = history
+        """recipe: the knobs, to begin with.  record: keep what each role thought of every token.
+
+        history: of all chats. Where it fails, the chat goes on in one that is not saved, and `unsaved` says why.
+        """
+        self.archive = history
+        self.history = history  # that has this chat
+        self.unsaved: HistoryError | None = None
         self.engine = engine
         self.recipe = recipe
         self.only = only
@@ -80,11 +59,16 @@ class Session:
         self.chat = None
         self._forget()
 
+    def close(self) -> None:
+        """Forget what is not saved. The archive stays open."""
+        if self.history is not self.archive:
+            self.history.close()
+
     def open(self, chat: str) -> None:
         """Show a saved chat. Raises: UsageError, HistoryError; RecipeError if its recipe cannot be read any more."""
         self._check_idle()
-        found = self.history.chat(chat)
-        recipe, messages = found.recipe.recipe(), self.history.shown(found.id)
+        found = self.archive.chat(chat)
+        recipe, messages = found.recipe.recipe(), self.archive.shown(found.id)
         self._forget()
         self.chat, self.recipe, self.messages = found, recipe, messages
         self.system = found.system_prompt
@@ -108,34 +92,35 @@ class Session:
         self._check_idle()
         if not text.strip():
             raise UsageError("the question is empty; type something first")
+        self._saving(lambda: self._ask(text))
+        self.answer(self.messages[-1].id)
+
+    def _ask(self, text: str) -> None:
         if self.chat is None:
             self.chat = self.history.create(self.recipe, system_prompt=self.system)
         last = self.messages[-1] if self.messages else None
         if last is not None and last.role == "user":
-            question = self.history.edit(last.id, text)
+            self._put(self.history.edit(last.id, text), len(self.messages) - 1)
         else:
-            question = self.history.ask(self.chat.id, text)
-        self.messages = self.history.branch(question.id)
-        self.answer(question.id)
+            parent = last.id if last is not None else None
+            self._put(self.history.ask(self.chat.id, text, parent=parent), len(self.messages))
 
     def edit(self, message: int, text: str) -> None:
         """Ask a question in other words: a branch. Raises: UsageError, HistoryError."""
         self._check_idle()
-        question = self.history.edit(message, text)
-        self.messages = self.history.branch(question.id)
-        self.answer(question.id)
+        place = self._place(message)
+
+        self._saving(lambda: self._put(self.history.edit(self.messages[place].id, text), place))
+        self.answer(self.messages[place].id)
 
     def regenerate(self, message: int | None = None) -> None:
         """Answer a question again: the one of this answer, or the last. A recipe without a seed draws a new one."""
         self._check_idle()
-        question = self.question_of(message)
-        self.messages = self.history.branch(question.id)
-        self.answer(question.id)
+        self.answer(self.question_of(message).id)
 
     def question_of(self, message: int | None = None) -> Message:
         """Return the question that a message asks or answers; None is the last one. Raises: UsageError."""
-        places = {each.id: place for place, each in enumerate(self.messages)}
-        end = places.get(message, -1) if message is not None else len(self.messages) - 1
+        end = self._place(message) if message is not None else len(self.messages) - 1
         for each in reversed(self.messages[: end + 1]):
             if each.role == "user":
                 return each
@@ -155,21 +140,32 @@ class Session:
             seed = self.recipe.sampling.seed
         if seed is None:
             seed = secrets.randbits(32)
-        turns = self.turns(question)
-        writer = self.history.answer(
-            question, self.recipe, written_by=self.only, seed=seed, text=text, tokens=tuple(tokens)
-        )
         request = Request(
-            turns,
+            self.turns(question),
             self.recipe,
             only=self.only,
             prefix=tuple(tokens),
             seed=seed,
             candidates=CANDIDATES if self.record else 0,
+            kept=tuple(kept),
         )
+        writer = self._begin(question, seed, text, tokens)
         self.writing = Writing(request.number, writer, self.recipe, len(tokens), tuple(kept))
-        self.reload()
         self.engine.write(request)
+
+    def _begin(self, question: int, seed: int | None, text: str, tokens: Sequence[int]) -> AnswerWriter:
+        """Show an answer that begins, in place of what followed its question."""
+        place = self._place(question)
+
+        def begin() -> AnswerWriter:
+            asked = self.messages[place].id
+            return self.history.answer(
+                asked, self.recipe, written_by=self.only, seed=seed, text=text, tokens=tuple(tokens)
+            )
+
+        writer = self._saving(begin)
+        self._put(self.history.message(writer.id), place + 1)
+        return writer
 
     def go_on(self) -> None:
         """Continue the last answer where it was stopped or cut off: a branch. Raises: UsageError, HistoryError."""
@@ -200,25 +196,29 @@ class Session:
         if kept.steps[-1].finish_reason is None:
             self.answer(question, kept=kept.steps, text=kept.text.lstrip(), tokens=kept.tokens, seed=seed)
             return
-        writer = self.history.answer(
-            question, self.recipe, written_by=self.only, seed=seed, text=kept.text.lstrip(), tokens=kept.tokens
-        )
+        writer = self._begin(question, seed, kept.text.lstrip(), kept.tokens)
         writer.finish("stop", facts=kept.dumps())
-        self.reload()
+        self._put(self.history.message(writer.id), len(self.messages) - 1)
 
-    def adopt(self, question: int, answer: Answer, recipe: Recipe, written_by: str, steps: Sequence[Step]) -> None:
+    def adopt(self, question: int, finished: Finished, recipe: Recipe, written_by: str) -> None:
         """Keep an answer that was written elsewhere (in a comparison) as a branch."""
         self._check_idle()
-        writer = self.history.answer(question, recipe, written_by=written_by, seed=answer.seed)
-        for step in steps:
-            _add(writer, step)
-        self._finish(writer, answer, steps)
-        self.reload()
+        writer = self.history.answer(question, recipe, written_by=written_by, seed=finished.answer.seed)
+        for step in finished.steps:
+            add(writer, step)
+        self._finish(writer, finished.answer, finished.steps, finished.facts)
+        self._put(self.history.message(writer.id), self._place(question) + 1)
+
+    def rename(self, title: str) -> None:
+        """Give the chat another title. Raises: UsageError, HistoryError."""
+        assert self.chat is not None
+        self.history.rename(self.chat.id, title)
+        self.chat = self.history.chat(self.chat.id)
 
     def turns(self, question: int) -> tuple[Turn, ...]:
         """Return the conversation up to a question, as the prompts are made from it. Raises: PromptError."""
-        branch = self.history.branch(question)
-        turns = [{"role": message.role, "content": message.text} for message in branch][2 * self.dropped :]
+        branch = self.messages[2 * self.dropped : self._place(question) + 1]
+        turns = [{"role": message.role, "content": message.text} for message in branch]
         return conversation(turns, self.system)
 
     def switch(self, message: Message, by: int) -> bool:
@@ -263,8 +263,9 @@ class Session:
         if writing is None or event.number != writing.number:
             return None
         step = event.step
-        text = _add(writing.writer, step)
+        text = add(writing.writer, step)
         writing.steps.append(step)
+        writing.note((step,))
         writing.last = now()
         if writing.began is None:
             writing.began = writing.last
@@ -280,9 +281,9 @@ class Session:
         written = writing.prefix + len(answer.tokens)
         self.used = {name: count + written for name, count in answer.prompt_tokens.items()}
         try:
-            self._finish(writing.writer, answer, (*writing.kept, *writing.steps))
+            self._finish(writing.writer, answer, event.steps, event.facts)
         finally:
-            self.reload()
+            self._renew(writing, answer.finish_reason)
         return True
 
     def failed(self, event: Failed) -> bool:
@@ -294,7 +295,7 @@ class Session:
         try:
             writing.writer.finish("failed")
         finally:
-            self.reload()
+            self._renew(writing, "failed")
         return True
 
     def steps(self, message: Message) -> tuple[Step, ...]:
@@ -307,56 +308,76 @@ class Session:
         facts = self.history.facts(message.id) if message.answer and message.answer.has_facts else None
         return Inspection.loads(facts).steps if facts else ()
 
-    def _finish(self, writer: AnswerWriter, answer: Answer, steps: Sequence[Step]) -> None:
-        from eft_local.inspection import Inspection
-
-        inspection = Inspection(tuple(steps))
-        recorded = self.record and any(step.change is not None for step in steps)
+    def _finish(self, writer: AnswerWriter, answer: Answer, steps: Sequence[Step], facts: bytes | None) -> None:
         writer.finish(
             answer.finish_reason,
             tokens_per_second=answer.tokens_per_second,
             figures=figures(answer, steps),
-            facts=inspection.dumps() if recorded else None,
+            facts=facts,
         )
+
+    def _saving(self, deed: Callable[[], Result]) -> Result:
+        """Do something that is saved at once; where that fails, do it in a history that is not saved."""
+        try:
+            return deed()
+        except HistoryError as error:
+            if self.history is not self.archive:
+                raise
+            self._leave_archive(error)
+            return deed()
+
+    def _leave_archive(self, error: HistoryError) -> None:
+        history = History.unsaved()
+        chat = history.create(self.recipe, system_prompt=self.system, title=self.chat.title if self.chat else "")
+        parent = None
+        for message in self.messages:
+            if message.role == "user":
+                parent = history.ask(chat.id, message.text, parent=parent).id
+            elif parent is not None and message.answer is not None:
+                parent = _copied(history, parent, message)
+        self.history, self.unsaved = history, error
+        self.chat, self.messages = chat, history.shown(chat.id)
+
+    def _renew(self, writing: Writing, reason: FinishReason) -> None:
+        """Show an answer that has ended as it is saved, or, where it could not be saved, as it was written."""
+        last, writer = self.messages[-1], writing.writer
+        if writer.error is None:
+            try:
+                self._put(self.history.message(writer.id), len(self.messages) - 1)
+            except UsageError:  # nothing was written, so nothing was kept
+                self.reload()
+        elif last.answer is not None:
+            answer = replace(last.answer, finish_reason=reason, tokens=writer.tokens)
+            self._put(replace(last, text=writer.text, answer=answer), len(self.messages) - 1)
+
+    def _place(self, message: int) -> int:
+        """Return where a message of the shown branch stands, looked for from its end; −1 if it is not there."""
+        places = range(len(self.messages) - 1, -1, -1)
+        return next((place for place in places if self.messages[place].id == message), -1)
+
+    def _put(self, message: Message, place: int) -> None:
+        """Let the shown branch end with a message. A long chat is not read again for each of its turns."""
+        self.messages = [*self.messages[:place], message]
 
     def _check_idle(self) -> None:
         if self.writing is not None:
             raise UsageError("an answer is being written; Esc stops it")
 
     def _forget(self) -> None:
+        self.close()
+        self.history, self.unsaved = self.archive, None
         self.messages = []
         self.dropped = 0
         self.used = {}
 
 
-def _add(writer: AnswerWriter, step: Step) -> str:
-    """Add a step to what is saved, and return its text, without the space that begins an answer.
-
-    A token that ended the answer is no part of it: a `prefix` must not hold it.
-    """
-    text = step.text if writer.text else step.text.lstrip()
-    writer.add(text, None if step.finish_reason == "stop" else step.token)
-    return text
-
-
-def figures(answer: Answer, steps: Sequence[Step]) -> dict[str, Any]:
-    """Return what is kept of an answer's measurements, ready for JSON."""
-    from eft_local.inspection import sparkline
-
-    changes = [step.change for step in steps if step.change is not None]
-    moved = [step.top_changed for step in steps if step.top_changed is not None]
-    drafted = sum(step.drafted for step in steps)
-    return {
-        "prompt_tokens": dict(answer.prompt_tokens),
-        "milliseconds": {
-            role: round(timing.prompt_ms + timing.generation_ms, 3) for role, timing in answer.timings.items()
-        },
-        "overhead_milliseconds": round(answer.overhead_ms, 3),
-        "drafted": round(drafted / len(steps), 4) if drafted else None,
-        "changed": round(sum(moved) / len(moved), 4) if moved else None,
-        "strip": sparkline(changes, STRIP_WIDTH) if changes else "",
-    }
-
-
-STRIP_WIDTH = 60
-"""Characters of the strip over an answer."""
+def _copied(history: History, question: int, message: Message) -> int:
+    """Copy an answer into another history, and return its id there."""
+    answer = message.answer
+    assert answer is not None
+    recipe = answer.recipe.recipe()
+    writer = history.answer(
+        question, recipe, written_by=answer.written_by, seed=answer.seed, text=message.text, tokens=answer.tokens
+    )
+    writer.finish(answer.finish_reason or "failed", tokens_per_second=answer.tokens_per_second, figures=answer.figures)
+    return writer.id

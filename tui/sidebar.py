@@ -20,6 +20,10 @@ LINE = 26
 """Characters of a line in the list."""
 
 
+LISTED = 200
+"""Chats in the list: it is made anew after every answer."""
+
+
 class ChatList(OptionList):
     """Chats to choose from."""
 
@@ -55,8 +59,10 @@ class Sidebar(Vertical):
         yield ChatList(id="chats", compact=True)
 
     def show(self, chats: Sequence[Chat], current: str | None) -> None:
-        """List chats; the current one is marked."""
-        self._list([(chat, None, _entry(chat, chat.id == current)) for chat in chats])
+        """List chats, at most LISTED of them; the current one is marked."""
+        self._list([(chat, None, _entry(chat, chat.id == current)) for chat in chats[:LISTED]])
+        if len(chats) > LISTED:
+            self.query_one(ChatList).add_option(Option("  older chats: search finds them", disabled=True))
 
     def show_hits(self, hits: Sequence[Hit]) -> None:
         """List what a search found."""

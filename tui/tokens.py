@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from textual import events
 from textual.color import Color
+from textual.containers import ScrollableContainer
 from textual.content import Content, Span
 from textual.message import Message
 from textual.style import Style
@@ -52,6 +53,17 @@ class TokenText(Static, can_focus=True):
             self.chosen = max(0, min(index, len(self.steps) - 1))
             self.update(self._content())
             self.post_message(self.Chosen(self, self.chosen))
+            self.call_after_refresh(self.show_chosen)
+
+    def show_chosen(self) -> None:
+        """Scroll to the chosen token, if it is out of sight."""
+        box = next((node for node in self.ancestors if isinstance(node, ScrollableContainer)), None)
+        if self.chosen is None or box is None or not self.size.width:
+            return
+        before = "".join(readable(step, first=i == 0) for i, step in enumerate(self.steps[: self.chosen + 1]))
+        line = self.region.y + len(Content(before).wrap(self.size.width)) - 1
+        if not box.region.y <= line < box.region.bottom:
+            box.scroll_relative(y=line - box.region.y - box.size.height // 2, animate=False)
 
     def next_change(self) -> None:
         """Choose the next token whose top choice the experts changed, from the start again after the last."""

@@ -189,7 +189,8 @@ def pick_column(app: ChatApp, _typed: str) -> None:
 def _compare_screen(app: ChatApp) -> CompareScreen:
     from eft_local.tui.compare import CompareScreen
 
-    assert isinstance(app.screen, CompareScreen)
+    if not isinstance(app.screen, CompareScreen):
+        raise UsageError("there is no comparison open; F5 opens one")
     return app.screen
 
 

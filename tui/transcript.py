@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from textual.containers import VerticalScroll
+from textual.geometry import Size
+from textual.reactive import reactive
 from textual.widgets import Static
 
 from eft_local.tui.message import AnswerView, MessageView
@@ -22,22 +24,53 @@ MOST = 40
 WELCOME = """\
 Ask something: Enter sends, Ctrl+J breaks the line, Esc stops the answer.
 
-F1 help   F2 chats   F3 knobs   F4 inspector   F5 compare   Ctrl+P everything
+F1 help   F2 chats   F3 knobs   F4 inspector   F5 compare   F9 models
+Ctrl+P finds everything
 """
 
 
 class Transcript(VerticalScroll, can_focus=False):
     """Messages from top to bottom; stays at the end until the user scrolls up."""
 
+    BLANK: ClassVar[bool] = True
+    virtual_size = reactive(Size(0, 0), layout=False)  # as in Prose
+
     def __init__(self) -> None:
         super().__init__(id="transcript")
         self._messages: list[Message] = []
+        self._stays = True
         self._first = 0  # messages before it are not on the screen yet
+
+    def anchor(self, anchor: bool = True) -> None:
+        """Stay at the end, as soon as there is more than fits: Textual would hang a short chat from the bottom."""
+        self._stays = anchor
+        super().anchor(anchor and self._overflows)
+
+    @property
+    def _overflows(self) -> bool:
+        return self.virtual_size.height > self.size.height > 0
+
+    def watch_virtual_size(self) -> None:
+        """Follow what grows."""
+        self._settle()
+
+    def on_resize(self) -> None:
+        """Follow what has less room."""
+        self._settle()
+
+    def _settle(self) -> None:
+        """Keep to the end of what is longer than the screen; what fits begins at the top."""
+        if not self._overflows:
+            super().anchor(False)
+            self.scroll_y = 0
+        elif self._stays and not self.is_anchored:
+            super().anchor()
 
     async def show(self, messages: Sequence[Message]) -> None:
         """Show a branch; what it shares with the one that is shown stays as it is."""
         views = self.views
         new = list(messages)
+        at_end = self.is_vertical_scroll_end
         shared = 0
         while shared < len(views) and self._first + shared < len(new):
             if views[shared].message.id != new[self._first + shared].id:
@@ -54,7 +87,8 @@ class Transcript(VerticalScroll, can_focus=False):
             await self.mount_all(_view(message) for message in new[self._first + shared :])
             await self._fold()
             await self._show_rest()
-        self.anchor()
+        if at_end or not shared:
+            self.anchor()
 
     async def _fold(self) -> None:
         """Take the oldest messages off the screen where there are too many: each costs time at every change."""

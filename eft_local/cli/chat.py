@@ -159,7 +159,9 @@ class PlainChat:
         seed = secrets.randbits(32) if recipe.sampling.seed is None else recipe.sampling.seed
         try:
             with interruptible(self.emulator.cancel) as interrupt:
-                steps = self.emulator.stream(self.messages(question), only=self.only, seed=seed, facts=False)
+                steps = self.emulator.stream(
+                    self.messages(question), only=self.only, seed=seed, facts=False, top=self.record.candidates
+                )
                 steps = self.record.saved(steps, record.Asked(question, recipe, self.system, self.only, seed, again))
                 reason = answers.stream(steps, printer, interrupt, self.emulator.cancel)
         except ContextOverflowError as error:

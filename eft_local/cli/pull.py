@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +15,7 @@ from eft_local.cli import output
 from eft_local.cli.options import Command, example
 from eft_local.errors import Cancelled, UsageError
 from eft_local.hub.names import HubName, size_text
+from eft_local.hub.pace import Pace, progress
 from eft_local.references import find_recipe, hub_name, hub_names, names_recipe
 
 if TYPE_CHECKING:
@@ -92,32 +92,6 @@ def _reporting(as_json: bool) -> Iterator[Report]:
         yield _plain_lines()
 
 
-class Pace:
-    """Bytes per second over the last seconds."""
-
-    def __init__(self, seconds: float = 10.0, clock: Callable[[], float] = time.monotonic) -> None:
-        self._seconds, self._clock = seconds, clock
-        self._points: deque[tuple[float, int]] = deque()
-
-    def add(self, done: int) -> None:
-        """Remember how much is done now."""
-        now = self._clock()
-        self._points.append((now, done))
-        while now - self._points[0][0] > self._seconds:
-            self._points.popleft()
-
-    @property
-    def bytes_per_second(self) -> float | None:
-        """None as long as there is nothing to tell it by."""
-        (start, first), (end, last) = (self._points[0], self._points[-1]) if self._points else ((0.0, 0), (0.0, 0))
-        return (last - first) / (end - start) if end > start and last > first else None
-
-    def seconds_left(self, missing: int) -> float | None:
-        """Return the seconds for the bytes that are missing, at this pace."""
-        speed = self.bytes_per_second
-        return missing / speed if speed else None
-
-
 def _json_lines() -> Report:
     pace, last = Pace(), 0.0
 
@@ -166,7 +140,7 @@ def _plain_lines() -> Report:
             pace.add(event.all_done)
             if time.monotonic() - last >= _PLAIN_EVERY:
                 last = time.monotonic()
-                output.note(_progress(event, pace))
+                output.note(progress(event, pace))
 
     return report
 
@@ -180,14 +154,6 @@ def _planned(event: Event) -> str:
 
 def _said(event: Event) -> str:
     return event.text + (f"; trying again in {event.seconds:.0f} s" if event.seconds >= 0.5 else "")
-
-
-def _progress(event: Event, pace: Pace) -> str:
-    speed, left = pace.bytes_per_second, pace.seconds_left(event.all_size - event.all_done)
-    told = f"{size_text(event.all_done)} of {size_text(event.all_size)}"
-    if speed and left is not None:
-        told += f", {size_text(round(speed))}/s, {left / 60:.0f} min left" if left >= 90 else f", {left:.0f} s left"
-    return told
 
 
 @contextmanager

@@ -43,6 +43,15 @@ class Record:
         self.turns = _turns(shown)
         self.last_question = next((message for message in reversed(shown) if message.role == "user"), None)
 
+    @property
+    def candidates(self) -> int:
+        """How many candidates each step is to have: those that `eft inspect` shows of a saved answer."""
+        if self.history is None:
+            return 0
+        from eft_local.inspection import CANDIDATES
+
+        return CANDIDATES
+
     def reset(self) -> None:
         """Begin another chat at the next question."""
         self.chat = self.last_question = None
@@ -63,11 +72,13 @@ class Record:
             writer = self._begin(asked)
         reason: FinishReason = "failed"
         pace = _Pace()
+        read: list[Step] = []
         try:
             with closing(cast("Generator[Step]", steps)):
                 for step in steps:
                     reason = step.finish_reason or reason
                     pace.count()
+                    read.append(step)
                     if writer:
                         writer.add(step.text, step.token if reason != "stop" else None)
                     yield step
@@ -77,7 +88,10 @@ class Record:
         finally:
             with self._unless_it_fails():
                 if writer:
-                    writer.finish(reason, tokens_per_second=pace.tokens_per_second)
+                    from eft_local.inspection import Inspection
+
+                    facts = Inspection(tuple(read)).recorded()
+                    writer.finish(reason, tokens_per_second=pace.tokens_per_second, facts=facts)
 
     def _begin(self, asked: Asked) -> AnswerWriter:
         assert self.history is not None

@@ -197,9 +197,9 @@ class AdaptiveLength:
         return best
 
     def _could_pay(self, live: int, free: bool) -> bool:
-        """Return whether a first guess would pay if it were of the best kind."""
-        calibration = self._calibrations[free]
-        return self._best([calibration.highest] * live, calibration.mean, free) > 0
+        """Return whether drafts would pay if every guess were as good as the best ones are."""
+        odds = self._calibrations[free].highest
+        return self._best([odds] * live, odds, free) > 0
 
     def _tokens_per_second(self) -> float:
         """Return the present speed: never below that without drafts, with which it begins."""

@@ -198,7 +198,7 @@ class Library:
                 recipe.context, model.path.name, model.n_ctx_train,
             )  # fmt: skip
         template = template_for(role.prompt, model.chat_template, _compiler(model), recipe.folder, str(model.path))
-        placement = settled(seat.placement, placed.on_gpu, placed.mmap)
+        placement = settled(seat.placement, placed.on_gpu, placed.mmap, recipe.context)
         return LoadedRole(role, placement, model, template, self._adapter(seat, progress), placed.load.needs)
 
     def close(self) -> None:

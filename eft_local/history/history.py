@@ -11,7 +11,7 @@ from pathlib import Path
 from types import TracebackType
 
 from eft_local import locations
-from eft_local.errors import UsageError
+from eft_local.errors import HistoryError, UsageError
 from eft_local.history import store
 from eft_local.history.reading import (
     BRANCH,
@@ -48,10 +48,18 @@ class History:
         self._lock = threading.RLock()
         self._db: sqlite3.Connection | None = None
         self._on_disk = False
+        self._file: tuple[int, int] | None = None  # what stands at the path, when it was opened
         self._tidied = False
         self._closed = False
         self._writers: dict[int, AnswerWriter] = {}
         self._shown_before: dict[int, int | None] = {}
+
+    @classmethod
+    def unsaved(cls) -> History:
+        """Return an empty history that is forgotten when it is closed."""
+        history = cls(Path(":memory:"))
+        history._db, history._on_disk = store.open_empty(), True
+        return history
 
     def close(self) -> None:
         """Save what is being written, and close the file. Raises: HistoryError."""
@@ -269,6 +277,8 @@ class History:
             if db.in_transaction:
                 yield db
                 return
+            if self._file is not None and store.identity(self.path) != self._file:  # SQLite would write on, to nowhere
+                raise HistoryError(f"the history {self.path} was moved or removed; put it back, or start eft again")
             with store.transaction(db, "IMMEDIATE"):
                 if not self._tidied:
                     purge(db, "deleted < ?", (datetime.now(UTC) - KEPT_AFTER_DELETION).isoformat())
@@ -286,6 +296,7 @@ class History:
                 if self._db is not None:
                     self._db.close()
                 self._db, self._on_disk = db, on_disk
+                self._file = store.identity(self.path) if on_disk else None
         return self._db
 
     def _messages(self, db: sqlite3.Connection, sql: str, key: str | int) -> list[Message]:

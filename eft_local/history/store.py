@@ -92,10 +92,20 @@ def open_file(path: Path, *, writing: bool) -> sqlite3.Connection:
 
 
 def open_empty() -> sqlite3.Connection:
-    """Return a history without chats, in memory: what is read where there is no file."""
+    """Return a history without chats, in memory."""
     db = _connect(":memory:")
     _migrate(db)
+    db.execute("PRAGMA foreign_keys = ON")
     return db
+
+
+def identity(path: Path) -> tuple[int, int] | None:
+    """Return what tells a file from another one that takes its name; None if there is none."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
 
 
 def _make(path: Path) -> None:

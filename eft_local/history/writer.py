@@ -72,6 +72,18 @@ class AnswerWriter:
         with self._noting:
             return "".join(self._pieces)
 
+    @property
+    def tokens(self) -> tuple[int, ...]:
+        """The ids so far, those that it was given to begin with too."""
+        with self._noting:
+            return tuple(self._tokens)
+
+    @property
+    def has_text(self) -> bool:
+        """Whether anything is written yet."""
+        with self._noting:
+            return any(self._pieces)
+
     def add(self, text: str, token: int | None = None) -> None:
         """Append a piece of text and its token."""
         with self._noting:

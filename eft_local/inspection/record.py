@@ -131,6 +131,10 @@ class Inspection:
         """Return the inspection as compressed bytes: about 250 a token, log-probabilities to a thousandth."""
         return pack(self.steps)
 
+    def recorded(self) -> bytes | None:
+        """Return what is worth keeping with a saved answer: `dumps`, or None where there is nothing to compare."""
+        return self.dumps() if any(step.change is not None for step in self.steps) else None
+
     @classmethod
     def loads(cls, data: bytes) -> Inspection:
         """Return what `dumps` wrote. Raises: HistoryError if the bytes are damaged or of a later version."""

@@ -21,6 +21,8 @@ SCORED_ROWS = 8
 """Rows of logits that are read at a time where a continuation is scored: a buffer of 8 × n_vocab floats per role."""
 DRAFTED_ROWS = 17
 """The longest draft, and the token after it."""
+SHORT = 1024
+"""Tokens of context up to which flash attention is worth its while on a CPU."""
 
 
 def rows_at_once(recipe: Recipe) -> int:
@@ -99,7 +101,7 @@ def loads(seated: Mapping[str, Seat], context: int, rows: int) -> tuple[Load, ..
             batch=seat.placement.batch,
             ubatch=seat.placement.ubatch,
             kv_type=seat.placement.kv_type,
-            flash_attention=attention(seat.placement),
+            flash_attention=attention(seat.placement, context),
         )
         return ContextNeed(tuple(names), count, ask(seat.model, asked, trusted=is_bundled(seat.model)))
 
@@ -123,20 +125,24 @@ def _load(contexts: list[ContextNeed], seated: Mapping[str, Seat]) -> Load:
     )
 
 
-def attention(placement: Placement) -> bool | Literal["auto"]:
+def attention(placement: Placement, context: int) -> bool | Literal["auto"]:
     """Return whether contexts use flash attention; "auto" leaves it to llama.cpp, which knows what a GPU can.
 
-    Not on a CPU, if it can be helped: behind a long context its kernel takes up to twice the time of the plain one,
-    and it rounds a prompt's rows apart in other company, so that a batch may write another answer than its question
-    alone.
+    context: tokens that a role can hold. Behind long ones a CPU is faster without it, up to twice as fast; small models
+    behind short ones are a tenth faster with it (bench/RESULTS.md).
     """
     on_cpu = placement.offload == 0 or not supports_gpu_offload()
-    if placement.flash_attention == "auto" and on_cpu and placement.kv_type in PLAIN_KV_TYPES:
+    if placement.flash_attention == "auto" and on_cpu and context > SHORT and placement.kv_type in PLAIN_KV_TYPES:
         return False
     return placement.flash_attention
 
 
-def settled(placement: Placement, on_gpu: int, mmap: bool) -> Placement:
-    """Return a placement without "auto": what a plan made of it."""
-    ubatch = placement.ubatch or (UBATCH_GPU if on_gpu else UBATCH_CPU)
-    return replace(placement, offload=on_gpu, mmap=mmap, ubatch=ubatch, flash_attention=attention(placement))
+def settled(placement: Placement, on_gpu: int, mmap: bool, context: int) -> Placement:
+    """Return a placement without "auto": what a plan made of it, for contexts of so many tokens."""
+    return replace(
+        placement,
+        offload=on_gpu,
+        mmap=mmap,
+        ubatch=placement.ubatch or (UBATCH_GPU if on_gpu else UBATCH_CPU),
+        flash_attention=attention(placement, context),
+    )

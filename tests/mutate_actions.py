@@ -1,0 +1,54 @@
+"""Whether every action of the app has a test that fails without it: `python tests/mutate_actions.py [ID ...]`.
+
+For each action the tests that say they cover it run twice in processes of their own, as they are and with an action
+that does nothing; they must pass, and then fail. Prints a table; ends with 1 if an action is not missed.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from importlib import import_module
+from pathlib import Path
+
+HERE = Path(__file__).parent
+
+
+def main() -> int:
+    """Try all actions, or those that are named."""
+    sys.path.insert(0, str(HERE))
+    for file in HERE.glob("test_tui_*.py"):
+        import_module(file.stem)
+    from tui_desk import COVERED
+
+    from eft_local.tui.actions import ACTIONS
+
+    wanted = sys.argv[1:] or [action.id for action in ACTIONS]
+    unnoticed = []
+    for action in wanted:
+        tests = COVERED.get(action, [])
+        noticed = bool(tests) and _failed(tests, action)
+        unnoticed += [] if noticed else [action]
+        names = ", ".join(test.rpartition("::")[2] for test in tests) or "no test"
+        print(f"{action:<20} {'missed' if noticed else 'NOT MISSED'}   {names}", flush=True)
+    whole = sorted({test for action in wanted for test in COVERED.get(action, [])})
+    if _failed(whole, ""):
+        print("the tests fail as they are")
+        return 1
+    print(f"{len(wanted) - len(unnoticed)} of {len(wanted)} actions are missed by a test")
+    return bool(unnoticed)
+
+
+def _failed(tests: list[str], action: str) -> bool:
+    """Run tests; return whether one failed. action: the one that does nothing."""
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *tests]
+    environment = os.environ | {"EFT_MUTATE": action, "EFT_PATIENCE": "4"}
+    ran = subprocess.run(command, env=environment, cwd=HERE.parent, capture_output=True, check=False)
+    if ran.returncode not in (0, 1):
+        raise SystemExit(ran.stdout.decode() + ran.stderr.decode())
+    return ran.returncode == 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
