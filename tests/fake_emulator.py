@@ -36,6 +36,7 @@ class FakeEmulator:
         self.obeyed: list[Recipe] = []  # the recipe at each step
         self.closed = False
         self.cancelled = False
+        self.written: Answer | None = None
 
     @classmethod
     def load(cls, recipe: Recipe, *, progress: Callable[[str, float], bool | None] | None = None) -> FakeEmulator:
@@ -89,16 +90,19 @@ class FakeEmulator:
         seed: int | None = None,
         facts: bool = False,
         top: int = 0,
+        later: bool = False,
         prefix: Sequence[int] = (),
         on_step: Callable[[Step], None] | None = None,
     ) -> Answer:
         words, reason = [], None
+        self.written = answer([], "cancelled")
         for made in self.stream(prompt, only=only, seed=seed, facts=facts, top=top, prefix=prefix):
             self.obeyed.append(self.recipe)
             if on_step:
                 on_step(made)
             words.append(made.text)
             reason = made.finish_reason
+            self.written = answer(words, reason or "cancelled", seed)
         return answer(words, reason, seed)
 
     def generate(

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from eft_local import Candidate, Emulator, RoleView, Step
-from eft_local.emulator.mixture import facts
+from eft_local.emulator import facts
 from eft_local.errors import HistoryError, UsageError
 from eft_local.inspection import (
     CANDIDATES,
@@ -43,7 +43,9 @@ def row(*probabilities: float) -> np.ndarray:
 
 def known(token: int = 0, top: int = 2, recipe_=None, ends=(), **rows: np.ndarray):
     """The facts of one step, where a token's piece is its id in ASCII."""
-    return facts(recipe_ or recipe(), rows, token, top, lambda token: b"%d" % token, lambda token: token in ends)
+    rows = {name: rows[name] for name in sorted(rows, key=lambda name: name == "eft")}
+    evidence = facts.Evidence.of(recipe_ or recipe(), rows, top, lambda token: b"%d" % token, ends.__contains__)
+    return facts.known([Step(token, "", evidence=evidence)])[0]
 
 
 def by_token(candidates: tuple[Candidate, ...]) -> dict[int, Candidate]:
@@ -167,6 +169,38 @@ def test_an_inspection_is_the_answer():
     assert Inspection(tuple(each.stream("hello", only="expert"))).system == "helpful"
     assert Inspection().system == "eft"
     assert Inspection().tokens == ()
+
+
+def test_facts_worked_out_later_and_together_are_the_same():
+    each, inspection = inspected()
+    steps: list[Step] = []
+    answer = each.chat("hello", top=CANDIDATES, later=True, on_step=steps.append)
+    assert answer.tokens == inspection.tokens
+    assert all(step.evidence and not step.roles and not step.candidates for step in steps)
+    assert facts.known(steps) == list(inspection.steps)
+    assert [facts.known([step])[0] for step in steps] == list(inspection.steps)
+
+
+def test_equal_scores_have_their_ids_order_under_every_role():
+    found = known(token=3, top=2, base=row(0.2, 0.2, 0.2, 0.4), antiexpert=row(*[0.25] * 4), helpful=row(*[0.25] * 4),
+                  eft=row(0.1, 0.4, 0.4, 0.1))  # fmt: skip
+    assert [each.token for each in found.candidates] == [1, 2, 3]
+    assert [each.roles["eft"].rank for each in found.candidates] == [0, 1, 3]
+    assert [each.roles["base"].rank for each in found.candidates] == [2, 3, 0]
+    assert [each.roles["helpful"].rank for each in found.candidates] == [1, 2, 3]
+
+
+def test_an_answer_has_figures_while_it_is_written():
+    each, inspection = inspected()
+    lengths = []
+
+    def look(step: Step) -> None:
+        assert each.written is not None
+        lengths.append(len(each.written.tokens))
+
+    answer = each.chat("hello", on_step=look)
+    assert lengths == list(range(1, len(inspection.tokens) + 1))
+    assert each.written == answer
 
 
 def test_an_end_token_is_a_step_and_no_token_of_the_answer():

@@ -19,6 +19,7 @@ import psutil
 
 from eft_local.errors import Cancelled, EftError
 from eft_local.prompts import Message
+from eft_local.tui.describing import Describer
 
 if TYPE_CHECKING:
     from eft_local.emulator import Answer, Emulator, Step
@@ -89,6 +90,15 @@ class Wrote:
 
 
 @dataclass(frozen=True, slots=True)
+class Known:
+    """What each role thought of some tokens that were told of before; the first of them is the answer's `start`-th."""
+
+    number: int
+    start: int
+    steps: Sequence[Step]
+
+
+@dataclass(frozen=True, slots=True)
 class Finished:
     """An answer is complete, or was stopped: then `answer.finish_reason` says so.
 
@@ -110,7 +120,7 @@ class Failed:
     error: Exception
 
 
-Event = Loading | Loaded | LoadFailed | Started | Wrote | Finished | Failed
+Event = Loading | Loaded | LoadFailed | Started | Wrote | Known | Finished | Failed
 
 
 def load(recipe: Recipe, progress: Progress) -> Emulator:
@@ -155,6 +165,12 @@ class Engine:
         self._wanted = None
         self._add(_Job(request))
         return request.number
+
+    @property
+    def written(self) -> Answer | None:
+        """The answer that is being written, as it stands: its figures so far."""
+        emulator = self._emulator
+        return emulator.written if emulator is not None else None
 
     def change(self, recipe: Recipe) -> None:
         """Let the next token of the answer that is being written obey another recipe (of the same models)."""
@@ -222,11 +238,11 @@ class Engine:
     def _write(self, job: _Job, request: Request) -> None:
         emulator = self._emulator
         number = request.number
-        steps = list(request.kept)
+        describer = Describer(lambda start, steps: self._events.append(Known(number, start, steps)))
 
         def on_step(step: Step) -> None:
-            steps.append(step)
             self._events.append(Wrote(number, step))
+            describer.add(step)
             if step.finish_reason is not None:
                 return
             if job.stopped:  # a stop that came before the answer began found nothing to stop
@@ -251,11 +267,15 @@ class Engine:
                 prefix=request.prefix,
                 facts=True,
                 top=request.candidates,
+                later=True,
                 on_step=on_step,
             )
+            steps = (*request.kept, *describer.finish())
             self._events.append(Finished(number, answer, steps, _recorded(request, steps)))
         except Exception as error:
             self._events.append(Failed(number, error))
+        finally:
+            describer.close()
 
     def _obey(self, recipe: Recipe) -> None:
         assert self._emulator is not None

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from eft_local.errors import ContextOverflowError, EftError
-from eft_local.tui.engine import Event, Failed, Finished, Loaded, LoadFailed, Loading, Started, Wrote
+from eft_local.tui.engine import Event, Failed, Finished, Known, Loaded, LoadFailed, Loading, Started, Wrote
 from eft_local.tui.footer import settled
 from eft_local.tui.screens import DecisionScreen
 
@@ -30,9 +30,13 @@ class Listener:
     async def hear(self, events: Sequence[Event]) -> None:
         """Show what happened since the last call; the tokens of one call are shown together."""
         session = self._app.session
-        texts = [session.wrote(event) or "" for event in events if isinstance(event, Wrote)]
-        if texts and session.writing is not None:
-            await self._show_written("".join(texts), session.writing)
+        text, news = "", False
+        for event in events:
+            if isinstance(event, Wrote):
+                text += session.wrote(event) or ""
+            news |= isinstance(event, Wrote) or (isinstance(event, Known) and session.knew(event))
+        if news and session.writing is not None:
+            await self._show_written(text, session.writing)
         for event in events:
             try:
                 await self._hear(event)
@@ -42,15 +46,12 @@ class Listener:
     async def _show_written(self, text: str, writing: Writing) -> None:
         session, footer = self._app.session, self._app.footer
         await self._app.chat.write(text, writing)
-        footer.show_live(
-            replace(
-                footer.figures,
-                state="writing",
-                tokens_per_second=writing.tokens_per_second,
-                drafted=writing.drafted,
-                used={name: tokens + len(writing.steps) for name, tokens in session.used.items()},
-            )
-        )
+        so_far = self._app.engine.written
+        if so_far is not None:
+            written = writing.prefix + len(so_far.tokens)
+            used = {name: count + written for name, count in so_far.prompt_tokens.items()}
+            now = settled(so_far, writing.drafted, used, session.recipe.context)
+            footer.show_live(replace(now, state="writing"))
         unsaved = writing.writer.error
         if unsaved is not None and str(unsaved) != self._unsaved:
             self._unsaved = str(unsaved)

@@ -13,7 +13,7 @@ from eft_local.errors import HistoryError, UsageError
 from eft_local.history import AnswerWriter, Chat, FinishReason, History, Message, to_json, to_markdown
 from eft_local.prompts import Message as Turn
 from eft_local.prompts import conversation
-from eft_local.tui.engine import Engine, Failed, Finished, Request, Wrote
+from eft_local.tui.engine import Engine, Failed, Finished, Known, Request, Wrote
 from eft_local.tui.writing import Writing, add, figures
 
 if TYPE_CHECKING:
@@ -265,11 +265,19 @@ class Session:
         step = event.step
         text = add(writing.writer, step)
         writing.steps.append(step)
-        writing.note((step,))
         writing.last = now()
         if writing.began is None:
             writing.began = writing.last
         return text
+
+    def knew(self, event: Known) -> bool:
+        """Keep what each role thought of some tokens; return whether they are of this chat's answer."""
+        writing = self.writing
+        if writing is None or event.number != writing.number:
+            return False
+        writing.steps[event.start : event.start + len(event.steps)] = event.steps
+        writing.note(event.steps)
+        return True
 
     def finished(self, event: Finished) -> bool:
         """Save the answer with its exact figures; return whether it was this chat's."""

@@ -60,6 +60,7 @@ class Emulator:
         self._mixed = tuple(roles)
         self._busy = threading.Lock()
         self._running: Slots | None = None
+        self._written: Line | None = None
         width = common_width(roles)
         self._unused = {MIXTURE: unused_tokens(roles, width)}
         self._mixture = Mixture(width, self._unused[MIXTURE])
@@ -145,14 +146,18 @@ class Emulator:
         seed: int | None = None,
         top: int = 0,
         facts: bool = False,
+        later: bool = False,
         prefix: Sequence[int] = (),
         on_step: Callable[[Step], None] | None = None,
     ) -> Answer:
         """Write one answer and return it whole; arguments and errors as in `stream`.
 
-        on_step: called with each step as it is made; it has facts only if asked for.
+        on_step: called with each step as it is made; it has facts only if asked for. later: it has evidence in their
+        place, which `facts.known` makes facts of while another thread writes on.
         """
         line = self._line(only, messages_or_prompt, max_tokens, seed, prefix, facts, top)
+        line.later = later
+        self._written = line
         for step in self._steps(only, line):
             if on_step:
                 on_step(step)
@@ -212,6 +217,11 @@ class Emulator:
         with self._answering(only) as (slots, system):
             tokens = verbatim(system.vocabulary, continuation)
             return score(slots, system, line.prompts, tokens, self._recipe)
+
+    @property
+    def written(self) -> Answer | None:
+        """The last answer of `chat`; while it is being written, as if it were stopped now. From any thread."""
+        return self._written.answer() if self._written else None
 
     def cancel(self) -> None:
         """Stop what is running, soon, from any thread; the answer keeps its partial text."""

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from eft_local.protocols import Floats
+
+if TYPE_CHECKING:
+    from eft_local.emulator.facts import Evidence
 
 FinishReason = Literal["stop", "length", "context", "cancelled"]
 
@@ -57,6 +60,7 @@ class Step:
     change: total variation distance, 0…1, between the base's and the mixture's distribution here.
     top_changed: whether the mixture's most likely token is another than the base's.
     finish_reason: set in the last step of every answer, and only there.
+    evidence: where the facts are asked for later, what `facts.known` needs for them; until then they are absent.
     """
 
     token: int | None
@@ -64,10 +68,11 @@ class Step:
     logprob: float | None = None
     drafted: bool = False
     roles: Mapping[str, RoleView] = field(default_factory=dict)
-    candidates: tuple[Candidate, ...] = ()
+    candidates: Sequence[Candidate] = ()
     change: float | None = None
     top_changed: bool | None = None
     finish_reason: FinishReason | None = None
+    evidence: Evidence | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,8 @@ import numpy.typing as npt
 from eft_local.emulator.acceptance import RULES, Guess, Rule
 from eft_local.emulator.draft_length import Outcome
 from eft_local.emulator.drafting import Draft, Drafting, Round, rows_of
-from eft_local.emulator.mixture import MIXTURE, Mixture, facts, log_normaliser
+from eft_local.emulator.facts import Evidence, known
+from eft_local.emulator.mixture import MIXTURE, Mixture, log_normaliser
 from eft_local.emulator.results import Answer, FinishReason, RoleTiming, Step
 from eft_local.emulator.slots import Slots
 from eft_local.emulator.text import TextStream
@@ -64,6 +65,7 @@ class Line:
     prefix: Sequence[int] = ()
     facts: bool = False
     top: int = 0
+    later: bool = False
     slot: int = -1
     tokens: list[int] = field(default_factory=list)
     text: list[str] = field(default_factory=list)
@@ -159,14 +161,13 @@ class Line:
             self.first_seconds = wall
 
     def answer(self) -> Answer:
-        """Return the finished answer."""
-        assert self.finish_reason is not None
+        """Return the answer; one that is being written, as if it were stopped now."""
         prompt = self.prompt_seconds or self.role_seconds
         later, seconds = len(self.tokens) - 1, self.wall_seconds - self.first_seconds
         return Answer(
             text="".join(self.text),
             tokens=tuple(self.tokens),
-            finish_reason=self.finish_reason,
+            finish_reason=self.finish_reason or "cancelled",
             prompt_tokens={name: len(tokens) for name, tokens in self.prompts.items()},
             evaluated_tokens=self.evaluated,
             timings={
@@ -316,15 +317,6 @@ def _describe(
         return Step(token, text, logprob, drafted, finish_reason=line.finish_reason)
     own = MIXTURE if system.mixture else system.roles[0]
     rows_of_all = {name: row[0, : system.n_vocab] for name, row in rows.items()} | {own: scores}
-    known = facts(recipe, rows_of_all, token, line.top, system.vocabulary.piece, system.ends)
-    return Step(
-        token,
-        text,
-        known.roles[own].logprob,
-        drafted,
-        roles=known.roles,
-        candidates=known.candidates,
-        change=known.change,
-        top_changed=known.top_changed,
-        finish_reason=line.finish_reason,
-    )
+    evidence = Evidence.of(recipe, rows_of_all, line.top, system.vocabulary.piece, system.ends)
+    step = Step(token, text, drafted=drafted, finish_reason=line.finish_reason, evidence=evidence)
+    return step if line.later else known([step])[0]

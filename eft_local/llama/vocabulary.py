@@ -17,6 +17,8 @@ class LlamaVocabulary:
 
     def __init__(self, handle: int) -> None:
         self.handle = handle
+        self._pieces: dict[int, bytes] = {}
+        self._ends: dict[int, bool] = {}
 
     @cached_property
     def n_tokens(self) -> int:
@@ -48,7 +50,10 @@ class LlamaVocabulary:
         return not np.any(self.attributes() & llama_cpp.LLAMA_TOKEN_ATTR_BYTE)
 
     def is_eog(self, token: int) -> bool:
-        return bool(llama_cpp.llama_vocab_is_eog(self.handle, token))
+        found = self._ends.get(token)
+        if found is None:
+            found = self._ends[token] = bool(llama_cpp.llama_vocab_is_eog(self.handle, token))
+        return found
 
     def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
         """Return the ids of `text`. add_special: with BOS and its like, as the vocabulary says.
@@ -69,7 +74,10 @@ class LlamaVocabulary:
             room = -count
 
     def piece(self, token: int) -> bytes:
-        return self._piece(token, special=False)
+        found = self._pieces.get(token)
+        if found is None:
+            found = self._pieces[token] = self._piece(token, special=False)
+        return found
 
     def _piece(self, token: int, *, special: bool) -> bytes:
         size = 64

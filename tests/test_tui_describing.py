@@ -1,0 +1,41 @@
+"""Facts that a second thread works out while an answer is being written."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from eft_local.emulator import Step, facts
+from eft_local.references import find_recipe
+from eft_local.tui import describing
+from eft_local.tui.describing import Describer
+
+
+def evidence() -> facts.Evidence:
+    row = np.zeros(4, np.float32)
+    return facts.Evidence.of(find_recipe("demo"), {"base": row}, 2, lambda token: b"x", lambda token: False)
+
+
+def test_facts_are_told_in_order_and_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(describing, "MOST_WAITING", 3 * evidence().rows.nbytes)
+    told: list[tuple[int, int]] = []
+    describer = Describer(lambda start, steps: told.append((start, len(steps))))
+    for token in (0, 1, 2, 3, 2, 1, 0):
+        describer.add(Step(token, "x", evidence=evidence()))
+    describer.add(Step(None, "", finish_reason="cancelled"))
+    found = describer.finish()
+    assert [step.token for step in found] == [0, 1, 2, 3, 2, 1, 0, None]
+    assert [step.roles["base"].rank for step in found[:-1]] == [0, 1, 2, 3, 2, 1, 0]
+    assert [start for start, _ in told] == [sum(count for _, count in told[:i]) for i in range(len(told))]
+    assert all(count <= 5 for _, count in told)
+
+
+def test_what_goes_wrong_with_facts_is_told_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(steps: object) -> None:
+        raise ValueError("broken")
+
+    monkeypatch.setattr(facts, "known", fail)
+    describer = Describer(lambda start, steps: None)
+    describer.add(Step(1, "x"))
+    with pytest.raises(ValueError, match="broken"):
+        describer.finish()
