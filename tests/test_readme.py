@@ -34,9 +34,11 @@ def test_the_python_example_runs() -> None:
 
 
 def test_the_recipe_parses() -> None:
-    (example,) = blocks("toml")
-    recipe = Recipe.from_text(example)
-    assert recipe.experts["helpful"].prompt.template_args == {"enable_thinking": False}
+    whole, further_experts = blocks("toml")
+    assert Recipe.from_text(whole).experts["helpful"].prompt.template_args == {"enable_thinking": False}
+    recipe = Recipe.from_text(whole + further_experts)
+    assert list(recipe.experts) == ["helpful", "adapted", "shown"]
+    assert recipe.experts["adapted"].lora == "adapter.gguf"
 
 
 @pytest.mark.parametrize("line", re.findall(r"^    (eft .*?)(?:  +#.*)?$", README, re.MULTILINE))

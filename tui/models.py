@@ -40,6 +40,7 @@ class ModelsScreen(NoticeScreen[None]):
         self._use = use
         self._inventory: Inventory | None = None
         self._look: Timer | None = None
+        self._ended = puller.ended  # downloads whose end this screen knows of
 
     def compose(self) -> ComposeResult:
         """Lay out list, download and keys."""
@@ -74,12 +75,13 @@ class ModelsScreen(NoticeScreen[None]):
     async def look(self) -> None:
         """Show how the download stands; when it has ended, what there is now."""
         puller, bar = self.puller, self.query_one(ProgressBar)
-        was_busy, bar.display = bar.display, puller.busy
+        bar.display = puller.busy
         bar.update(progress=puller.share or 0.0)
         self.query_one("#models-pull", Static).update(
             visible(f"{puller.title}: {puller.state}" if puller.title else "")
         )
-        if was_busy and not puller.busy:
+        if self._ended != (ended := puller.ended):  # counted: a short one begins and ends between two looks
+            self._ended = ended
             await self.renew()
 
     @property

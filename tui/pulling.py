@@ -22,6 +22,7 @@ class Puller:
         self.state = ""
         self.share: float | None = None  # of the bytes, that is here
         self.error: EftError | None = None  # that ended the last one
+        self.ended = 0  # downloads that came to an end, one way or another
         self._thread: threading.Thread | None = None
         self._stopped = threading.Event()
         self._pace = Pace()
@@ -60,6 +61,8 @@ class Puller:
             self.error, self.state = error, str(error)
         else:
             self.share, self.state = 1.0, "complete and verified"
+        finally:
+            self.ended += 1
 
     def _hear(self, event: Event) -> None:
         if event.kind == "said":
