@@ -608,3 +608,13 @@ def test_logits_are_read_before_the_next_submit():
     context.submit([Rows(0, [2])])
     assert np.isnan(kept).all()
     np.testing.assert_array_equal(context.logits()[0], noise(1)((BOS, 1, 2)))
+
+
+def test_steps_that_are_kept_keep_no_logits():
+    with emulator(trio(base=says("one two"), small=noise(1), tuned=says("one two"))) as loaded:
+        steps = list(loaded.stream("hello", top=3))
+        tables = [step.candidates._table for step in steps]
+    sizes = [value.nbytes for table in tables for value in vars(table).values() if isinstance(value, np.ndarray)]
+    assert steps[0].candidates[0].roles["base"].rank >= 0
+    assert not any({"_steps", "_evidence"} & set(vars(table)) for table in tables)
+    assert max(sizes) < 1000

@@ -158,8 +158,10 @@ class _Table:
         return deltas
 
     def steps(self) -> list[Step]:
-        """Return the steps with their facts."""
-        return [self._step(index, step) for index, step in enumerate(self._steps)]
+        """Return the steps with their facts. Once: the rows of logits are then let go."""
+        made = [self._step(index, step) for index, step in enumerate(self._steps)]
+        del self._steps, self._evidence  # steps that are kept keep their table, and must not keep the rows with it
+        return made
 
     def _step(self, index: int, step: Step) -> Step:
         start, stop = self.starts[index], self.starts[index + 1]
