@@ -44,7 +44,7 @@ def row(*probabilities: float) -> np.ndarray:
 def known(token: int = 0, top: int = 2, recipe_=None, ends=(), **rows: np.ndarray):
     """The facts of one step, where a token's piece is its id in ASCII."""
     rows = {name: rows[name] for name in sorted(rows, key=lambda name: name == "eft")}
-    evidence = facts.Evidence.of(recipe_ or recipe(), rows, top, lambda token: b"%d" % token, ends.__contains__)
+    evidence = facts.Evidence(recipe_ or recipe(), rows, top, lambda token: b"%d" % token, ends.__contains__)
     return facts.known([Step(token, "", evidence=evidence)])[0]
 
 

@@ -13,11 +13,11 @@ from eft_local.tui.describing import Describer
 
 def evidence() -> facts.Evidence:
     row = np.zeros(4, np.float32)
-    return facts.Evidence.of(find_recipe("demo"), {"base": row}, 2, lambda token: b"x", lambda token: False)
+    return facts.Evidence(find_recipe("demo"), {"base": row}, 2, lambda token: b"x", lambda token: False)
 
 
 def test_facts_are_told_in_order_and_soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(describing, "MOST_WAITING", 3 * evidence().rows.nbytes)
+    monkeypatch.setattr(describing, "MOST_WAITING", 3 * evidence().nbytes)
     told: list[tuple[int, int]] = []
     describer = Describer(lambda start, steps: told.append((start, len(steps))))
     for token in (0, 1, 2, 3, 2, 1, 0):

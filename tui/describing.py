@@ -11,19 +11,29 @@ if TYPE_CHECKING:
     from eft_local.emulator import Step
 
 PACE = 0.05
-"""Seconds between two looks at what was written: many tokens at once cost far less than one by one."""
+"""Seconds between two looks at what was written."""
+
+LATEST = 1.0
+"""Seconds that a token waits for its facts, unless somebody looks at them: an answer is then written in less time."""
 
 MOST_WAITING = 64 << 20
-"""Bytes of evidence that may wait; then the writer waits too."""
+"""Bytes of evidence that may wait, then the writer waits too; half as much is reason enough to work."""
 
 
 class Describer:
     """Takes the steps of one answer as they are made, and tells their facts soon after. Finish or close it."""
 
-    def __init__(self, tell: Callable[[int, Sequence[Step]], None]) -> None:
-        """tell: called, in the second thread, with the place of the first step and the steps with their facts."""
+    def __init__(
+        self, tell: Callable[[int, Sequence[Step]], None], watched: Callable[[], bool] = lambda: False
+    ) -> None:
+        """tell: called, in the second thread, with the place of the first step and the steps with their facts.
+
+        watched: whether somebody looks at them, and wants them soon.
+        """
         self._tell = tell
+        self._watched = watched
         self._steps: list[Step] = []
+        self._most = 1  # steps that may wait
         self._told = 0
         self._ended = threading.Event()
         self._error: Exception | None = None
@@ -34,8 +44,8 @@ class Describer:
         """Take the next step; waits where too much of what came before is not looked at yet."""
         self._steps.append(step)
         if step.evidence is not None:
-            most = max(1, MOST_WAITING // step.evidence.rows.nbytes)
-            while len(self._steps) - self._told > most and self._error is None:
+            self._most = max(1, MOST_WAITING // step.evidence.nbytes)
+            while self._waiting > self._most and self._error is None:
                 time.sleep(0.001)
 
     def finish(self) -> Sequence[Step]:
@@ -50,18 +60,28 @@ class Describer:
         self._ended.set()
         self._thread.join()
 
-    def _run(self) -> None:
-        from eft_local.emulator.facts import known
+    @property
+    def _waiting(self) -> int:
+        return len(self._steps) - self._told
 
-        ended = False
+    def _run(self) -> None:
+        ended, looked_at = False, time.monotonic()
         try:
             while not ended:
                 ended = self._ended.wait(PACE)
-                new = self._steps[self._told :]
-                if new:
-                    found = known(new)
-                    self._steps[self._told : self._told + len(new)] = found
-                    self._tell(self._told, found)
-                    self._told += len(new)
+                late = time.monotonic() - looked_at > LATEST
+                if ended or late or self._watched() or self._waiting > self._most // 2:
+                    looked_at = time.monotonic()
+                    self._look()
         except Exception as error:
             self._error = error
+
+    def _look(self) -> None:
+        from eft_local.emulator.facts import known
+
+        new = self._steps[self._told :]
+        if new:
+            found = known(new)
+            self._steps[self._told : self._told + len(new)] = found
+            self._tell(self._told, found)
+            self._told += len(new)

@@ -131,7 +131,7 @@ class Emulator:
         """Write one answer, token by token; stop reading at any time.
 
         only: run one role alone (see `systems`). max_tokens, seed: in place of the recipe's.
-        facts: what each role thinks of every token (`Step.roles`, `change`); top: so many candidates per role.
+        facts: what each role thinks of every token (`Step.logprob`, `roles`, `change`); top: so many candidates.
         prefix: token ids that the answer already has, to be continued.
         Raises: PromptError, UsageError, ContextOverflowError, EvaluationError, BusyError.
         """

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import groupby, pairwise
+from itertools import groupby
 from typing import Any, overload
 
 import numpy as np
@@ -20,39 +20,32 @@ from eft_local.recipe import Recipe
 Ids = npt.NDArray[np.intp]
 Doubles = npt.NDArray[np.float64]
 
-_AT_ONCE = 1 << 18
-"""Scores that are looked at together: as many as stay in a processor's cache."""
+_AT_ONCE = 1 << 20
+"""Bytes of logits that are looked at together: as many as stay in a processor's cache."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Evidence:
     """All that is needed to say, now or later, what each role thought of a step's token.
 
-    names, rows: the roles, and their logits, float32 [roles, n_vocab]; the mixture's scores are last, under "eft".
+    rows: per role its logits, float32 [n_vocab]; the mixture's scores are last, under "eft".
     top: how many of the likeliest tokens are its rivals.  piece, ends: of a token; they ask a loaded model.
     """
 
     recipe: Recipe
-    names: tuple[str, ...]
-    rows: Floats
+    rows: Mapping[str, Floats]
     top: int
     piece: Callable[[int], bytes]
     ends: Callable[[int], bool]
 
-    @classmethod
-    def of(
-        cls,
-        recipe: Recipe,
-        rows: Mapping[str, Floats],
-        top: int,
-        piece: Callable[[int], bytes],
-        ends: Callable[[int], bool],
-    ) -> Evidence:
-        """Keep copies of rows [n_vocab] that the next token writes over."""
-        kept = np.empty((len(rows), len(next(iter(rows.values())))), np.float32)
-        for place, row in zip(kept, rows.values(), strict=True):
-            place[:] = row
-        return cls(recipe, tuple(rows), kept, top, piece, ends)
+    @property
+    def nbytes(self) -> int:
+        """Size of the rows."""
+        return sum(row.nbytes for row in self.rows.values())
+
+    def kept(self) -> Evidence:
+        """Return the same with copies of the rows: the next token writes over them."""
+        return replace(self, rows={name: row.copy() for name, row in self.rows.items()})
 
 
 def known(steps: Sequence[Step]) -> list[Step]:
@@ -67,7 +60,7 @@ def known(steps: Sequence[Step]) -> list[Step]:
         if evidence is None:
             found += same
             continue
-        size = max(1, _AT_ONCE // evidence.rows.size)
+        size = max(1, _AT_ONCE // evidence.nbytes)
         for start in range(0, len(same), size):
             found += _Table(same[start : start + size]).steps()
     return found
@@ -76,7 +69,7 @@ def known(steps: Sequence[Step]) -> list[Step]:
 def _kind(step: Step) -> object:
     """Return what must be equal where steps are looked at together."""
     evidence = step.evidence
-    return evidence and (id(evidence.recipe), evidence.names, evidence.rows.shape, evidence.top)
+    return evidence and (id(evidence.recipe), [(name, row.size) for name, row in evidence.rows.items()], evidence.top)
 
 
 class _Table:
@@ -86,18 +79,19 @@ class _Table:
         self._steps = steps
         evidence = steps[0].evidence
         assert evidence is not None
-        self.names = evidence.names
+        self.names = tuple(evidence.rows)
         self._evidence = evidence
-        rows = np.stack([step.evidence.rows for step in steps if step.evidence])
+        rows = np.array([list(step.evidence.rows.values()) for step in steps if step.evidence])
         highest = rows.max(-1, keepdims=True)
-        shares = np.exp(rows - highest)
+        shares = rows - highest
+        np.exp(shares, out=shares)
         sums = shares.sum(-1, keepdims=True)
         normalisers = (highest + np.log(sums, dtype=np.float64))[..., 0]
         self._compare(rows, shares, sums)
         self._at, self.tokens, self.starts = self._chosen_and_rivals(rows)
         scores = rows[self._at, :, self.tokens]
         self.logprobs: Doubles = scores - normalisers[self._at]
-        self.ranks = _ranks(rows, self._at, self.tokens, scores)
+        self.ranks = _ranks(rows, self._at, self.tokens)
         self.deltas = self._deltas(rows) if self.changes is not None and evidence.top else None
         offered = set(self.tokens.tolist()) if evidence.top else ()
         self.pieces = {token: evidence.piece(token) for token in offered}
@@ -109,8 +103,10 @@ class _Table:
         if len(self.names) < 2:
             return
         base, mixed = self.names.index("base"), self.names.index(MIXTURE)
-        difference = shares[:, base] / sums[:, base] - shares[:, mixed] / sums[:, mixed]
-        self.changes = np.minimum(1, 0.5 * np.abs(difference).sum(-1))
+        shares[:, base] /= sums[:, base]  # in place: fresh pages cost more than the arithmetic
+        shares[:, mixed] /= sums[:, mixed]
+        difference = np.subtract(shares[:, base], shares[:, mixed], out=shares[:, base])
+        self.changes = np.minimum(1, 0.5 * np.abs(difference, out=difference).sum(-1))
         self._favourites = rows[:, base].argmax(-1)
         self.moved = self._favourites != rows[:, mixed].argmax(-1)
 
@@ -238,27 +234,10 @@ class Rivals(Sequence[Candidate]):
         return repr(tuple(self))
 
 
-def _ranks(rows: Floats, at: Ids, tokens: Ids, scores: Floats) -> Ids:
+def _ranks(rows: Floats, at: Ids, tokens: Ids) -> Ids:
     """Return `mix.rank` of each token under each role, [tokens, roles]. rows: [steps, roles, n_vocab]."""
-    ranks = np.empty(scores.shape, np.intp)
-    ends = np.flatnonzero(np.diff(at, append=-1)) + 1
-    starts = [0, *ends.tolist()]
-    longest = max(end - start for start, end in pairwise(starts))
-    space = np.empty((longest, *rows.shape[1:]), np.bool_)  # fresh pages cost more than comparing
-    for start, end in pairwise(starts):
-        row, own, place = rows[at[start]], scores[start:end, :, None], space[: end - start]
-        above = _counts(np.greater(row, own, out=place))
-        reached = _counts(np.greater_equal(row, own, out=place))
-        ranks[start:end] = above
-        for i, role in zip(*np.nonzero(reached - above > 1), strict=True):  # equal scores: the lower id is before
-            ranks[start + i, role] = mix.rank(row[role], int(tokens[start + i]))
-    return ranks
-
-
-def _counts(marks: npt.NDArray[np.bool_]) -> Ids:
-    """Return how many are marked along the last axis; one by one, which is faster than NumPy's reduction."""
-    rows = marks.reshape(-1, marks.shape[-1])
-    return np.array([np.count_nonzero(row) for row in rows], np.intp).reshape(marks.shape[:-1])
+    pairs = zip(at.tolist(), tokens.tolist(), strict=True)
+    return np.array([[mix.rank(row, token) for row in rows[step]] for step, token in pairs], np.intp)
 
 
 def _counted(delta: Doubles) -> Doubles:

@@ -1,9 +1,8 @@
-"""One step of the mixture: the roles' logits in, the scores that are sampled from out, and what each role thinks."""
+"""One step of the mixture: the roles' logits in, the scores that are sampled from out."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from math import log
 
 import numpy as np
 import numpy.typing as npt
@@ -14,8 +13,6 @@ from eft_local.protocols import Floats
 from eft_local.recipe import Recipe
 
 MIXTURE = "eft"
-
-_NEED_NO_SHIFT = 50  # float32 holds the sum of many exp(±50), and what it loses of smaller ones does not count
 
 
 class Mixture:
@@ -60,22 +57,3 @@ class Mixture:
         if len(self._scores) < rows:
             self._scores = np.empty((rows, self.n_vocab), np.float32)
         return self._scores[:rows]
-
-
-def log_normaliser(row: Floats, scratch: Floats | None = None) -> float:
-    """Return log Σ exp(row) of one row of logits: what to subtract to get log-probabilities.
-
-    scratch: as large as the row, to be written over; without one, fresh pages cost more than the arithmetic.
-    """
-    return _exponentials(row, scratch)[1]
-
-
-def _exponentials(row: Floats, out: Floats | None = None) -> tuple[Floats, float]:
-    """Return exp(row) up to a factor, and log Σ exp(row)."""
-    highest = row.max()
-    if abs(highest) < _NEED_NO_SHIFT:
-        exponentials = np.exp(row, out=out)
-        return exponentials, log(exponentials.sum())
-    exponentials = np.subtract(row, highest, out=out)
-    np.exp(exponentials, out=exponentials)
-    return exponentials, float(highest) + log(exponentials.sum())

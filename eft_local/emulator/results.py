@@ -52,7 +52,8 @@ class Step:
 
     token: its id; None in the closing step of a cancelled answer.
     text: what became readable with it: never half a character, never the start of a stop string; may be empty.
-    logprob: under the mixture (or the one role that runs), before the samplers.
+    logprob: under the mixture (or the one role that runs), before the samplers; one of the facts: None when they are
+        off.
     drafted: whether a draft proposed it.
     roles: per role, and for the mixture under "eft", what it thinks of the token; empty when facts are off.
     candidates: if asked for, the likeliest of the mixture (or the one role), the chosen token, and the base's first

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from math import log
 
 import numpy as np
 
-from eft_local.emulator.mixture import log_normaliser
 from eft_local.emulator.results import Score
 from eft_local.emulator.slots import Slots
 from eft_local.emulator.writing import System
@@ -37,4 +37,12 @@ def score(
 
 
 def _logprobs(rows: Floats, tokens: Sequence[int]) -> list[float]:
-    return [float(row[token]) - log_normaliser(row) for row, token in zip(rows, tokens, strict=True)]
+    return [float(row[token]) - _log_normaliser(row) for row, token in zip(rows, tokens, strict=True)]
+
+
+def _log_normaliser(row: Floats) -> float:
+    """Return log Σ exp(row) of one row of logits."""
+    highest = row.max()
+    exponentials = np.subtract(row, highest)
+    np.exp(exponentials, out=exponentials)
+    return float(highest) + log(exponentials.sum())

@@ -6,7 +6,7 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +15,7 @@ from eft_local.emulator.acceptance import RULES, Guess, Rule
 from eft_local.emulator.draft_length import Outcome
 from eft_local.emulator.drafting import Draft, Drafting, Round, rows_of
 from eft_local.emulator.facts import Evidence, known
-from eft_local.emulator.mixture import MIXTURE, Mixture, log_normaliser
+from eft_local.emulator.mixture import MIXTURE, Mixture
 from eft_local.emulator.results import Answer, FinishReason, RoleTiming, Step
 from eft_local.emulator.slots import Slots
 from eft_local.emulator.text import TextStream
@@ -312,11 +312,12 @@ def _describe(
     *,
     drafted: bool,
 ) -> Step:
+    step = Step(token, text, drafted=drafted, finish_reason=line.finish_reason)
     if not (line.facts or line.top):
-        logprob = float(scores[token]) - log_normaliser(scores, system.scratch)
-        return Step(token, text, logprob, drafted, finish_reason=line.finish_reason)
+        return step
     own = MIXTURE if system.mixture else system.roles[0]
     rows_of_all = {name: row[0, : system.n_vocab] for name, row in rows.items()} | {own: scores}
-    evidence = Evidence.of(recipe, rows_of_all, line.top, system.vocabulary.piece, system.ends)
-    step = Step(token, text, drafted=drafted, finish_reason=line.finish_reason, evidence=evidence)
-    return step if line.later else known([step])[0]
+    evidence = Evidence(recipe, rows_of_all, line.top, system.vocabulary.piece, system.ends)
+    if line.later:
+        return replace(step, evidence=evidence.kept())
+    return known([replace(step, evidence=evidence)])[0]

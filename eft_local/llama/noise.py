@@ -14,7 +14,10 @@ CONSTRAINED, DRAFT, ACCEPTANCE, REDRAW = 1, 2, 3, 4
 """Purposes of numbers beside an answer's own draws: none of them tells anything about another."""
 
 _MASK = (1 << 64) - 1
-_GOLDEN = 0x9E3779B97F4A7C15
+_GOLDEN, _FIRST, _SECOND = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
+_STRIDE = np.uint64(_GOLDEN)
+_ROUNDS = tuple((np.uint64(shift), np.uint64(factor)) for shift, factor in ((30, _FIRST), (27, _SECOND)))
+_LAST_SHIFT, _UNUSED_BITS = np.uint64(31), np.uint64(12)
 _HALF_STEP, _STEP = 0.5, 2.0**-52
 """52 bits, moved by half a step so that neither 0 nor 1 occurs; with 53 the largest would round to 1."""
 
@@ -22,8 +25,8 @@ _HALF_STEP, _STEP = 0.5, 2.0**-52
 def scramble(value: int) -> int:
     """SplitMix64's finaliser (Steele, Lea, Flood 2014) on one Python integer."""
     value &= _MASK
-    value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
-    value = ((value ^ (value >> 27)) * 0x94D049BB133111EB) & _MASK
+    value = ((value ^ (value >> 30)) * _FIRST) & _MASK
+    value = ((value ^ (value >> 27)) * _SECOND) & _MASK
     return value ^ (value >> 31)
 
 
@@ -38,14 +41,19 @@ def key(seed: int, position: int, *purpose: int) -> int:
 def gumbel(seed: int, position: int, tokens: npt.NDArray[np.int32], *purpose: int) -> npt.NDArray[np.float64]:
     """Standard Gumbel noise for each token id, float64 [n]."""
     bits = tokens.astype(np.uint64)
-    bits += np.uint64(1)
-    bits *= np.uint64(_GOLDEN)
-    bits += np.uint64(key(seed, position, *purpose))
-    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
-        bits ^= bits >> np.uint64(shift)
-        bits *= np.uint64(factor)
-    bits ^= bits >> np.uint64(31)
-    noise: npt.NDArray[np.float64] = -np.log(-np.log(((bits >> np.uint64(12)).astype(np.float64) + _HALF_STEP) * _STEP))
+    bits *= _STRIDE
+    bits += np.uint64((key(seed, position, *purpose) + _GOLDEN) & _MASK)
+    for shift, factor in _ROUNDS:
+        bits ^= bits >> shift
+        bits *= factor
+    bits ^= bits >> _LAST_SHIFT
+    bits >>= _UNUSED_BITS
+    noise = bits.astype(np.float64)
+    noise += _HALF_STEP
+    noise *= _STEP
+    for _ in range(2):
+        np.log(noise, out=noise)
+        np.negative(noise, out=noise)
     return noise
 
 

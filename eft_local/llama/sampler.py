@@ -42,9 +42,10 @@ class Sampler:
         """
         self._sampling = sampling
         self._ids = np.arange(n_vocab, dtype=np.int32)
-        candidates = np.zeros(n_vocab, _CANDIDATE)
-        self._ids_laid, self._logits_laid = candidates["id"], candidates["logit"]
-        self._pointer = _pointer(candidates)
+        self._candidates = np.zeros(n_vocab, _CANDIDATE)
+        self._ids_laid, self._logits_laid = self._candidates["id"], self._candidates["logit"]
+        self._address = self._candidates.ctypes.data
+        self._pointer = _pointer(self._candidates)
         self._grammar = self._chain = self._temperature = None
         try:
             self._grammar = _grammar(vocabulary, sampling)
@@ -134,7 +135,7 @@ class Sampler:
                 with _xtc(self._sampling, seed, position) as xtc:
                     llama_cpp.llama_sampler_apply(xtc, array)
             llama_cpp.llama_sampler_apply(self._temperature, array)
-        left = _view(array)
+        left = self._view(array)
         if not left.size or not isfinite(left["logit"].max()):
             raise EvaluationError(
                 "no token may be chosen here: the grammar allows none of them" if constrained else _NOTHING_LEFT
@@ -147,6 +148,15 @@ class Sampler:
         self._ids_laid[: ids.size] = ids
         self._logits_laid[: ids.size] = scores[ids] if enough else scores
         return ctypes.byref(_token_data_array(self._pointer, ids.size))
+
+    def _view(self, array: Any) -> npt.NDArray[np.void]:
+        """The candidates that are left; samplers may shrink, reorder or move the array."""
+        struct = array._obj
+        address = ctypes.cast(struct.data, ctypes.c_void_p).value
+        if address == self._address or not struct.size:
+            return self._candidates[: struct.size]
+        memory = (ctypes.c_char * (struct.size * _CANDIDATE.itemsize)).from_address(address)
+        return np.frombuffer(memory, _CANDIDATE)
 
     def _allowed(self, ids: npt.NDArray[np.int32]) -> npt.NDArray[np.bool_]:
         """Return which of these tokens the grammar allows, [n]."""
@@ -171,16 +181,6 @@ def _pointer(candidates: npt.NDArray[np.void]) -> Any:
 
 def _token_data_array(pointer: Any, size: int) -> llama_cpp.llama_token_data_array:
     return llama_cpp.llama_token_data_array(data=pointer, size=size, selected=-1, sorted=False)
-
-
-def _view(array: Any) -> npt.NDArray[np.void]:
-    """The candidates that are left; samplers may shrink, reorder or move the array."""
-    struct = array._obj
-    if not struct.size:
-        return np.zeros(0, _CANDIDATE)
-    address = ctypes.cast(struct.data, ctypes.c_void_p).value
-    memory = (ctypes.c_char * (struct.size * _CANDIDATE.itemsize)).from_address(address)
-    return np.frombuffer(memory, _CANDIDATE)
 
 
 def _softmax(candidates: npt.NDArray[np.void]) -> Distribution:
