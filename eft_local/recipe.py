@@ -112,7 +112,7 @@ class Recipe:
     conservative_filter: float | None = checked(optional(number(above=0, below=1)), None)
     plausibility_mask: float | None = checked(optional(number(above=0, maximum=1)), None)
     plausibility_top_p: float | None = checked(optional(number(above=0, maximum=1)), None)
-    draft: int | Literal["auto", "off"] = checked(either(choice("auto", "off"), integer(1, 16)), "off")
+    draft: int | Literal["auto", "off"] = checked(either(choice("auto", "off"), integer(1, 16)), "auto")
     draft_source: str = checked(choice(*DRAFT_SOURCES), "expert")
     draft_rule: str = checked(choice(*DRAFT_RULES), "shared-noise")
     sampling: Sampling = checked(instance(Sampling, "a Sampling"), factory=Sampling)
@@ -290,7 +290,7 @@ class Recipe:
         )
 
 
-_DRAFTS = {"draft": "off", "draft_source": "expert", "draft_rule": "shared-noise"}
+_DRAFTS = {"draft": "auto", "draft_source": "expert", "draft_rule": "shared-noise"}
 _TOP_KEYS = tuple(each.name for each in fields(Recipe) if each.name not in ("placement", "folder"))
 _TABLES = ("base", "antiexpert", "experts", "sampling", "about", "compare")
 _PLAIN_KEYS = tuple(key for key in _TOP_KEYS if key not in _TABLES)

@@ -22,7 +22,7 @@ KERNELS = RowCosts((1, 2, 3, 4, 5, 8, 16), tuple(0.12 * cost for cost in (1, 1.9
 
 def draft(length: DraftLength, sureness: float, live: int = 1, *, free: bool = False) -> int:
     """Draft for `live` answers, always as sure; return how many tokens the first gets."""
-    length.begin(live)
+    length.begin(live, 15)
     active, tokens = set(range(live)), 0
     while active := length.extend(dict.fromkeys(active, sureness), free=free):
         tokens += 0 in active
@@ -44,7 +44,7 @@ def taught(length: AdaptiveLength, sureness: float, share: int, rounds: int = 20
 def test_a_fixed_length_is_kept_to():
     length = FixedLength(5)
     assert [draft(length, sure) for sure in (0.0, 1.0)] == [5, 5]
-    length.begin(3)
+    length.begin(3, 15)
     assert length.extend({0: 0.1, 2: 0.2}) == {0, 2}
 
 
@@ -60,7 +60,7 @@ def test_nothing_is_drafted_after_wrong_guesses_and_something_again_later():
     length = taught(AdaptiveLength([SMALL], [KERNELS]), 0.97, 0, rounds=30)
     assert draft(length, 0.97) == 0
     for _ in range(2000):  # tokens without a draft
-        length.begin(1)
+        length.begin(1, 15)
         length.observe([Outcome(0, 0)])
     assert draft(length, 0.97) > 0
 
@@ -68,13 +68,13 @@ def test_nothing_is_drafted_after_wrong_guesses_and_something_again_later():
 def test_a_draft_stops_before_the_guess_that_it_is_not_sure_of():
     length = AdaptiveLength([SMALL], [RowCosts((1, 16), (0.1, 0.5))])
     for _ in range(50):
-        length.begin(1)
+        length.begin(1, 15)
         count = 0
         while count < 4 and length.extend({0: 0.995}):
             count += 1
         judged = count + bool(length.extend({0: 0.1}))
         length.observe([Outcome(judged, count)])
-    length.begin(1)
+    length.begin(1, 15)
     assert [bool(length.extend({0: sure})) for sure in (0.995, 0.995, 0.01)] == [True, True, False]
 
 
@@ -85,10 +85,10 @@ def test_a_fourth_row_that_is_cheaper_than_a_third_is_taken():
 
 def test_of_many_answers_the_likeliest_are_drafted():
     length = AdaptiveLength([SMALL], [RowCosts((1, 8, 9, 64), (0.1, 0.12, 0.6, 4.0))])  # the ninth row is dear
-    length.begin(4)
+    length.begin(4, 15)
     longer = length.extend({0: 0.999, 1: 0.05, 2: 0.999, 3: 0.05})
     assert longer >= {0, 2}
-    length.begin(8)
+    length.begin(8, 15)
     assert not length.extend(dict.fromkeys(range(8), 0.9))
 
 
@@ -101,7 +101,7 @@ def test_free_guesses_cost_the_drafting_roles_rows_and_no_step():
 def test_what_is_learnt_of_free_guesses_is_kept_apart():
     length = AdaptiveLength([FREE], [KERNELS], kinds=(False, True))
     for _ in range(30):
-        length.begin(1)
+        length.begin(1, 15)
         judged = len(length.extend({0: 0.97}, free=True))
         length.observe([Outcome(judged, 0)])
     assert draft(length, 0.97, free=True) == 0
@@ -110,16 +110,16 @@ def test_what_is_learnt_of_free_guesses_is_kept_apart():
 
 def test_nobody_drafts_where_the_best_guesses_would_not_pay():
     hopeless = AdaptiveLength([SMALL], [STEEP])
-    assert not hopeless.begin(1)
+    assert not hopeless.begin(1, 15)
     hopeful = AdaptiveLength([SMALL], [FLAT])
-    assert hopeful.begin(1)
+    assert hopeful.begin(1, 15)
 
 
 def test_hopeless_drafts_are_thought_of_once_in_a_while_and_when_others_are_live():
     hopeless = AdaptiveLength([SMALL], [STEEP])
     asked: list[int] = []
     hopeless._could_pay = lambda live, free: asked.append(live) is not None
-    assert not any(hopeless.begin(live) for live in (1,) * 33 + (2,) * 17)
+    assert not any(hopeless.begin(live, 15) for live in (1,) * 33 + (2,) * 17)
     assert asked == [1, 1, 2, 2]
 
 
@@ -166,7 +166,7 @@ def seconds_per_token(length: DraftLength, answers: Sequence[Answer], large: Row
     for answer in answers:
         place = 0
         while place < len(answer):
-            length.begin(1)
+            length.begin(1, 15)
             drafted, right = 0, True
             while place + drafted < len(answer):
                 hit, sureness = answer[place + drafted]
@@ -219,7 +219,7 @@ def test_a_large_model_is_measured_fewer_times(unit: float, repeats: int) -> Non
         asked.append(rows)
         return unit * rows * (1 + len(asked) / 100)  # the machine grows slower
 
-    seconds = _measure(evaluate)
+    seconds = _measure(MEASURED_ROWS, evaluate)
     assert asked == [1, *MEASURED_ROWS * repeats]
     assert seconds == [unit * rows * (1 + (place + 2) / 100) for place, rows in enumerate(MEASURED_ROWS)]
 
@@ -243,5 +243,5 @@ def test_one_hiccup_is_not_believed():
 
 
 def test_rows_between_multiples_of_four_cost_what_the_fifth_does():
-    costs = _between([1.0, 2.0, 3.0, 2.5, 3.25, 4.0, 5.0, 5.5])  # of 1, 2, 3, 4, 5, 8, 12 and 16 rows
+    costs = _between(MEASURED_ROWS, [1.0, 2.0, 3.0, 2.5, 3.25, 4.0, 5.0, 5.5])  # of 1, 2, 3, 4, 5, 8, 12 and 16 rows
     assert [costs(n) for n in (2, 6, 7, 8, 9, 15, 16)] == [2.0, 4.0, 4.75, 4.0, 4.75, 7.25, 5.5]

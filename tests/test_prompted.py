@@ -233,6 +233,9 @@ def test_roles_of_one_context_cost_its_rows_together(tmp_path, home):
     class Timed:
         on_rows = None
 
+        def most_rows(self, name: str) -> int:
+            return 16
+
         def time_rows(self, name: str, rows: int) -> float:
             measured.append(name)
             return {"base": 10.0}.get(name, 1.0) + rows

@@ -40,8 +40,8 @@ class Outcome(NamedTuple):
 class DraftLength(Protocol):
     """Decides, guess by guess, whether a draft goes on, and hears what became of it."""
 
-    def begin(self, live: int) -> bool:
-        """Start drafting for `live` answers, numbered from 0; return whether any draft could pay."""
+    def begin(self, live: int, most: int) -> bool:
+        """Start drafting for `live` answers, numbered from 0, `most` tokens each; return whether any could pay."""
 
     def extend(self, sureness: Mapping[int, float], *, free: bool = False) -> set[int]:
         """Return the answers whose draft shall get one more token.
@@ -62,7 +62,7 @@ class FixedLength:
         self._tokens = tokens
         self._lengths: list[int] = []
 
-    def begin(self, live: int) -> bool:
+    def begin(self, live: int, most: int) -> bool:
         self._lengths = [0] * live
         return True
 
@@ -120,22 +120,20 @@ class AdaptiveLength:
     for all answers that are being written together.
     """
 
-    def __init__(
-        self, drafting: Sequence[Costs], rest: Sequence[Costs], most: int = 15, kinds: Sequence[bool] = (False,)
-    ) -> None:
-        """drafting, rest: costs, by context, of the roles that draft and of those that check; most: of a draft.
+    def __init__(self, drafting: Sequence[Costs], rest: Sequence[Costs], kinds: Sequence[bool] = (False,)) -> None:
+        """drafting, rest: costs, by context, of the roles that draft and of those that check.
         kinds: whether guesses will be free; both, if some are.
         """
         self._drafting_costs = tuple(drafting)
         self._rest_costs = tuple(rest)
-        self._most = most
         self._calibrations = {free: Calibration() for free in kinds}  # of free guesses by themselves
         self._tokens = 0.0
         self._seconds = 0.0
         self._idle = self._live = 0
-        self.begin(1)
+        self.begin(1, 1)
 
-    def begin(self, live: int) -> bool:
+    def begin(self, live: int, most: int) -> bool:
+        self._most = most
         self._idle = max(0, self._idle - 1) if live == self._live else 0
         self._live = live
         self._sureness: list[list[float]] = [[] for _ in range(live)]

@@ -19,7 +19,7 @@ import numpy as np
 from eft_local.emulator.acceptance import RULES, Guess, Rule
 from eft_local.emulator.draft_length import AdaptiveLength, DraftLength, FixedLength
 from eft_local.emulator.loading import LoadedRole, antiexpert_name
-from eft_local.emulator.row_costs import RowCosts, per_role, row_costs
+from eft_local.emulator.row_costs import MEASURED_ROWS, RowCosts, per_role, row_costs
 from eft_local.emulator.slots import Slots
 from eft_local.llama import Sampler
 from eft_local.protocols import Floats
@@ -196,8 +196,8 @@ class DraftingSource:
 
     def __init__(self, roles: Mapping[str, LoadedRole]) -> None:
         self._roles = roles
-        self._costs: dict[Hashable, RowCosts] = {}  # by context
-        self._learnt: dict[tuple[str, ...], AdaptiveLength] = {}
+        self._costs: dict[tuple[Hashable, int], RowCosts] = {}  # by context, and the most rows that were measured
+        self._learnt: dict[Hashable, AdaptiveLength] = {}
 
     def choose(self, recipe: Recipe, system: System, slots: Slots) -> Drafting | None:
         """Return how to draft, or None: off, one role alone, or a role whose model cannot rewind.
@@ -211,7 +211,7 @@ class DraftingSource:
         if recipe.draft != "auto":
             return Drafting(drafter, FixedLength(int(recipe.draft)), rule)
         slots.on_rows = self._learn
-        key = (recipe.draft_rule, recipe.draft_source, *drafter.roles)
+        key = (recipe.draft_rule, recipe.draft_source, drafter.roles, slots.most_rows(system.roles[0]))
         if key not in self._learnt:
             self._learnt[key] = AdaptiveLength(
                 drafting=self._measured(drafter.roles, slots),
@@ -222,17 +222,19 @@ class DraftingSource:
 
     def _measured(self, names: Sequence[str], slots: Slots) -> list[Callable[[int], float]]:
         """Return what a row of each of these roles costs, by context: those that share one are evaluated at once."""
-        contexts = Counter(self._roles[name].context_key for name in names)
+        contexts: Counter[tuple[Hashable, int]] = Counter()
         for name in names:
-            key = self._roles[name].context_key
+            most = min(slots.most_rows(name), MEASURED_ROWS[-1])
+            key = self._roles[name].context_key, most
+            contexts[key] += 1
             if key not in self._costs:
-                self._costs[key] = row_costs(self._roles[name], partial(slots.time_rows, name))
+                self._costs[key] = row_costs(self._roles[name], partial(slots.time_rows, name), most)
         return [per_role(self._costs[key], roles) for key, roles in contexts.items()]
 
     def _learn(self, name: str, rows: int, seconds: float) -> None:
-        costs = self._costs.get(self._roles[name].context_key)
-        if costs:
-            costs.learn(rows, seconds)
+        for (key, _), costs in self._costs.items():
+            if key == self._roles[name].context_key:
+                costs.learn(rows, seconds)
 
     def _recurrent(self, roles: Sequence[str]) -> bool:
         return any(getattr(self._roles[name].model, "keeps_recurrent_state", False) for name in roles)

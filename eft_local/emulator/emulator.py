@@ -12,6 +12,7 @@ from types import TracebackType
 
 import numpy as np
 
+from eft_local import memory
 from eft_local.emulator.drafting import DraftingSource
 from eft_local.emulator.loading import (
     Library,
@@ -30,7 +31,7 @@ from eft_local.emulator.slots import Slots
 from eft_local.emulator.writing import Line, System, write
 from eft_local.errors import BusyError, PromptError, RecipeError, UsageError
 from eft_local.llama import Sampler
-from eft_local.planning.survey import DRAFTED_ROWS, rows_at_once
+from eft_local.planning.survey import rows_at_once
 from eft_local.prompts import conversation
 from eft_local.recipe import Recipe
 from eft_local.references import find_recipe
@@ -67,6 +68,7 @@ class Emulator:
         warn_of_capped_logits(roles)
         self._drafting = DraftingSource(self._roles)
         self._slots = {MIXTURE: Slots(roles, context=recipe.context, outputs=rows_at_once(self._recipe))}
+        memory.trim()
 
     @classmethod
     def load(cls, recipe: Recipe | str | Path, *, progress: LoadProgress | None = None) -> Emulator:
@@ -196,7 +198,7 @@ class Emulator:
             for line in lines:
                 slots.check(line.sequences)
             finished = 0
-            drafting = self._drafting.choose(self._recipe, system, self._own_slots(system))
+            drafting = self._drafting.choose(self._recipe, system, slots)
             steps = write(
                 slots, system, lines, lambda: self._recipe, parallel=min(parallel, len(lines)), drafting=drafting
             )
@@ -391,7 +393,8 @@ def _batch_rows(recipe: Recipe, parallel: int) -> int:
     """Rows of logits that each answer of a batch may need at once; "auto" gets by with less where there are many."""
     if recipe.draft == "off":
         return 1
-    return DRAFTED_ROWS if recipe.draft != "auto" else min(DRAFTED_ROWS, max(4, _BATCH_ROWS // parallel))
+    rows = rows_at_once(recipe)
+    return rows if recipe.draft != "auto" else min(rows, max(4, _BATCH_ROWS // parallel))
 
 
 def _check_text(name: str, value: object) -> None:

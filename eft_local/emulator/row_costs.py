@@ -72,48 +72,50 @@ def per_role(costs: RowCosts, roles: int) -> Callable[[int], float]:
     return lambda n: costs(roles * n)
 
 
-def row_costs(role: LoadedRole, evaluate: Callable[[int], float]) -> RowCosts:
+def row_costs(role: LoadedRole, evaluate: Callable[[int], float], most: int) -> RowCosts:
     """Return the costs of a role's context: from the cache, or measured now.
 
-    evaluate: returns the seconds of one evaluation of n rows.
+    evaluate: returns the seconds of one evaluation of n rows, of at most so many.
     """
+    wanted = [rows for rows in MEASURED_ROWS if rows <= most]
     path = _cached(role)
     with contextlib.suppress(OSError, ValueError, TypeError):
         kept = json.loads(path.read_text()) if path else None
-        if kept and kept["rows"] == list(MEASURED_ROWS):
-            return _between([float(value) for value in kept["seconds"]])
-    seconds = _measure(evaluate)
+        if kept and kept["rows"][: len(wanted)] == wanted:
+            return _between(kept["rows"], [float(value) for value in kept["seconds"]])
+    seconds = _measure(wanted, evaluate)
     if path:
         with contextlib.suppress(OSError):  # it is measured again next time
             path.parent.mkdir(parents=True, exist_ok=True)
             partial = path.with_suffix(f".{os.getpid()}.partial")
-            partial.write_text(json.dumps({"rows": MEASURED_ROWS, "seconds": seconds}))
+            partial.write_text(json.dumps({"rows": wanted, "seconds": seconds}))
             partial.replace(path)
-    return _between(seconds)
+    return _between(wanted, seconds)
 
 
-def _measure(evaluate: Callable[[int], float]) -> list[float]:
+def _measure(wanted: Sequence[int], evaluate: Callable[[int], float]) -> list[float]:
     """Return the least seconds per number of rows; what else runs on the machine only ever makes them more."""
     spent = evaluate(1)  # warms caches and thread pools
-    seconds = [inf] * len(MEASURED_ROWS)
+    seconds = [inf] * len(wanted)
     for repeat in range(_REPEATS):
         if repeat and spent > _BUDGET:
             break
-        for place, rows in enumerate(MEASURED_ROWS):
+        for place, rows in enumerate(wanted):
             now = evaluate(rows)
             spent += now
             seconds[place] = min(seconds[place], now)
     return seconds
 
 
-def _between(seconds: Sequence[float]) -> RowCosts:
-    """Return the costs of 1 to 16 rows: behind a multiple of four each one costs what the fifth does.
+def _between(measured: Sequence[int], seconds: Sequence[float]) -> RowCosts:
+    """Return the costs of all rows up to the last that was measured: behind a multiple of four each one costs what the
+    fifth does.
 
     On a CPU thirteen rows may well cost more than sixteen.
     """
-    known = dict(zip(MEASURED_ROWS, seconds, strict=True))
-    fifth = known[5] - known[4]
-    rows = range(1, MEASURED_ROWS[-1] + 1)
+    known = dict(zip(measured, seconds, strict=True))
+    fifth = known[5] - known[4] if 5 in known else 0.0
+    rows = range(1, measured[-1] + 1)
     return RowCosts(rows, [known.get(n) or known[n - n % 4] + n % 4 * fifth for n in rows])
 
 

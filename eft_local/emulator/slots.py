@@ -65,10 +65,14 @@ class _Sequence:
 
 @dataclass(slots=True)
 class _Group:
-    """Roles on the same weights and adapter: one context, whose sequences are numbered role by role."""
+    """Roles on the same weights and adapter: one context, whose sequences are numbered role by role.
+
+    rows: of logits that one evaluation can give at most.
+    """
 
     evaluator: Evaluator
     roles: list[str]
+    rows: int
 
 
 class Slots:
@@ -97,13 +101,11 @@ class Slots:
         self._sequences: dict[tuple[str, int], _Sequence] = {}
         with ExitStack() as cleanup:
             for names in _by_context(roles):
-                evaluator = roles[names[0]].open(
-                    n_ctx=sum(cells[name] if cells else context * slots for name in names),
-                    n_seq=len(names) * slots,
-                    n_outputs=len(names) * slots * outputs,
-                )
+                room = sum(cells[name] if cells else context * slots for name in names)
+                rows = len(names) * slots * outputs
+                evaluator = roles[names[0]].open(n_ctx=room, n_seq=len(names) * slots, n_outputs=rows)
                 cleanup.callback(evaluator.close)
-                self._groups.append(_Group(evaluator, names))
+                self._groups.append(_Group(evaluator, names, min(room, rows)))
                 for index, name in enumerate(names):
                     for slot in range(slots):
                         self._sequences[name, slot] = _Sequence(evaluator, index * slots + slot)
@@ -178,9 +180,13 @@ class Slots:
                 self.on_rows(names[0], count_rows, seconds)
         return logits
 
+    def most_rows(self, name: str) -> int:
+        """Return how many rows one evaluation of a role's empty context can have."""
+        return self._group(name).rows
+
     def time_rows(self, name: str, rows: int) -> float:
         """Return the seconds that one evaluation of so many rows takes in a role's context; it stays as it is."""
-        evaluator = next(group.evaluator for group in self._groups if name in group.roles)
+        evaluator = self._group(name).evaluator
         sequence = self._sequences[name, 0]
         length = evaluator.length(sequence.number)
         started = time.perf_counter()
@@ -202,6 +208,9 @@ class Slots:
 
     def close(self) -> None:
         self._cleanup.close()
+
+    def _group(self, name: str) -> _Group:
+        return next(group for group in self._groups if name in group.roles)
 
     def _count(self, names: Sequence[str], started: float) -> float:
         """Share the time since `started` among roles; return it."""

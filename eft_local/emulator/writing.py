@@ -288,7 +288,7 @@ def _drafts(
     slots: Slots, system: System, live: Sequence[Line], rooms: Sequence[int], recipe: Recipe, drafting: Drafting | None
 ) -> tuple[list[Draft], tuple[str, ...]]:
     """Draft for every live line; return the drafts and the roles that were evaluated for them."""
-    if drafting and drafting.length.begin(len(live)):
+    if drafting and drafting.length.begin(len(live), slots.outputs - 1):
         limits = [
             # A line whose prompt is not evaluated yet gets no draft: its first token's time is the prompt's.
             int(max(0, min(slots.outputs - 1, room, line.remaining(recipe.sampling) - 1))) if line.tokens else 0

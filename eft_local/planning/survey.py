@@ -20,14 +20,18 @@ from eft_local.roles import PLAIN_KV_TYPES
 SCORED_ROWS = 8
 """Rows of logits that are read at a time where a continuation is scored: a buffer of 8 × n_vocab floats per role."""
 DRAFTED_ROWS = 17
-"""The longest draft, and the token after it."""
+"""The longest draft, and the token after it. On a CPU a draft of more than seven hardly pays, and memory is dearer."""
 SHORT = 1024
 """Tokens of context up to which flash attention is worth its while on a CPU."""
 
 
 def rows_at_once(recipe: Recipe) -> int:
     """Return the rows of logits that the contexts for one answer must return at once."""
-    return SCORED_ROWS if recipe.draft == "off" else DRAFTED_ROWS
+    on_cpu = not supports_gpu_offload() or all(
+        recipe.placement_of(role).offload == 0 for _, role in recipe.named_roles()
+    )
+    few = recipe.draft == "off" or (recipe.draft == "auto" and on_cpu)
+    return SCORED_ROWS if few else DRAFTED_ROWS
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +105,8 @@ def loads(seated: Mapping[str, Seat], context: int, rows: int) -> tuple[Load, ..
             batch=seat.placement.batch,
             ubatch=seat.placement.ubatch,
             kv_type=seat.placement.kv_type,
-            flash_attention=attention(seat.placement, context),
+            flash_attention=seat.placement.flash_attention,
+            plain_beyond=SHORT * count if _plain_beyond_short(seat.placement) else None,
         )
         return ContextNeed(tuple(names), count, ask(seat.model, asked, trusted=is_bundled(seat.model)))
 
@@ -131,10 +136,12 @@ def attention(placement: Placement, context: int) -> bool | Literal["auto"]:
     context: tokens that a role can hold. Behind long ones a CPU is faster without it, up to twice as fast; small models
     behind short ones are a tenth faster with it (bench/RESULTS.md).
     """
+    return False if context > SHORT and _plain_beyond_short(placement) else placement.flash_attention
+
+
+def _plain_beyond_short(placement: Placement) -> bool:
     on_cpu = placement.offload == 0 or not supports_gpu_offload()
-    if placement.flash_attention == "auto" and on_cpu and context > SHORT and placement.kv_type in PLAIN_KV_TYPES:
-        return False
-    return placement.flash_attention
+    return placement.flash_attention == "auto" and on_cpu and placement.kv_type in PLAIN_KV_TYPES
 
 
 def settled(placement: Placement, on_gpu: int, mmap: bool, context: int) -> Placement:
