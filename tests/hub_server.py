@@ -12,8 +12,6 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, unquote, urlsplit
 
-_PIECE = 16 << 10
-
 
 @dataclass(frozen=True)
 class Fault:
@@ -27,7 +25,9 @@ class Fault:
     extra: bytes = b""  # bytes beyond the file's end
     ignore_range: bool = False
     shift: int = 0  # the range begins elsewhere
-    delay: float = 0.0  # seconds between pieces of 16 KiB
+    piece: int = 16 << 10  # bytes that are sent at once
+    delay: float = 0.0  # seconds between pieces
+    stall: int | None = None  # bytes after which nothing comes, and the connection stays until the client leaves
     at_hub: bool = False  # the hub itself fails, before it redirects
 
 
@@ -295,9 +295,9 @@ class _Handler(BaseHTTPRequestHandler):
             self.close_connection = True
         self.end_headers()
         is_content = is_content and status in (200, 206) and "ETag" in headers
-        given = memoryview(body[: fault.cut] if self.command == "GET" else b"")
-        while given:
-            piece, given = given[:_PIECE], given[_PIECE:]
+        given = memoryview(body)[: fault.stall if fault.cut is None else fault.cut]
+        while given and self.command == "GET":
+            piece, given = given[: fault.piece], given[fault.piece :]
             counted = len(piece) if is_content else 0
             request.sent += counted  # before the client can know of it
             try:
@@ -307,3 +307,5 @@ class _Handler(BaseHTTPRequestHandler):
                 raise
             if fault.delay:
                 time.sleep(fault.delay)
+        if fault.stall is not None:
+            self.rfile.read(1)

@@ -16,6 +16,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import kill_pulls
 import pytest
 from hub_server import Fault, HubServer, Repo, serving, sha256
 
@@ -171,6 +172,13 @@ def test_json_tells_the_plan_the_progress_and_the_result(home: Home, files: Mapp
     assert [Path(model["path"]).stat().st_size for model in models] == [model["size"] for model in models]
 
 
+def test_what_is_here_is_not_said_to_have_been_verified_again(home: Home) -> None:
+    first, again = (home.eft("pull", f"{SMALL}:F32") for _ in range(2))
+    assert first.err.splitlines()[-1] == f"{SMALL}/small.F32.gguf: complete and verified"
+    assert again.err.splitlines()[-1] == f"{SMALL}/small.F32.gguf: here already"
+    assert again.out == first.out
+
+
 def big(server: HubServer, size: int = 3_000_000) -> bytes:
     """Put a larger file on the hub, which comes slowly."""
     content = random.Random(size).randbytes(size)
@@ -209,6 +217,27 @@ def test_ctrl_c_and_kill_keep_what_came_and_the_same_command_goes_on(home: Home,
     assert [request.start for request in server.downloads()] == [0, *kept]
     assert kept == sorted(set(kept))
     assert (home.hub / "models--org--Big" / "blobs" / sha256(content)).read_bytes() == content
+
+
+def test_a_kill_loses_nothing_that_had_come(home: Home, server: HubServer) -> None:
+    """What has come is in the file, not in a buffer: each process is killed where the hub says no more."""
+    content = big(server, 1_000_000)
+    stops = sorted(random.Random(8).sample(range(1, len(content)), 8))
+    for start, stop in zip([0, *stops], stops, strict=False):
+        server.always = Fault(piece=1448, stall=stop - start)
+        process = home.start("pull", "org/Big:Q4_0")
+        wait_for(home, stop)
+        process.kill()
+        process.communicate(timeout=TIMEOUT)
+    server.always = Fault()
+    assert home.eft("pull", "org/Big:Q4_0").code == 0
+    assert [request.start for request in server.downloads()] == [0, *stops]
+    assert server.sent() == len(content), "no byte was fetched twice"
+    assert (home.hub / "models--org--Big" / "blobs" / sha256(content)).read_bytes() == content
+
+
+def test_a_pull_that_is_killed_at_any_moment_goes_on(tmp_path: Path) -> None:
+    assert kill_pulls.killed(tmp_path, kills=3, size=2_000_000, pace=4e6, seed=1).whole
 
 
 def test_two_processes_download_a_file_once(home: Home, server: HubServer) -> None:

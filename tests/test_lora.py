@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import shutil
+from collections.abc import Mapping
 from contextlib import closing
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import pytest
 from gguf.constants import GGMLQuantizationType
 
 from eft_local import Emulator, Recipe
-from eft_local.bench.gguf_factory import ModelSpec, Shape, bpe, write_adapter, write_model
+from eft_local.bench.gguf_factory import LORA_TARGETS, ModelSpec, Shape, bpe, write_adapter, write_model
 from eft_local.errors import Cancelled, EftError, ModelFileError, ModelNotFoundError, UnsupportedModelError
 from eft_local.llama import Adapter, Model
 from eft_local.llama.gguf import check_gguf
@@ -83,9 +84,11 @@ def logits(emulator: Emulator, steps: int = 6) -> dict[str, np.ndarray]:
     [
         ("F32", "F32", 1e-3, 1e-3),
         ("F32", "F16", 1e-2, 1e-2),
-        # Kernels for F16 round what they multiply by: this model's own weights as F32 give logits that differ by 0.012.
-        ("F16", "F32", 0.05, 1e-2),
-        ("F16", "F16", 0.05, 1e-2),
+        # Two roundings, neither of which is the mixture's: the merged weights are rounded to F16 (alone: up to 0.010,
+        # 0.0015 root mean square), and kernels for F16 round what they multiply by (this model without any adapter, as
+        # F16 and as F32: 0.012 and 0.0018).
+        ("F16", "F32", 0.05, 5e-3),
+        ("F16", "F16", 0.05, 5e-3),
     ],
 )
 def test_a_lora_expert_mixes_as_the_merged_model_does(tmp_path, kind, adapter, most, typical):
@@ -93,19 +96,66 @@ def test_a_lora_expert_mixes_as_the_merged_model_does(tmp_path, kind, adapter, m
     changes = write_adapter(tmp_path / "lora.gguf", small, strength=0.05, quantization=adapter)
     assert len(changes) == 21
     rewritten(small, tmp_path / "merged.gguf", kind, changes)
-    placement = {"threads": 1, "kv_type": "f32", "flash_attention": False}
-    with Emulator.load(trio(tmp_path, "small.gguf", 'model = "merged.gguf"', **placement)) as merged:
-        expected = logits(merged)
-    with Emulator.load(trio(tmp_path, "small.gguf", 'model = "@antiexpert"\nlora = "lora.gguf"', **placement)) as mine:
-        found = logits(mine)
-        assert mine._roles["tuned"].model is mine._roles["antiexpert"].model, "one copy of the weights"
-        assert len(mine._slots["eft"]._groups) == 3
+    found, expected = adapted_and_merged(tmp_path)
     assert found.keys() == expected.keys() == {"base", "antiexpert", "tuned", "eft"}
     for name, rows in found.items():
         difference = rows - expected[name]
         assert np.abs(difference).max() < most
         assert np.sqrt(np.square(difference).mean()) < typical
     assert np.abs(found["tuned"] - found["antiexpert"]).max() > 1, "the adapter does something"
+
+
+def adapted_and_merged(folder: Path) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Return the logits of a trio whose expert is small.gguf with lora.gguf, and of one whose expert is merged.gguf."""
+    placement = {"threads": 1, "kv_type": "f32", "flash_attention": False}
+    with Emulator.load(trio(folder, "small.gguf", 'model = "merged.gguf"', **placement)) as merged:
+        expected = logits(merged)
+    with Emulator.load(trio(folder, "small.gguf", 'model = "@antiexpert"\nlora = "lora.gguf"', **placement)) as mine:
+        found = logits(mine)
+        assert mine._roles["tuned"].model is mine._roles["antiexpert"].model, "one copy of the weights"
+        assert len(mine._slots["eft"]._groups) == 3
+    return found, expected
+
+
+def test_on_f16_weights_too_where_merging_rounds_nothing(tmp_path):
+    """Weights and changes of few bits, whose sums F16 holds exactly, and an adapter whose first halves round what they
+    multiply by as the weights do. Most rows are equal to the last bit; in the others the order of a sum has turned the
+    rounding of some number, which all layers behind it carry on.
+    """
+    apart = []
+    for seed in range(3):
+        write_exact_merge(tmp_path, seed)
+        found, expected = adapted_and_merged(tmp_path)
+        apart.append(np.abs(found["eft"] - expected["eft"]).max(axis=1))
+        assert np.abs(found["tuned"] - found["antiexpert"]).max() > 1, "the adapter does something"
+    assert np.max(apart) < 1e-2
+    assert np.median(apart) < 1e-5
+
+
+def write_exact_merge(folder: Path, seed: int) -> None:
+    """Write small.gguf, lora.gguf for it and merged.gguf, whose F16 weights are the sums of the two, not rounded."""
+    rank = 4
+    few_bits: dict[str, np.ndarray] = {}
+    changes: dict[str, np.ndarray] = {}
+    halves: dict[str, np.ndarray] = {}
+    small = resolve_model("demo:small", None)
+    for tensor in gguf.GGUFReader(small).tensors:
+        if not tensor.name.startswith("blk.") or tensor.name.split(".")[2] not in LORA_TARGETS:
+            continue
+        weights = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
+        step = np.float32(2.0 ** (np.ceil(np.log2(1.5 * np.abs(weights).max())) - 11))  # F16 has 11 bits
+        dice = np.random.default_rng([seed, *tensor.name.encode()])
+        a = dice.integers(-1, 2, (rank, weights.shape[1])).astype(np.float16)
+        b = dice.integers(-10, 11, (weights.shape[0], rank)).astype(np.float32) * step
+        few_bits[tensor.name] = np.round(weights / step) * step - weights
+        changes[tensor.name] = b @ a.astype(np.float32)
+        halves |= {f"{tensor.name}.lora_a": a, f"{tensor.name}.lora_b": b}
+    adapter_file(folder / "lora.gguf", halves, adapter__lora__alpha=float(rank))
+    rewritten(small, folder / "small.gguf", "F16", few_bits)
+    rewritten(folder / "small.gguf", folder / "merged.gguf", "F16", changes)
+    exact = gguf.GGUFReader(rewritten(folder / "small.gguf", folder / "exact.gguf", "F32", changes))
+    for rounded, sums in zip(gguf.GGUFReader(folder / "merged.gguf").tensors, exact.tensors, strict=True):
+        np.testing.assert_array_equal(gguf.quants.dequantize(rounded.data, rounded.tensor_type), sums.data)
 
 
 def test_the_scale_is_times_the_change(tmp_path):
@@ -189,16 +239,18 @@ def files(tmp_path_factory) -> Path:
     return folder
 
 
-def adapter_file(path: Path, tensors: dict[str, tuple[int, ...]], **keys: object) -> Path:
-    """Write an adapter with these tensors ([out, in]), and other keys than a sound one has (None: without it)."""
+def adapter_file(path: Path, tensors: Mapping[str, tuple[int, ...] | np.ndarray], **keys: object) -> Path:
+    """Write an adapter with these tensors ([out, in]; zeros for a shape), and other keys than a sound one has (None:
+    without it).
+    """
     writer = gguf.GGUFWriter(path, str(keys.pop("architecture", "llama")))
     sound = {"general.type": "adapter", "adapter.type": "lora", "adapter.lora.alpha": 8.0}
     add = {str: writer.add_string, int: writer.add_uint32, float: writer.add_float32, list: writer.add_array}
     for key, value in (sound | {key.replace("__", "."): value for key, value in keys.items()}).items():
         if value is not None:
             add[type(value)](key, value)
-    for name, shape in tensors.items():
-        writer.add_tensor(name, np.zeros(shape, np.float32))
+    for name, given in tensors.items():
+        writer.add_tensor(name, np.zeros(given, np.float32) if isinstance(given, tuple) else given)
     with closing(writer):
         writer.write_header_to_file()
         writer.write_kv_data_to_file()

@@ -13,6 +13,7 @@ from eft_local.bench.gguf_factory import bpe
 from eft_local.bench.plan import ALLOWED, Case, compared, planned
 from eft_local.llama import needs
 from eft_local.llama.needs import Asked, ask
+from eft_local.planning.survey import SCORED_ROWS, SHORT, Seat, loads
 from eft_local.roles import Placement
 
 NARROW = {"n_embd": 256, "n_layer": 4, "n_head": 4, "n_head_kv": 2, "n_ff": 1024, "n_ctx": 4096}
@@ -81,3 +82,22 @@ def test_a_longer_context_is_never_underestimated_between_two_measured_ones(gguf
         line = needs.at(curve, cells)
         assert line.cache >= exact.cache - 6000  # a log line's last digit
         assert line.host >= exact.host - 6000
+
+
+def test_a_recipe_of_short_contexts_knows_what_long_ones_take(tmp_path):
+    """Those go without flash attention on a CPU, and compute buffers are larger without: one curve tells both."""
+    path = write_family(tmp_path / "model.gguf", narrow("llama-0.5b"), 20_000)
+    curves = [
+        loads({"model": Seat(path, Placement(offload=0))}, context, SCORED_ROWS)[0].contexts[0]
+        for context in (256, 4096)
+    ]
+    for context in (256, SHORT, SHORT + 256, 2048, 4096):
+        attention = "auto" if context <= SHORT else False
+        asked = Asked(context, n_outputs=SCORED_ROWS, flash_attention=attention)
+        made = needs.at(ask(path, asked, trusted=True).on_cpu, context)
+        for curve in curves:
+            assert curve.figures(context, 0) == made
+    plain, flash = (
+        ask(path, Asked(4096, flash_attention=attention), trusted=True).on_cpu[-1].host for attention in (False, "auto")
+    )
+    assert plain > 1.2 * flash, "it makes a difference"

@@ -38,6 +38,7 @@ def needs(
     repacks: bool = False,
     tied: bool = False,
     trained: int = 65536,
+    head: int = 128,
 ) -> Needs:
     """A model of so many layers of so many bytes."""
     weights = Weights(
@@ -49,6 +50,7 @@ def needs(
         active=layers * layer,
         active_output=edge,
         trained=trained,
+        head=head,
     )
     return Needs(
         weights=weights,
@@ -240,6 +242,8 @@ def test_the_line_says_what_was_needed_what_is_free_and_three_things_to_try() ->
     assert "address space limit" in refusal(plan(trio(), [cpu(5 * GB, ADDRESS_SPACE)], 4096))
     caches = [load("a", needs(layers=2, per_cell=10**6))]
     assert any("kv_type" in idea for idea in advice(plan(caches, [cpu(2 * GB)], 4096)))
+    odd = [load("a", needs(layers=2, per_cell=10**6, head=80))]  # a quantised cache holds blocks of 32
+    assert not any("kv_type" in idea for idea in advice(plan(odd, [cpu(2 * GB)], 4096)))
 
 
 def test_figures_between_measured_ones_lie_on_a_line_and_are_rounded_up() -> None:

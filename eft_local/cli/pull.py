@@ -127,6 +127,7 @@ def _write_line(told: dict[str, Any]) -> None:
 
 def _plain_lines() -> Report:
     pace, last = Pace(), time.monotonic()
+    begun: set[str] = set()
 
     def report(event: Event) -> None:
         nonlocal last
@@ -135,8 +136,9 @@ def _plain_lines() -> Report:
         elif event.kind == "said":
             output.note(_said(event))
         elif event.kind == "done":
-            output.note(f"{event.file}: complete and verified")
+            output.note(_ended(event, event.file in begun))
         elif event.kind == "progress":
+            begun.add(event.file)
             pace.add(event.all_done)
             if time.monotonic() - last >= _PLAIN_EVERY:
                 last = time.monotonic()
@@ -154,6 +156,10 @@ def _planned(event: Event) -> str:
 
 def _said(event: Event) -> str:
     return event.text + (f"; trying again in {event.seconds:.0f} s" if event.seconds >= 0.5 else "")
+
+
+def _ended(event: Event, begun: bool) -> str:
+    return f"{event.file}: {'complete and verified' if begun else 'here already'}"
 
 
 @contextmanager
@@ -188,14 +194,15 @@ def _bars() -> Iterator[Report]:
                 bars.reset(whole, total=event.all_size)
             elif event.kind == "said":
                 bars.console.print(Text(_said(event)))
+            elif event.kind == "done":
+                bars.console.print(Text(_ended(event, event.file in tasks)))
+                if event.file in tasks:
+                    bars.remove_task(tasks.pop(event.file))
             else:
                 name = event.file.rpartition("/")[2]
                 if event.file not in tasks:
                     tasks[event.file] = bars.add_task(name[-40:], total=event.size, completed=event.done)
                 bars.update(tasks[event.file], completed=event.done)
-                if event.kind == "done":
-                    bars.remove_task(tasks.pop(event.file))
-                    bars.console.print(Text(f"{event.file}: complete and verified"))
             bars.update(whole, completed=event.all_done)
 
         yield report

@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import ctypes
+import re
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
 
 import llama_cpp
 import numpy as np
 
-from eft_local.errors import Cancelled, ContextOverflowError, EvaluationError, OutOfMemoryError, UsageError
+from eft_local.errors import (
+    Cancelled,
+    ContextOverflowError,
+    EvaluationError,
+    OutOfMemoryError,
+    UnsupportedModelError,
+    UsageError,
+)
 from eft_local.llama import library
 from eft_local.protocols import Adapter, Floats, Rows
 
@@ -19,6 +28,7 @@ if TYPE_CHECKING:
 
 KV_TYPES = {"f32": 0, "f16": 1, "q4_0": 2, "q4_1": 3, "q5_0": 6, "q5_1": 7, "q8_0": 8, "iq4_nl": 20, "bf16": 30}
 _FLASH_ATTENTION = {"auto": -1, False: 0, True: 1}
+_BLOCKS = re.compile(r"cache type (?P<kv_type>\w+) with block size (?P<block>\d+) does not divide \w+=(?P<head>\d+)")
 _ABORTED = 2
 _NO_SLOT = 1
 
@@ -45,6 +55,21 @@ def context_params(
     )
 
 
+def unsuitable_cache(path: Path) -> UnsupportedModelError | None:
+    """Return what is wrong if llama.cpp has just refused a context whose KV type does not go with this model."""
+    reason = library.last_complaint()
+    if blocks := _BLOCKS.search(reason):
+        return UnsupportedModelError(
+            f'kv_type = "{blocks["kv_type"]}" does not suit {path}: it holds numbers in blocks of {blocks["block"]}, '
+            f'and the model\'s heads have {blocks["head"]}; set kv_type = "f16" for it'
+        )
+    if "requires flash_attn" in reason:
+        return UnsupportedModelError(
+            f'llama.cpp quantises the cache of {path} only with flash attention; set kv_type = "f16" for it'
+        )
+    return None
+
+
 class Context:
     """Implements `protocols.Evaluator` on llama.cpp. Not for two threads at once, but for `abort`."""
 
@@ -68,7 +93,8 @@ class Context:
 
         n_outputs bounds a buffer of n_outputs × n_vocab floats: keep it small. adapter: one that was loaded for this
         model; adapter_scale: times what it changes.
-        Raises: OutOfMemoryError; UsageError for an unknown KV type or more sequences than llama.cpp can hold.
+        Raises: OutOfMemoryError; UsageError for an unknown KV type or more sequences than llama.cpp can hold;
+        UnsupportedModelError for a KV type that does not suit the model.
         """
         if kv_type not in KV_TYPES:
             raise UsageError(f"unknown KV cache type {kv_type!r}; use one of {', '.join(KV_TYPES)}")
@@ -81,6 +107,7 @@ class Context:
         self._lengths = [0] * n_seq
         self._stop = library.StopFlag()
         self._rows = 0
+        self._logits: Floats = np.empty((0, 0), np.float32)
         threads = n_threads or library.default_threads()
         params = library.fill(
             context_params(
@@ -100,7 +127,7 @@ class Context:
         library.forget_complaints()
         self.handle = llama_cpp.llama_init_from_model(model.handle, params)
         if not self.handle:
-            raise OutOfMemoryError(
+            raise unsuitable_cache(model.path) or OutOfMemoryError(
                 f"llama.cpp could not make a context of {n_ctx} tokens for {model.path} "
                 f"({library.last_complaint() or 'no reason given'}); try a smaller context, "
                 'kv_type = "q8_0", or fewer layers on the GPU'
@@ -142,8 +169,11 @@ class Context:
         pointer = llama_cpp.llama_get_logits(self.handle)  # waits for the evaluation
         if self._stop:
             raise Cancelled("the evaluation was stopped")
-        memory = (ctypes.c_float * (self._rows * self.n_vocab)).from_address(ctypes.addressof(pointer.contents))
-        return np.ndarray((self._rows, self.n_vocab), np.float32, memoryview(memory))
+        address = ctypes.addressof(pointer.contents)
+        if self._logits.ctypes.data != address:  # llama.cpp's buffer, which it may move
+            memory = (ctypes.c_float * (self.n_outputs * self.n_vocab)).from_address(address)
+            self._logits = np.ndarray((self.n_outputs, self.n_vocab), np.float32, memoryview(memory))
+        return self._logits[: self._rows]
 
     def rewind(self, sequence: int, length: int) -> int:
         """Forget everything beyond `length` tokens; return how many are left.

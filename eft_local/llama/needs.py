@@ -26,7 +26,7 @@ import llama_cpp
 from eft_local import errors, locations
 from eft_local.errors import EftError, ModelFileError, UnsupportedModelError, UsageError
 from eft_local.llama import library
-from eft_local.llama.context import KV_TYPES, context_params
+from eft_local.llama.context import KV_TYPES, context_params, unsuitable_cache
 from eft_local.llama.trial import identity
 from eft_local.llama.weights import Weights, read_weights
 
@@ -52,7 +52,8 @@ _HOST = re.compile(r"CPU|.*_Host$")
 class Asked:
     """A context as `Model.open` makes it. ubatch None: what suits where the model is.
 
-    cells: tokens that all its sequences have room for together.
+    cells: tokens that all its sequences have room for together.  plain_beyond: cells beyond which contexts go without
+    flash attention, whatever `flash_attention` says of the others; None for no such bound.
     """
 
     cells: int
@@ -62,6 +63,12 @@ class Asked:
     ubatch: int | None = None
     kv_type: str = "f16"
     flash_attention: bool | str = "auto"
+    plain_beyond: int | None = None
+
+    def of(self, cells: int) -> Asked:
+        """Return what is asked for where there is room for so many tokens."""
+        plain = self.plain_beyond is not None and cells > self.plain_beyond
+        return replace(self, cells=cells, flash_attention=False if plain else self.flash_attention)
 
 
 @dataclass(frozen=True, slots=True)
@@ -273,8 +280,10 @@ def _dry_model(path: Path, layers: int) -> Iterator[tuple[int, list[str]]]:
 def _curve(model: int, path: Path, asked: Asked, weights: Weights) -> list[Figures]:
     trained = min(weights.trained, _MOST_CELLS)
     rungs = {_LADDER[0], _LADDER[1], *(cells for cells in _LADDER if cells < trained), trained, asked.cells}
+    if asked.plain_beyond:  # one step, which no straight line may cross, and a second point for the line behind it
+        rungs |= {asked.plain_beyond, asked.plain_beyond + _ROUNDED, 2 * asked.plain_beyond}
     rounded = sorted({-(-cells // _ROUNDED) * _ROUNDED for cells in rungs if cells})
-    return [_figures(model, path, replace(asked, cells=cells)) for cells in rounded]
+    return [_figures(model, path, asked.of(cells)) for cells in rounded]
 
 
 def _figures(model: int, path: Path, asked: Asked) -> Figures:
@@ -292,7 +301,7 @@ def _figures(model: int, path: Path, asked: Asked) -> Figures:
         context = llama_cpp.llama_init_from_model(model, params)
     if not context:
         reason = library.last_complaint() or "no reason given"
-        raise UnsupportedModelError(
+        raise unsuitable_cache(path) or UnsupportedModelError(
             f"llama.cpp cannot make a context of {asked.cells} tokens for {path} ({reason}); "
             'try kv_type = "f16", or flash_attention = "auto"'
         )

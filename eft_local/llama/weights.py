@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from math import prod
+from math import gcd, prod
 from pathlib import Path
 
 from eft_local.llama.gguf import check_gguf
@@ -27,6 +27,7 @@ class Weights:
     active, active_output: what evaluating one token reads of all layers, of a mixture of experts a part, and of the
     output.
     trained: tokens of context in training.
+    head: the greatest divisor of the lengths of a key and of a value in one head; 0 if the header does not tell.
     """
 
     layers: tuple[int, ...]
@@ -37,6 +38,7 @@ class Weights:
     active: int
     active_output: int
     trained: int
+    head: int
 
     @property
     def total(self) -> int:
@@ -70,6 +72,7 @@ def weights_of(header: Gguf) -> Weights:
             before += size
         else:
             after += size
+    usual = number("embedding_length") // max(1, number("attention.head_count"))
     table = header.tensors.get(_TABLE)
     tied = _size(table) if table is not None and "output.weight" not in header.tensors else 0
     return Weights(
@@ -81,6 +84,7 @@ def weights_of(header: Gguf) -> Weights:
         active=round(active),
         active_output=after + tied,
         trained=number("context_length"),
+        head=gcd(*(number(f"attention.{part}_length") or usual for part in ("key", "value"))),
     )
 
 

@@ -12,6 +12,7 @@ from eft_local.memory import ADDRESS_SPACE, CGROUP, Device, available
 from eft_local.planning.planner import Load, Plan, Shortage, longest_context, plan
 
 _ADVICE = 3
+_BLOCK = 32  # numbers that a quantised cache holds together
 
 
 def checked_plan(loads: Sequence[Load], devices: Sequence[Device], context: int) -> Plan:
@@ -31,9 +32,14 @@ def check_context(needs: Needs, cells: int, what: str) -> None:
     if needed > ours.free:
         raise OutOfMemoryError(
             f"not enough memory for a context of {cells} tokens for {what}: {size_text(needed)} are needed, "
-            f"{size_text(ours.free)} are free; write fewer answers side by side, or set a smaller context, "
-            'or set kv_type = "q8_0"'
+            f"{size_text(ours.free)} are free; write fewer answers side by side, or set a smaller context"
+            + (', or set kv_type = "q8_0"' if _quantises(needs) else "")
         )
+
+
+def _quantises(needs: Needs) -> bool:
+    """Whether a model's cache can be quantised, as far as its header tells."""
+    return needs.weights.head % _BLOCK == 0
 
 
 def refusal(planned: Plan) -> str:
@@ -68,7 +74,8 @@ def _ideas(planned: Plan, shortage: Shortage) -> Iterator[str]:
             planned.placed, key=lambda placed: placed.uses[device.name].total if device.name in placed.uses else 0
         )
         yield f'set offload = "auto" for {here.load.roles[0]}'
-    if sum(placed.total.cache for placed in planned.placed) * 2 > shortage.needed:
+    cache = sum(placed.total.cache for placed in planned.placed)
+    if cache * 2 > shortage.needed and all(_quantises(load.needs) for load in loads):
         yield 'set kv_type = "q8_0"'
     yield f"choose a smaller quantisation of {largest.load.roles[0]} ({weights})"
     if device.limit == ADDRESS_SPACE:
