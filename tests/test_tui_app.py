@@ -39,6 +39,18 @@ async def test_help_lists_every_action(opened: Open) -> None:
     assert "F12" in help_text({"app.help": "f12"})
 
 
+async def test_help_goes_on_below_its_column_on_a_narrow_screen(opened: Open) -> None:
+    async with opened(size=(80, 24)) as desk:
+        await desk.press("f1")
+        await desk.until(lambda: "what is open" in desk.shown)
+        lines = desk.shown.splitlines()
+        first = next(line for line in lines if "/stop" in line)
+        column = first.index("stop the answer")
+        below = lines[lines.index(first) + 1]
+        assert set(below[:column]) <= set(" │")
+        assert below[column] != " "
+
+
 @covers("app.palette")
 async def test_the_palette_finds_actions(opened: Open) -> None:
     async with opened() as desk:

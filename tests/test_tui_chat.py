@@ -277,3 +277,51 @@ async def test_the_end_stays_in_sight_until_the_user_scrolls_up(opened: Open, mo
         assert "word189" not in desk.shown
         await desk.ask("and on")
         assert "word189" in desk.shown
+
+
+async def test_a_hint_goes_with_what_it_was_on(opened: Open) -> None:
+    async with opened() as desk:
+        await desk.press(*"/alpha 0")
+        assert "strength of what tuning changed" in desk.notice
+        await desk.press("enter")
+        assert not desk.notice
+
+
+async def test_keys_of_a_message_are_shown_over_the_input(opened: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with opened(config=Config(keys={"message.edit": "x"})) as desk:
+        replies(monkeypatch, lambda only, messages: "plain")
+        await desk.ask("```hello```")
+        await desk.send("/retry")
+        await desk.idle()
+        composer = desk.app.chat.composer
+        await desk.press("ctrl+up")
+        assert composer.border_title == "r answer again · c copy · ← branch before · → branch after · i to the input"
+        await desk.press("up")
+        assert composer.border_title == "x edit · c copy · b copy code · i to the input"
+        await desk.press("x")
+        assert str(composer.border_title).startswith("edit:")
+        await desk.press("escape")
+        assert composer.border_title == ""
+
+
+async def test_figures_are_shown_while_an_answer_is_written(opened: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    gate = hold(monkeypatch, 2)
+    async with opened() as desk:
+        await desk.send("hello")
+        await desk.until(lambda: "writing │ 42 tokens/s" in desk.shown)
+        gate.opened.set()
+        await desk.idle()
+        assert "ready │ 42 tokens/s" in desk.shown
+
+
+@covers("transcript.up", "transcript.down")
+async def test_the_chat_is_scrolled_from_the_input(opened: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    replies(monkeypatch, lambda only, messages: "\n\n".join(f"word{number}." for number in range(60)))
+    async with opened(size=(80, 24)) as desk:
+        await desk.ask("a long one")
+        await desk.until(lambda: "word59." in desk.shown)
+        await desk.press("pageup", "pageup")
+        await desk.until(lambda: "word59." not in desk.shown)
+        assert desk.app.chat.composer.has_focus
+        await desk.press("pagedown", "pagedown")
+        await desk.until(lambda: "word59." in desk.shown)

@@ -56,6 +56,20 @@ async def test_search_finds_words_and_shows_their_branch(opened: Open) -> None:
         await desk.until(lambda: desk.texts[:1] == ["about kangaroos"])
 
 
+async def test_a_search_stays_while_its_words_do(opened: Open) -> None:
+    async with opened() as desk:
+        for question in ("about kangaroos", "about koalas", "more of kangaroos"):
+            await desk.ask(question)
+            await desk.send("/new")
+        options = desk.app.sidebar.query_one(OptionList)
+        await desk.press("ctrl+s", *"kang", "enter")
+        await desk.until(lambda: options.option_count == 2)
+        await desk.press("enter")
+        await desk.until(lambda: desk.texts[:1] == ["more of kangaroos"])
+        await desk.send("/delete")
+        assert options.option_count == 1
+
+
 @covers("chat.rename", "chat.delete", "chat.undo")
 async def test_a_chat_is_renamed_deleted_and_brought_back(opened: Open) -> None:
     async with opened() as desk:

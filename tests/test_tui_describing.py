@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import numpy as np
 import pytest
 
@@ -28,6 +30,27 @@ def test_facts_are_told_in_order_and_soon(monkeypatch: pytest.MonkeyPatch) -> No
     assert [step.roles["base"].rank for step in found[:-1]] == [0, 1, 2, 3, 2, 1, 0]
     assert [start for start, _ in told] == [sum(count for _, count in told[:i]) for i in range(len(told))]
     assert all(count <= 5 for _, count in told)
+
+
+@pytest.mark.parametrize("reason", ["watched", "late", "much"])
+def test_facts_wait_until_there_is_a_reason(reason: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(describing, "PACE", 0.001)
+    monkeypatch.setattr(describing, "LATEST", 1000.0)
+    monkeypatch.setattr(describing, "MOST_WAITING", 4 * evidence().nbytes)
+    told = threading.Event()
+    watched = False
+    describer = Describer(lambda start, steps: told.set(), lambda: watched)
+    describer.add(Step(0, "x", evidence=evidence()))
+    describer.add(Step(1, "x", evidence=evidence()))
+    assert not told.wait(0.05)
+    if reason == "watched":
+        watched = True
+    elif reason == "late":
+        monkeypatch.setattr(describing, "LATEST", 0.0)
+    else:
+        describer.add(Step(2, "x", evidence=evidence()))
+    assert told.wait(20)
+    describer.close()
 
 
 def test_what_goes_wrong_with_facts_is_told_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,11 +4,18 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, cast
+
 import pytest
-from fake_emulator import OTHER
+from fake_emulator import OTHER, step
+from textual.widgets import Static
 from tui_desk import Open, covers, home, opened, replies  # noqa: F401
 
-from eft_local.tui.compare import CompareScreen
+from eft_local.emulator import Step
+from eft_local.tui.compare import Column, CompareScreen
+
+if TYPE_CHECKING:
+    from eft_local.emulator.facts import Evidence
 
 pytestmark = pytest.mark.asyncio
 
@@ -46,6 +53,45 @@ async def test_another_candidate_becomes_a_branch(opened: Open) -> None:
         assert "4 %" not in desk.answer.heading()
 
 
+async def test_the_inspector_follows_what_becomes_known(opened: Open) -> None:
+    async with opened() as desk:
+        await desk.ask("what is this")
+        await desk.press("f4")
+        assert desk.app.engine.watched
+        panel = desk.app.chat.inspector
+        summary = panel.query_one("#inspector-summary", Static)
+        pending = [Step(0, "some", evidence=cast("Evidence", object()))]
+        panel.follow(pending, 0)
+        assert "being worked out" in str(summary.content)
+        assert panel.table.row_count == 0
+        known = [step(0, "some")]
+        panel.follow(known, 0)
+        assert "1/1 changed" in str(summary.content)
+        assert panel.table.row_count == 3
+        await desk.press("down")
+        panel.follow([*known, step(1, " more")], 0)
+        assert panel.table.cursor_row == 1
+        await desk.press("f4")
+        assert not desk.app.engine.watched
+
+
+async def test_the_inspector_shows_the_branch_that_is_shown(opened: Open) -> None:
+    async with opened() as desk:
+        await desk.ask("first")
+        await desk.send("/only base")
+        await desk.send("/retry")
+        await desk.idle()
+        await desk.press("f4")
+        inspected = desk.app.chat.inspected
+        await desk.send("/previous")
+        await desk.until(lambda: desk.texts[-1] == "eft answers first")
+        assert desk.app.chat.inspected is desk.answer is not inspected
+        assert desk.answer.tokens.display
+        await desk.send("/new")
+        assert desk.app.chat.inspected is None
+        assert desk.app.chat.inspector.table.row_count == 0
+
+
 async def test_old_answers_can_be_inspected(opened: Open) -> None:
     async with opened() as desk:
         await desk.ask("what is this")
@@ -68,6 +114,29 @@ async def test_answers_stand_side_by_side_and_one_is_kept(opened: Open) -> None:
         await desk.until(lambda: not isinstance(desk.app.screen, CompareScreen))
         assert desk.texts == ["hello", "expert answers hello"]
         assert desk.app.session.messages[-1].answer.written_by == "expert"
+
+
+async def test_a_long_answer_of_a_comparison_is_read_from_its_beginning(
+    opened: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replies(monkeypatch, lambda only, messages: "\n\n".join(f"word{number}" for number in range(60)))
+    async with opened(size=(80, 24)) as desk:
+        await desk.ask("hello")
+        await desk.press("f5")
+        screen = desk.app.screen
+        await desk.until(lambda: not desk.app.engine.busy and all(each.finished for each in screen.query("Column")))
+        column = screen.query("Column").first(Column)
+        finished, column.finished = column.finished, None
+        await column.draw()
+        await desk.until(lambda: "word59 " in desk.shown)
+        column.finished = finished
+        await column.draw()
+        await desk.until(lambda: desk.shown.count("word0 ") == 3)
+        await desk.press("right", "down")
+        await desk.until(lambda: desk.shown.count("word0 ") == 2)
+        assert desk.shown.count("1 tokens") == 3
+        await desk.press("end")
+        await desk.until(lambda: desk.shown.count("word59 ") == 1)
 
 
 async def test_other_alphas_can_be_compared(opened: Open) -> None:

@@ -7,14 +7,13 @@ import stat
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import psutil
 import pytest
 
 from eft_local.errors import UsageError
 from eft_local.references import find_recipe
-from eft_local.tui import clipboard, config, footer
+from eft_local.tui import clipboard, config
 from eft_local.tui.actions import ACTIONS, completions, read_slash
 from eft_local.tui.composer import Typed
 from eft_local.tui.engine import with_air
@@ -197,16 +196,3 @@ def test_drawing_takes_a_small_share_of_the_time() -> None:
     assert not pace.due()
     now[0] += LONGEST
     assert pace.due()
-
-
-def test_live_figures_stand_still_to_be_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    now = [100.0]
-    monkeypatch.setattr(footer, "time", SimpleNamespace(monotonic=lambda: now[0]))
-    drawn: list[str] = []
-    shown = footer.Footer()
-    monkeypatch.setattr(shown, "update", lambda text, layout: drawn.append(text))
-    shown.show_live(Figures("writing", 10.0))
-    now[0] += 0.1
-    shown.show_live(Figures("writing", 20.0))
-    shown.show(Figures("", 15.0))
-    assert [text.split(" │ ")[1] for text in drawn] == ["10 tokens/s", "15 tokens/s"]

@@ -64,6 +64,8 @@ ACTIONS: tuple[Action, ...] = (
         scope="composer",
     ),
     Action("composer.editor", "Editor", "write in $EDITOR", deeds.editor, "ctrl+g", "editor"),
+    Action("transcript.up", "Page up", "scroll the chat up", deeds.page_up, "pageup", scope="composer"),
+    Action("transcript.down", "Page down", "scroll the chat down", deeds.page_down, "pagedown", scope="composer"),
     Action("composer.focus", "To the input", "go to the input", deeds.focus_composer, "ctrl+k,i", scope="message"),
     # The answer
     Action("answer.stop", "Stop", "stop the answer and keep it; close what is open", deeds.escape, "escape", "stop"),

@@ -26,7 +26,7 @@ from eft_local.tui.config import Config
 from eft_local.tui.engine import Engine, with_air
 from eft_local.tui.footer import Figures, Footer
 from eft_local.tui.knobs import KnobsPanel, steering
-from eft_local.tui.listener import Listener
+from eft_local.tui.listener import FIGURES_BEAT, Listener
 from eft_local.tui.palette import palette
 from eft_local.tui.presets import Presets
 from eft_local.tui.pulling import Puller
@@ -115,6 +115,7 @@ class ChatApp(App[None], inherit_bindings=False):
         self.attempt(lambda: self.use_theme(self.config.theme or self.theme))
         self.set_keymap(dict(self.config.keys))
         self._beat = self.set_interval(BEAT, self.beat)
+        self.set_interval(FIGURES_BEAT, self._listener.show_figures)
         self.set_interval(1.0, self.keep_typed)
         self._place_sidebar()
         self.chat.composer.focus()
@@ -146,7 +147,7 @@ class ChatApp(App[None], inherit_bindings=False):
             if self.quiet:
                 self._beat.pause()
             if isinstance(self.screen, CompareScreen):
-                self.screen.heard(events)
+                await self.screen.heard(events)
             await self._listener.hear(events)
 
     # Asking
@@ -223,9 +224,14 @@ class ChatApp(App[None], inherit_bindings=False):
         await self.knobs.rebuild(self.session.recipe)
         self.show_state()
 
+    @on(Sidebar.Searched)
     def show_chats(self) -> None:
-        """List the saved chats."""
-        self.attempt(lambda: self.sidebar.show(self.history.chats(limit=LISTED + 1), self._chat_key or None))
+        """List the saved chats, or those that a search finds."""
+        words = self.sidebar.words
+        if words:
+            self.attempt(lambda: self.sidebar.show_hits(self.history.search(words)))
+        else:
+            self.attempt(lambda: self.sidebar.show(self.history.chats(limit=LISTED + 1), self._chat_key or None))
 
     @property
     def _chat_key(self) -> str:
@@ -335,13 +341,6 @@ class ChatApp(App[None], inherit_bindings=False):
     def _place_sidebar(self) -> None:
         wanted = self._sidebar_wanted
         self.sidebar.display = self.size.width >= ROOM_FOR_SIDEBAR if wanted is None else wanted
-
-    @on(Sidebar.Searched)
-    def _searched(self, event: Sidebar.Searched) -> None:
-        if event.words:
-            self.attempt(lambda: self.sidebar.show_hits(self.history.search(event.words)))
-        else:
-            self.show_chats()
 
     @on(Sidebar.Opened)
     async def _opened(self, event: Sidebar.Opened) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, ClassVar
 
-from textual import on
+from textual import events, on
 from textual.app import ComposeResult
 from textual.containers import Vertical
 from textual.widgets import Static, TextArea
@@ -14,6 +14,7 @@ from eft_local.errors import UsageError
 from eft_local.inspection import sparkline
 from eft_local.tui.actions import completions
 from eft_local.tui.composer import Composer
+from eft_local.tui.help import message_keys
 from eft_local.tui.inspector import InspectorPanel
 from eft_local.tui.message import AnswerView, MessageView
 from eft_local.tui.pace import Pace
@@ -44,6 +45,7 @@ class ChatPane(Vertical):
         self.inspected: AnswerView | None = None
         self._notice = Static("", id="notice", markup=False)
         self._before_edit = ""
+        self._keys = keys
         self._pace = Pace()
 
     def compose(self) -> ComposeResult:
@@ -93,6 +95,8 @@ class ChatPane(Vertical):
         dropped = {message.id for message in messages[: 2 * self.session.dropped]}
         for view in self.transcript.views:
             view.set_class(view.message.id in dropped, "-dropped")
+        if self.inspected is not None and not self.inspected.is_attached:
+            self.inspect(self.transcript.last_answer)
 
     async def begin(self) -> None:
         """Show the answer that begins."""
@@ -120,7 +124,10 @@ class ChatPane(Vertical):
         await view.draw()
         view.show_live(sparkline(writing.changes, STRIP_WIDTH) if writing.changes else "")
         if self.inspecting:
-            view.tint((*writing.kept, *writing.steps))
+            steps = (*writing.kept, *writing.steps)
+            view.tint(steps)
+            if view is self.inspected:
+                self.inspector.follow(steps, view.tokens.chosen)
 
     async def end(self, view: AnswerView | None) -> None:
         """The answer is complete."""
@@ -135,6 +142,16 @@ class ChatPane(Vertical):
         view = self.transcript.view(writing.writer.id) if writing else None
         return view if isinstance(view, AnswerView) else None
 
+    @on(events.DescendantFocus)
+    def _entitle(self) -> None:
+        """Say over the input what it is for, or what keys do to the message that has the focus."""
+        focused = self.screen.focused
+        if isinstance(focused, MessageView):
+            self.composer.border_title = message_keys(focused.message, self._keys)
+        else:
+            editing = self.editing is not None
+            self.composer.border_title = "edit: Enter asks it anew, Esc leaves it" if editing else ""
+
     # Editing a question
 
     def begin_edit(self, question: Message) -> None:
@@ -142,15 +159,15 @@ class ChatPane(Vertical):
         if self.editing is None:
             self._before_edit = self.composer.text
         self.editing = question.id
-        self.composer.border_title = "edit: Enter asks it anew, Esc leaves it"
         self.composer.write(question.text)
         self.composer.focus()
+        self._entitle()
 
     def end_edit(self) -> None:
         """Put back what was in the input before; what was typed of the question can be recalled."""
         if self.editing is not None:
             self.editing = None
-            self.composer.border_title = ""
+            self._entitle()
             self.composer.remember(self.composer.text)
             self.composer.write(self._before_edit)
             self._before_edit = ""
@@ -168,7 +185,7 @@ class ChatPane(Vertical):
         view = chosen if isinstance(chosen, AnswerView) else self.transcript.last_answer
         if view is None:
             raise UsageError("there is no answer to inspect yet; ask something")
-        self.inspecting = True
+        self.inspecting = self.session.engine.watched = True
         self.inspector.display = True
         self.inspect(view)
         if view.tokens.steps:
@@ -177,7 +194,7 @@ class ChatPane(Vertical):
 
     def close_inspector(self) -> None:
         """Show Markdown again."""
-        self.inspecting = False
+        self.inspecting = self.session.engine.watched = False
         self.inspector.display = False
         self.inspect(None)
         self.composer.focus()
@@ -196,6 +213,9 @@ class ChatPane(Vertical):
                 self.inspector.show(steps, chosen)
             else:
                 self.inspector.clear()
+        else:
+            self.inspector.show_answer(())
+            self.inspector.clear()
 
     def move_token(self, by: int) -> None:
         """Choose a token beside the chosen one."""

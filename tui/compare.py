@@ -8,13 +8,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from textual.app import ComposeResult
-from textual.containers import Horizontal, Vertical, VerticalScroll
+from textual.containers import Horizontal, VerticalScroll
 from textual.widgets import Markdown, Static
 
 from eft_local.errors import UsageError
 from eft_local.prompts import Message
 from eft_local.tui.actions import bindings
 from eft_local.tui.engine import Engine, Failed, Finished, Request, Started, Wrote
+from eft_local.tui.pace import Pace
 from eft_local.tui.screens import NoticeScreen
 from eft_local.tui.text import visible
 
@@ -63,8 +64,8 @@ def contenders(recipe: Recipe, systems: Sequence[str], known: Sequence[str]) -> 
     return found
 
 
-class Column(Vertical, can_focus=True):
-    """One contender's answer."""
+class Column(VerticalScroll, can_focus=True):
+    """One contender's answer; stays at its end while it is written, and is then shown from its beginning."""
 
     BINDINGS = bindings("compare")
 
@@ -79,8 +80,7 @@ class Column(Vertical, can_focus=True):
     def compose(self) -> ComposeResult:
         """Lay out status and text."""
         yield Static("waits", classes="status", markup=False)
-        with VerticalScroll(can_focus=False):
-            yield Markdown("")
+        yield Markdown("")
 
     def say(self, status: str) -> None:
         """Show how it stands."""
@@ -90,11 +90,13 @@ class Column(Vertical, can_focus=True):
         """Add text."""
         self._text += text if self._text else text.lstrip()
 
-    def draw(self) -> None:
+    async def draw(self) -> None:
         """Show the text so far."""
-        self.query_one(Markdown).update(visible(self._text))
+        await self.query_one(Markdown).update(visible(self._text))
         if self.finished is None:
-            self.query_one(VerticalScroll).scroll_end(animate=False)
+            self.scroll_end(animate=False)
+        else:
+            self.scroll_home(animate=False)
 
 
 class CompareScreen(NoticeScreen[Picked | None]):
@@ -124,6 +126,8 @@ class CompareScreen(NoticeScreen[Picked | None]):
             for request, each in zip(self._requests, contenders, strict=True)
         }
         self._question = turns[-1]["content"]
+        self._undrawn: set[Column] = set()
+        self._pace = Pace()
 
     def compose(self) -> ComposeResult:
         """Lay out the question and a column per contender."""
@@ -131,7 +135,7 @@ class CompareScreen(NoticeScreen[Picked | None]):
         with Horizontal(id="columns"):
             yield from self._columns.values()
         yield Static("", id="notice", markup=False)
-        yield Static("← → choose   Enter continues with it   Esc stops, then leaves", id="compare-hint")
+        yield Static("← → choose   ↑ ↓ scroll   Enter continues with it   Esc stops, then leaves", id="compare-hint")
 
     def on_mount(self) -> None:
         """Start."""
@@ -140,25 +144,27 @@ class CompareScreen(NoticeScreen[Picked | None]):
             self._engine.write(request)
         self._wake()
 
-    def heard(self, events: Sequence[object]) -> None:
+    async def heard(self, events: Sequence[object]) -> None:
         """Show what the engine says."""
-        changed: dict[int, Column] = {}
         for event in events:
             column = self._columns.get(getattr(event, "number", -1))
             if column is None:
                 continue
-            changed[column.number] = column
             if isinstance(event, Started):
                 column.say("writes …")
             elif isinstance(event, Wrote):
                 column.write(event.step.text)
+                self._undrawn.add(column)
             elif isinstance(event, Finished):
                 column.finished = event
+                self._undrawn.add(column)
                 column.say(facts(event.answer))
             elif isinstance(event, Failed):
                 column.say(str(event.error))
-        for column in changed.values():
-            column.draw()
+        if self._undrawn and (self._pace.due() or any(column.finished for column in self._undrawn)):
+            for column in self._undrawn:
+                await column.draw()
+            self._undrawn.clear()
 
     def move(self, by: int) -> None:
         """Go to another column."""

@@ -34,6 +34,7 @@ async def send(app: ChatApp, _typed: str) -> None:
 
         action, argument = read_slash(text)
         app.chat.composer.take()
+        app.say("")  # the hint on what was typed
         await app.perform(action, argument)
     elif text.strip():
         await app.ask(text[1:] if text.startswith("//") else text)
@@ -81,6 +82,17 @@ def editor(app: ChatApp, _typed: str) -> None:
 def focus_composer(app: ChatApp, _typed: str) -> None:
     """Go to the input."""
     app.chat.composer.focus()
+
+
+def page_up(app: ChatApp, _typed: str) -> None:
+    """Scroll the chat while the input keeps the focus."""
+    app.chat.transcript.release_anchor()
+    app.chat.transcript.scroll_page_up(animate=False)
+
+
+def page_down(app: ChatApp, _typed: str) -> None:
+    """Scroll the chat back."""
+    app.chat.transcript.scroll_page_down(animate=False)
 
 
 # The answer

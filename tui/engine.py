@@ -148,6 +148,7 @@ class Engine:
         self._events: deque[Event] = deque()
         self._emulator: Emulator | None = None
         self._wanted: Recipe | None = None
+        self.watched = False  # somebody looks at the facts of what is written
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
 
@@ -238,7 +239,9 @@ class Engine:
     def _write(self, job: _Job, request: Request) -> None:
         emulator = self._emulator
         number = request.number
-        describer = Describer(lambda start, steps: self._events.append(Known(number, start, steps)))
+        describer = Describer(
+            lambda start, steps: self._events.append(Known(number, start, steps)), lambda: self.watched
+        )
 
         def on_step(step: Step) -> None:
             self._events.append(Wrote(number, step))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -12,10 +11,6 @@ from textual.widgets import Static
 
 if TYPE_CHECKING:
     from eft_local.emulator import Answer
-
-
-PACE = 0.3
-"""Seconds for which live figures stand still."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,18 +44,11 @@ class Footer(Static):
         super().__init__("", id="footer", markup=False)
         self._process = psutil.Process()
         self.figures = Figures()
-        self._drawn_at = 0.0
 
     def show(self, figures: Figures) -> None:
         """Show other figures."""
         self.figures = figures
         self._draw()
-
-    def show_live(self, figures: Figures) -> None:
-        """Show figures that change all the time, no oftener than they can be read."""
-        self.figures = figures
-        if time.monotonic() - self._drawn_at >= PACE:
-            self._draw()
 
     def say(self, state: str) -> None:
         """Say what goes on; "" is nothing."""
@@ -71,7 +59,6 @@ class Footer(Static):
         self._draw()
 
     def _draw(self) -> None:
-        self._drawn_at = time.monotonic()
         self.update(line(self.figures, self._process.memory_info().rss, self.size.width or 80), layout=False)
 
 

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from textwrap import wrap
+from typing import TYPE_CHECKING
 
-from eft_local.tui.actions import ACTIONS, Action
+from eft_local.tui.actions import ACTIONS, BY_ID, Action
+
+if TYPE_CHECKING:
+    from eft_local.history import Message
 
 HEADINGS = {
     "app": "Everywhere",
@@ -16,12 +21,27 @@ HEADINGS = {
     "models": "In the list of models (F9)",
 }
 
-_KEYS = {"ctrl": "Ctrl", "shift": "Shift", "escape": "Esc", "enter": "Enter", "tab": "Tab", "delete": "Del"}
+MIN_COLUMN = 20
+"""Characters of what an action does that stand on a line at least."""
+
+_KEYS = {
+    "ctrl": "Ctrl",
+    "shift": "Shift",
+    "escape": "Esc",
+    "enter": "Enter",
+    "tab": "Tab",
+    "delete": "Del",
+    "pageup": "PgUp",
+    "pagedown": "PgDn",
+}
 _ARROWS = {"up": "↑", "down": "↓", "left": "←", "right": "→"}
 
 
-def help_text(remapped: Mapping[str, str] | None = None) -> str:
-    """Return all actions by scope, with keys, commands and ids. remapped: keys by action id, from the config."""
+def help_text(remapped: Mapping[str, str] | None = None, width: int = 200) -> str:
+    """Return all actions by scope, with keys, commands and ids.
+
+    remapped: keys by action id, from the config.  width: characters of a line; what is longer goes on below its column.
+    """
     blocks = []
     for scope, heading in HEADINGS.items():
         rows = [
@@ -29,8 +49,12 @@ def help_text(remapped: Mapping[str, str] | None = None) -> str:
         ]
         keys = max(len(row[0]) for row in rows)
         commands = max(len(row[1]) for row in rows)
-        lines = [f"  {key:{keys}}  {command:{commands}}  {words}" for key, command, words in rows]
-        blocks.append("\n".join([heading, *lines]))
+        column = 2 + keys + 2 + commands + 2
+        lines = [heading]
+        for key, command, words in rows:
+            first, *rest = wrap(words, max(MIN_COLUMN, width - column))
+            lines += [f"  {key:{keys}}  {command:{commands}}  {first}", *(" " * column + line for line in rest)]
+        blocks.append("\n".join(lines))
     return "\n\n".join([*blocks, _CONFIG])
 
 
@@ -51,6 +75,18 @@ def key_name(key: str) -> str:
     *modifiers, last = key.split("+")
     name = _KEYS.get(last) or _ARROWS.get(last) or _plain(last)
     return "+".join([*(_KEYS.get(part, part) for part in modifiers), name.upper() if modifiers else name])
+
+
+def message_keys(message: Message, remapped: Mapping[str, str]) -> str:
+    """Return what can be done with a message that has the focus, each with its shortest key."""
+    names = ["message.edit" if message.role == "user" else "message.retry", "message.copy"]
+    names += ["message.code"] if "```" in message.text else []
+    names += ["message.previous", "message.next"] if len(message.siblings) > 1 else []
+    actions = [BY_ID[name] for name in (*names, "composer.focus")]
+    keys = [[key_name(key) for key in remapped.get(each.id, each.keys).split(",") if key] for each in actions]
+    return " · ".join(
+        f"{min(names, key=len)} {each.title.lower()}" for names, each in zip(keys, actions, strict=True) if names
+    )
 
 
 def _plain(part: str) -> str:

@@ -29,6 +29,7 @@ class InspectorPanel(Vertical):
         super().__init__(id="inspector")
         self.border_title = "inspector"
         self.candidates: Sequence[Candidate] = ()
+        self._shown: Step | None = None
 
     def compose(self) -> ComposeResult:
         """Lay out summary and table."""
@@ -49,6 +50,8 @@ class InspectorPanel(Vertical):
         summary = Inspection(tuple(steps)).summary()
         if not steps:
             words = "nothing was recorded of this answer"
+        elif not summary.tokens and any(step.evidence is not None for step in steps):
+            words = "being worked out"
         elif not summary.tokens:
             words = "one role alone wrote this answer: there is nothing to compare"
         else:
@@ -61,12 +64,13 @@ class InspectorPanel(Vertical):
     def clear(self) -> None:
         """Show no token."""
         self.candidates = ()
+        self._shown = None
         self.border_title = "inspector"
         self.table.clear(columns=True)
 
     def show(self, steps: Sequence[Step], index: int) -> None:
         """Show the candidates of one token."""
-        step = steps[index]
+        self._shown = step = steps[index]
         self.candidates = step.candidates
         change = f" · change {step.change:.2f}" if step.change is not None else ""
         moved = " · the experts changed the top choice" if step.top_changed else ""
@@ -74,6 +78,12 @@ class InspectorPanel(Vertical):
         text = readable(step, first=index == 0).replace("\n", "⏎")
         self.border_title = f"token {index + 1}: “{text.strip() or '␣'}”{change}{moved}{drafted}"
         self._fill(step)
+
+    def follow(self, steps: Sequence[Step], index: int | None) -> None:
+        """Show what has become known of an answer that is being written, and of its chosen token."""
+        self.show_answer(steps)
+        if index is not None and index < len(steps) and steps[index] is not self._shown:
+            self.show(steps, index)
 
     def move(self, by: int) -> None:
         """Choose another candidate."""

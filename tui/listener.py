@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from eft_local.tui.message import AnswerView
     from eft_local.tui.writing import Writing
 
+FIGURES_BEAT = 0.3
+"""Seconds for which live figures stand still: no oftener than they can be read, and seldom drawn together with text."""
+
 NEARLY_FULL = 0.85
 """The share of a context that, once used, the app speaks of."""
 
@@ -43,15 +46,18 @@ class Listener:
             except EftError as error:
                 self._app.complain(str(error))
 
+    def show_figures(self) -> None:
+        """Show the figures of the answer that is being written."""
+        writing, so_far = self._app.session.writing, self._app.engine.written
+        if writing is None or so_far is None or not writing.steps:
+            return
+        written = writing.prefix + len(so_far.tokens)
+        used = {name: count + written for name, count in so_far.prompt_tokens.items()}
+        now = settled(so_far, writing.drafted, used, self._app.session.recipe.context)
+        self._app.footer.show(replace(now, state="writing"))
+
     async def _show_written(self, text: str, writing: Writing) -> None:
-        session, footer = self._app.session, self._app.footer
         await self._app.chat.write(text, writing)
-        so_far = self._app.engine.written
-        if so_far is not None:
-            written = writing.prefix + len(so_far.tokens)
-            used = {name: count + written for name, count in so_far.prompt_tokens.items()}
-            now = settled(so_far, writing.drafted, used, session.recipe.context)
-            footer.show_live(replace(now, state="writing"))
         unsaved = writing.writer.error
         if unsaved is not None and str(unsaved) != self._unsaved:
             self._unsaved = str(unsaved)

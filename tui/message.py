@@ -50,7 +50,7 @@ class MessageView(Vertical, can_focus=True):
     """A message with its header; keys work on it while it has the focus."""
 
     BINDINGS = bindings("message")
-    virtual_size = reactive(Size(0, 0), layout=False)  # as in Prose
+    virtual_size = reactive(Size(0, 0), layout=False, repaint=False)  # as in Prose
 
     class Chosen(TextualMessage):
         """The message got the focus."""
@@ -158,7 +158,8 @@ class AnswerView(MessageView):
 
     def show_live(self, strip: str) -> None:
         """Show the strip of an answer that is being written."""
-        self._strip.update(strip, layout=False)
+        if strip != self._strip.content:
+            self._strip.update(strip, layout=False)
 
     async def end(self) -> None:
         """The answer is complete: render it once more as a whole, which settles what half a text had looked like."""

@@ -14,19 +14,19 @@ from textual.widgets.markdown import MarkdownBlock
 
 
 class _Paragraph(MarkdownParagraph):
-    virtual_size = reactive(Size(0, 0), layout=False)
+    virtual_size = reactive(Size(0, 0), layout=False, repaint=False)
 
 
 class Prose(Markdown):
     """Textual's Markdown, laid out once for each piece of text.
 
     A widget whose height follows its content was just laid out when its virtual size changes; Textual then lays out the
-    whole screen again, which is right only for what scrolls by itself.
+    whole screen again, and draws the widget twice, which is right only for what scrolls by itself.
     """
 
     BLANK: ClassVar[bool] = True
     BLOCKS: dict[str, type[MarkdownBlock]] = Markdown.BLOCKS | {"paragraph_open": _Paragraph}
-    virtual_size = reactive(Size(0, 0), layout=False)
+    virtual_size = reactive(Size(0, 0), layout=False, repaint=False)
 
     def __init__(self, markdown: str, *, classes: str = "") -> None:
         super().__init__(markdown, classes=classes, parser_factory=_parser)

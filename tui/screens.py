@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
-from textual import on
+from textual import events, on
 from textual.app import ComposeResult
 from textual.binding import Binding
 from textual.containers import Vertical, VerticalScroll
@@ -26,12 +26,25 @@ class NoticeScreen(Screen[ScreenResultType]):
         notice.display = bool(text)
 
 
+class _Fitted(Static):
+    """A text that is made for the width there is."""
+
+    def __init__(self, text: Callable[[int], str]) -> None:
+        super().__init__("", markup=False)
+        self._text = text
+
+    def on_resize(self, event: events.Resize) -> None:
+        """Use the room there is."""
+        self.update(self._text(event.size.width))
+
+
 class HelpScreen(ModalScreen[None]):
     """All actions with their keys and commands."""
 
     BINDINGS = [Binding("escape,ctrl+c,f1,q", "dismiss", "Close", show=False)]  # noqa: RUF012 (Textual's way)
 
-    def __init__(self, text: str) -> None:
+    def __init__(self, text: Callable[[int], str]) -> None:
+        """text: makes it for lines of so many characters."""
         super().__init__()
         self._text = text
 
@@ -40,7 +53,7 @@ class HelpScreen(ModalScreen[None]):
         with VerticalScroll(classes="dialog", id="help") as box:
             box.border_title = "help"
             box.border_subtitle = "Esc closes"
-            yield Static(self._text, markup=False)
+            yield _Fitted(self._text)
 
     def on_mount(self) -> None:
         """Let arrows scroll."""

@@ -34,11 +34,7 @@ class Sidebar(Vertical):
     """Saved chats and their search."""
 
     class Searched(Message):
-        """Words were typed; "" ends the search."""
-
-        def __init__(self, words: str) -> None:
-            super().__init__()
-            self.words = words
+        """The words that are searched for have changed."""
 
     class Opened(Message):
         """A chat was chosen; message: where its words stand, if it was found by them."""
@@ -68,6 +64,11 @@ class Sidebar(Vertical):
         """List what a search found."""
         self._list([(hit.chat, hit.message, _found(hit)) for hit in hits])
 
+    @property
+    def words(self) -> str:
+        """What is searched for; "" lists all."""
+        return self.query_one("#search", Input).value.strip()
+
     def search(self, words: str) -> None:
         """Type words into the search."""
         field = self.query_one("#search", Input)
@@ -92,7 +93,7 @@ class Sidebar(Vertical):
     @on(Input.Changed, "#search")
     def _typed(self, event: Input.Changed) -> None:
         event.stop()
-        self.post_message(self.Searched(event.value.strip()))
+        self.post_message(self.Searched())
 
     @on(Input.Submitted, "#search")
     def _to_list(self, event: Input.Submitted) -> None:

@@ -202,7 +202,7 @@ def show_help(app: ChatApp, _typed: str) -> None:
     from eft_local.tui.help import help_text
     from eft_local.tui.screens import HelpScreen
 
-    app.push_screen(HelpScreen(help_text(app.config.keys)))
+    app.push_screen(HelpScreen(lambda width: help_text(app.config.keys, width)))
 
 
 def palette(app: ChatApp, _typed: str) -> None:

@@ -33,7 +33,7 @@ class Transcript(VerticalScroll, can_focus=False):
     """Messages from top to bottom; stays at the end until the user scrolls up."""
 
     BLANK: ClassVar[bool] = True
-    virtual_size = reactive(Size(0, 0), layout=False)  # as in Prose
+    virtual_size = reactive(Size(0, 0), layout=False, repaint=False)  # as in Prose
 
     def __init__(self) -> None:
         super().__init__(id="transcript")
