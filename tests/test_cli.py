@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import io
 import json
-import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -318,7 +317,7 @@ def test_ask_json_is_one_object(run: Run) -> None:
 
 
 def press_ctrl_c(only: str, messages: list[dict[str, str]]) -> str:
-    os.kill(os.getpid(), signal.SIGINT)
+    signal.raise_signal(signal.SIGINT)
     return "one two three"
 
 
@@ -338,7 +337,7 @@ def test_ctrl_c_while_models_load_answers_nothing(
     run: Run, monkeypatch: pytest.MonkeyPatch, emulators: list[FakeEmulator], watched: bool
 ) -> None:
     def load(recipe: Any, *, progress: Callable[[str, float], bool | None]) -> FakeEmulator:
-        os.kill(os.getpid(), signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
         if watched and not progress("base", 0.5):
             raise errors.Cancelled("loading was cancelled")
         emulators.append(FakeEmulator(recipe))
@@ -368,11 +367,11 @@ def test_interrupts_are_heard_in_another_thread_and_put_back() -> None:
     before = signal.getsignal(signal.SIGINT)
     stopped = threading.Event()
     with interruptible(stopped.set) as interrupt:
-        os.kill(os.getpid(), signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
         assert stopped.wait(5)
         assert interrupt.asked
         with pytest.raises(KeyboardInterrupt):  # noqa: PT012 (the handler runs before the next instruction or two)
-            os.kill(os.getpid(), signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
             stopped.wait(0.01)
     assert signal.getsignal(signal.SIGINT) is before
 
@@ -381,7 +380,7 @@ def test_an_ignored_ctrl_c_stays_ignored() -> None:
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         with interruptible() as interrupt:
-            os.kill(os.getpid(), signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
             assert not interrupt.asked
         assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
     finally:
