@@ -95,11 +95,11 @@ def test_of_many_answers_the_likeliest_are_drafted():
 def test_free_guesses_cost_the_drafting_roles_rows_and_no_step():
     steps_are_dear = [RowCosts((1, 16), (1.0, 1.0))]
     assert draft(AdaptiveLength(steps_are_dear, [FLAT]), 0.9) == 0
-    assert draft(AdaptiveLength(steps_are_dear, [FLAT], kinds=(True,)), 0.9, free=True) == 15
+    assert draft(AdaptiveLength(steps_are_dear, [FLAT], calibrations={True: Calibration()}), 0.9, free=True) == 15
 
 
 def test_what_is_learnt_of_free_guesses_is_kept_apart():
-    length = AdaptiveLength([FREE], [KERNELS], kinds=(False, True))
+    length = AdaptiveLength([FREE], [KERNELS], calibrations={False: Calibration(), True: Calibration()})
     for _ in range(30):
         length.begin(1, 15)
         judged = len(length.extend({0: 0.97}, free=True))

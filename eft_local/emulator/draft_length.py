@@ -86,8 +86,15 @@ class Calibration:
     def probability(self, sureness: float) -> float:
         """Return the probability that a guess is right where all before it are."""
         kind = bisect_right(_SURENESS, sureness)
-        right = self.right[kind] + _BELIEF * _BELIEVED[kind]
+        right = self.right[kind] + _BELIEF * _BELIEVED[kind] * self._trust
         return right / (self.right[kind] + self.wrong[kind] + _BELIEF)
+
+    @property
+    def _trust(self) -> float:
+        """How far what is believed has held: a draft that was sure and wrong is believed less however sure it is."""
+        kinds = list(zip(self.right, self.wrong, _BELIEVED, strict=True))
+        right, expected = sum(self.right), sum((right + wrong) * believed for right, wrong, believed in kinds)
+        return min(1.0, (right + 2 * _BELIEF) / (expected + 2 * _BELIEF))
 
     @property
     def mean(self) -> float:
@@ -120,13 +127,18 @@ class AdaptiveLength:
     for all answers that are being written together.
     """
 
-    def __init__(self, drafting: Sequence[Costs], rest: Sequence[Costs], kinds: Sequence[bool] = (False,)) -> None:
+    def __init__(
+        self,
+        drafting: Sequence[Costs],
+        rest: Sequence[Costs],
+        calibrations: Mapping[bool, Calibration] | None = None,
+    ) -> None:
         """drafting, rest: costs, by context, of the roles that draft and of those that check.
-        kinds: whether guesses will be free; both, if some are.
+        calibrations: by whether guesses are free; default, of a source whose guesses are not.
         """
         self._drafting_costs = tuple(drafting)
         self._rest_costs = tuple(rest)
-        self._calibrations = {free: Calibration() for free in kinds}  # of free guesses by themselves
+        self._calibrations = {False: Calibration()} if calibrations is None else calibrations
         self._tokens = 0.0
         self._seconds = 0.0
         self._idle = self._live = 0

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from eft_local.emulator.acceptance import RULES, Guess, Rule
-from eft_local.emulator.draft_length import AdaptiveLength, DraftLength, FixedLength
+from eft_local.emulator.draft_length import AdaptiveLength, Calibration, DraftLength, FixedLength
 from eft_local.emulator.loading import LoadedRole, antiexpert_name
 from eft_local.emulator.row_costs import MEASURED_ROWS, RowCosts, per_role, row_costs
 from eft_local.emulator.slots import Slots
@@ -197,7 +197,8 @@ class DraftingSource:
     def __init__(self, roles: Mapping[str, LoadedRole]) -> None:
         self._roles = roles
         self._costs: dict[tuple[Hashable, int], RowCosts] = {}  # by context, and the most rows that were measured
-        self._learnt: dict[Hashable, AdaptiveLength] = {}
+        self._calibrations: dict[Hashable, dict[bool, Calibration]] = {}  # by source
+        self._lengths: dict[Hashable, AdaptiveLength] = {}  # by source, and what rows its contexts have
 
     def choose(self, recipe: Recipe, system: System, slots: Slots) -> Drafting | None:
         """Return how to draft, or None: off, one role alone, or a role whose model cannot rewind.
@@ -211,14 +212,15 @@ class DraftingSource:
         if recipe.draft != "auto":
             return Drafting(drafter, FixedLength(int(recipe.draft)), rule)
         slots.on_rows = self._learn
-        key = (recipe.draft_rule, recipe.draft_source, drafter.roles, slots.most_rows(system.roles[0]))
-        if key not in self._learnt:
-            self._learnt[key] = AdaptiveLength(
+        source = recipe.draft_rule, recipe.draft_source, drafter.roles
+        key = source, slots.most_rows(system.roles[0])
+        if key not in self._lengths:
+            self._lengths[key] = AdaptiveLength(
                 drafting=self._measured(drafter.roles, slots),
                 rest=self._measured([name for name in system.roles if name not in drafter.roles], slots),
-                kinds=drafter.kinds,
+                calibrations=self._calibrations.setdefault(source, {free: Calibration() for free in drafter.kinds}),
             )
-        return Drafting(drafter, self._learnt[key], rule)
+        return Drafting(drafter, self._lengths[key], rule)
 
     def _measured(self, names: Sequence[str], slots: Slots) -> list[Callable[[int], float]]:
         """Return what a row of each of these roles costs, by context: those that share one are evaluated at once."""

@@ -21,6 +21,7 @@ from eft_local.emulator.slots import Slots
 from eft_local.emulator.text import TextStream
 from eft_local.errors import Cancelled
 from eft_local.llama import Sampler
+from eft_local.planning.survey import rows_at_once
 from eft_local.protocols import Floats, Vocabulary
 from eft_local.recipe import Recipe, Sampling
 
@@ -288,10 +289,11 @@ def _drafts(
     slots: Slots, system: System, live: Sequence[Line], rooms: Sequence[int], recipe: Recipe, drafting: Drafting | None
 ) -> tuple[list[Draft], tuple[str, ...]]:
     """Draft for every live line; return the drafts and the roles that were evaluated for them."""
-    if drafting and drafting.length.begin(len(live), slots.outputs - 1):
+    most = min(slots.outputs, rows_at_once(recipe)) - 1
+    if drafting and drafting.length.begin(len(live), most):
         limits = [
             # A line whose prompt is not evaluated yet gets no draft: its first token's time is the prompt's.
-            int(max(0, min(slots.outputs - 1, room, line.remaining(recipe.sampling) - 1))) if line.tokens else 0
+            int(max(0, min(most, room, line.remaining(recipe.sampling) - 1))) if line.tokens else 0
             for line, room in zip(live, rooms, strict=True)
         ]
         if any(limits):
