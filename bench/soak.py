@@ -50,6 +50,7 @@ class _FakeEmulator:
 
     recipe: Any
     systems: tuple[str, ...] = ("eft", "base")
+    written: Any = None
 
     def chat(self, messages: Any, *, on_step: Any, **_: object) -> Any:
         from eft_local.emulator import Answer, Candidate, RoleTiming, RoleView, Step

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
+import subprocess
+import sys
 from collections.abc import Iterator, Mapping
 from itertools import pairwise
 from pathlib import Path
@@ -402,3 +405,10 @@ def test_a_turn_evaluates_what_is_new(recipe: Recipe, roles: Mapping[str, Loaded
     assert all(each.first_ms > 0 < each.bare_ms for each in found)
     assert figure.picture(turns.draw(found, "turns"), Path("turns.png")).startswith(b"\x89PNG")
     assert set(turns.as_dict(recipe, {}, found)) == {"recipe", "machine", "turns", "fit"}
+
+
+def test_the_soak_runs_through_the_whole_app() -> None:
+    command = [sys.executable, "-m", "eft_local.bench.soak", "--fake", "2", "--demo", "1"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=180)
+    assert done.returncode == 0, done.stderr
+    assert {name: part["turns"] for name, part in json.loads(done.stdout).items()} == {"fake": 2, "demo": 1}
