@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
+import socket
 import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import lru_cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from mmap import mmap
 from urllib.parse import parse_qs, unquote, urlsplit
+
+Content = bytes | mmap
 
 
 @dataclass(frozen=True)
@@ -35,7 +40,8 @@ class Fault:
 class Repo:
     """A repository, with every commit that it ever had."""
 
-    commits: list[dict[str, bytes]]
+    commits: list[dict[str, Content]]
+    hashes: tuple[str, ...] = ()  # the commits' names, where a reference has one
     gated: bool = False  # to all whose token is not "insider"
     private: bool = False
     licence: str = "apache-2.0"
@@ -43,7 +49,7 @@ class Repo:
     in_git: bool = False  # small files, kept by git: no SHA-256
 
     @property
-    def files(self) -> dict[str, bytes]:
+    def files(self) -> dict[str, Content]:
         return self.commits[-1]
 
 
@@ -60,12 +66,16 @@ class Request:
     host: str
 
 
-def sha256(content: bytes) -> str:
+@lru_cache  # a mapped file is large, and its hash is asked for with every request
+def sha256(content: Content) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def git_sha1(content: bytes) -> str:
-    return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+@lru_cache
+def git_sha1(content: Content) -> str:
+    digest = hashlib.sha1(b"blob %d\0" % len(content))
+    digest.update(content)
+    return digest.hexdigest()
 
 
 class HubServer:
@@ -75,6 +85,7 @@ class HubServer:
         self.repos = repos
         self.faults: list[Fault] = []  # one for each of the next requests for bytes
         self.always = Fault()  # for all others
+        self.hang_up = threading.Event()  # the next to send a piece of a file closes its connection and clears this
         self.direct = False  # the hub sends bytes itself, as some mirrors do
         self.requests: list[Request] = []
         self.links = 0
@@ -86,6 +97,8 @@ class HubServer:
         kind = type("Handler", (_Handler,), {"hub": self, "name": name})
         server = ThreadingHTTPServer(("127.0.0.1", 0), kind)
         server.daemon_threads = True
+        # What was sent is to be what has left: systems keep megabytes for a client that is slower, or gone.
+        server.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 64 << 10)
         server.handle_error = lambda request, client_address: None  # type: ignore[method-assign]  # clients may leave
         threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
         return server
@@ -97,6 +110,9 @@ class HubServer:
 
     def commit(self, repo: str, number: int = -1) -> str:
         """The name of a repository's commit."""
+        hashes = self.repos[repo].hashes
+        if hashes:
+            return hashes[number]
         return hashlib.sha1(f"{repo}@{number % len(self.repos[repo].commits)}".encode()).hexdigest()
 
     def next_fault(self) -> Fault:
@@ -175,7 +191,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._send(200, json.dumps(told).encode(), {"Content-Type": "application/json"})
 
     @staticmethod
-    def _blob(repo: Repo, data: bytes) -> dict[str, object]:
+    def _blob(repo: Repo, data: Content) -> dict[str, object]:
         told: dict[str, object] = {"size": len(data), "blobId": git_sha1(data)}
         return told if repo.in_git else told | {"lfs": {"size": len(data), "sha256": sha256(data), "pointerSize": 134}}
 
@@ -190,7 +206,7 @@ class _Handler(BaseHTTPRequestHandler):
             return False
         return True
 
-    def _commit(self, name: str, revision: str) -> tuple[str, dict[str, bytes]] | None:
+    def _commit(self, name: str, revision: str) -> tuple[str, dict[str, Content]] | None:
         commits = self.hub.repos[name].commits
         for number, files in enumerate(commits):
             commit = self.hub.commit(name, number)
@@ -239,7 +255,7 @@ class _Handler(BaseHTTPRequestHandler):
         assert found is not None, "a link of ours"
         self._content(found[1][file], {"ETag": '"of-the-cdn"'})
 
-    def _content(self, data: bytes, headers: dict[str, str]) -> None:
+    def _content(self, data: Content, headers: dict[str, str]) -> None:
         """Send a file's bytes, or what the next fault makes of them."""
         if self.command == "HEAD":
             self._send(200, b"", headers | {"Content-Length": str(len(data))})
@@ -256,11 +272,12 @@ class _Handler(BaseHTTPRequestHandler):
             return
         if fault.flip is not None:
             data = data[: fault.flip] + bytes([data[fault.flip] ^ 1]) + data[fault.flip + 1 :]
-        data += fault.extra
+        if fault.extra:
+            data = data[:] + fault.extra
         if asked and not fault.ignore_range:
             shifted, end = start + fault.shift, end + len(fault.extra)
             headers["Content-Range"] = f"bytes {shifted}-{end - 1}/{len(data)}"
-            self._send(206, data[shifted:end], headers, fault, start)
+            self._send(206, memoryview(data)[shifted:end], headers, fault, start)
         else:
             self._send(200, data, headers, fault, start)
 
@@ -273,7 +290,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _send(
         self,
         status: int,
-        body: bytes,
+        body: Content | memoryview,
         headers: Mapping[str, str],
         fault: Fault | None = None,
         start: int = 0,
@@ -297,14 +314,18 @@ class _Handler(BaseHTTPRequestHandler):
         is_content = is_content and status in (200, 206) and "ETag" in headers
         given = memoryview(body)[: fault.stall if fault.cut is None else fault.cut]
         while given and self.command == "GET":
-            piece, given = given[: fault.piece], given[fault.piece :]
-            counted = len(piece) if is_content else 0
+            if is_content and self.hub.hang_up.is_set():
+                self.close_connection = True
+                self.hub.hang_up.clear()
+                break
+            piece = given[: fault.piece]
+            counted, sent = len(piece) if is_content else 0, 0
             request.sent += counted  # before the client can know of it
             try:
-                self.wfile.write(piece)
-            except OSError:
-                request.sent -= counted
-                raise
+                sent = self.connection.send(piece)
+            finally:
+                request.sent -= max(0, counted - sent)
+            given = given[sent:]
             if fault.delay:
                 time.sleep(fault.delay)
         if fault.stall is not None:

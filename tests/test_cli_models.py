@@ -16,7 +16,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import kill_pulls
 import pytest
 from hub_server import Fault, HubServer, Repo, serving, sha256
 
@@ -234,10 +233,6 @@ def test_a_kill_loses_nothing_that_had_come(home: Home, server: HubServer) -> No
     assert [request.start for request in server.downloads()] == [0, *stops]
     assert server.sent() == len(content), "no byte was fetched twice"
     assert (home.hub / "models--org--Big" / "blobs" / sha256(content)).read_bytes() == content
-
-
-def test_a_pull_that_is_killed_at_any_moment_goes_on(tmp_path: Path) -> None:
-    assert kill_pulls.killed(tmp_path, kills=3, size=2_000_000, pace=4e6, seed=1).whole
 
 
 def test_two_processes_download_a_file_once(home: Home, server: HubServer) -> None:

@@ -192,9 +192,9 @@ def _append(hub: Hub, file: RemoteFile, partial: Partial, talk: Talk) -> None:
     end = part_end(file, partial.size)
     with hub.stream(file, partial.size) as chunks:
         for chunk in chunks:
-            talk.check()
             partial.append(chunk)
             talk.advanced(partial.size)
+            talk.check()
     if partial.size < end:
         raise Hiccup(f"the connection ended after {size_text(partial.size)} of {size_text(file.size)}")
 
