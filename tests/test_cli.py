@@ -722,6 +722,7 @@ def test_doctor_tells_what_there_is(run: Run, home: Path) -> None:
     facts = run("doctor", "--json").json
     assert facts["versions"]["llama-cpp-python"]
     assert facts["llama.cpp"]["devices"][0]["total"] > 0
+    assert "own" in facts["llama.cpp"]["kernels"]
     assert facts["machine"]["cores"] >= 1
     assert facts["folders"]["recipes"] == {"path": str(home / "recipes"), "exists": False}
     ran = run("doctor")

@@ -78,11 +78,11 @@ def _machine() -> dict[str, Any]:
 def _llama() -> dict[str, Any]:
     """Return what llama.cpp says of itself and of its devices, or why it cannot be loaded."""
     try:
-        from eft_local.llama import devices
+        from eft_local.llama import devices, kernels
     except (ImportError, OSError, RuntimeError) as error:
         return {"error": " ".join(str(error).split()), "devices": []}
     build = asdict(devices.build())
-    return {**build, "devices": [asdict(device) for device in devices.devices()]}
+    return {**build, "kernels": kernels.installed(), "devices": [asdict(device) for device in devices.devices()]}
 
 
 def _folders() -> dict[str, dict[str, Any]]:
@@ -189,6 +189,7 @@ def _llama_lines(llama: dict[str, Any]) -> list[str]:
         f"version {llama['llama']}, ggml {llama['ggml']}",
         ", ".join(f"{name} {'yes' if llama[key] else 'no'}" for key, name in abilities.items()),
         *(f"{backend}: {', '.join(names)}" for backend, names in llama["features"].items()),
+        f"matrix kernels: {llama['kernels']}",
     ]
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from eft_local import locations
 from eft_local.emulator.loading import LoadedRole
+from eft_local.llama import kernels
 
 MEASURED_ROWS = (1, 2, 3, 4, 5, 8, 12, 16)
 """Kernels work in fours and eights, so the cost of rows is far from a straight line: these corners are measured."""
@@ -120,8 +121,10 @@ def _between(measured: Sequence[int], seconds: Sequence[float]) -> RowCosts:
 
 
 def _cached(role: LoadedRole) -> Path | None:
-    """Return where the costs of these files, placement and llama.cpp are kept; None for a model without a file."""
-    facts: list[object] = [repr(role.placement), version("llama-cpp-python")]
+    """Return where the costs of these files, placement, llama.cpp and kernels are kept; None for a model without a
+    file.
+    """
+    facts: list[object] = [repr(role.placement), version("llama-cpp-python"), kernels.installed()]
     for each in (role.model, role.adapter) if role.adapter else (role.model,):
         file = getattr(each, "path", None)
         if file is None:

@@ -1,5 +1,9 @@
 """llama.cpp behind a few classes: the only code of the project that imports llama_cpp."""
 
+from eft_local.llama import kernels
+
+kernels.installed()
+
 from eft_local.llama.adapter import Adapter
 from eft_local.llama.context import Context
 from eft_local.llama.distribution import Distribution
