@@ -117,6 +117,53 @@ def adapted_and_merged(folder: Path) -> tuple[dict[str, np.ndarray], dict[str, n
     return found, expected
 
 
+@pytest.mark.parametrize(
+    ("kind", "adapter", "most"),
+    [
+        ("F32", np.float32, 1e-3),
+        ("F32", np.float16, 1e-2),
+        # The two roundings of F16 cost as much beside a small change as beside a large one: up to 0.04 of logits up to
+        # 25 (0.02 where this change is made in the larger demo model), with any rank from 4 to 16.
+        ("F16", np.float32, 0.05),
+        ("F16", np.float16, 0.05),
+    ],
+)
+@pytest.mark.parametrize("rank", [4, 16])
+def test_so_does_one_that_tuning_made(tmp_path, kind, adapter, most, rank):
+    """The best adapter of this rank for what tuned the demo's assistant: no logit's error reaches a probability."""
+    rewritten(resolve_model("demo:small", None), tmp_path / "small.gguf", kind, {})
+    changes = write_tuned_adapter(tmp_path / "lora.gguf", rank, adapter)
+    rewritten(tmp_path / "small.gguf", tmp_path / "merged.gguf", kind, changes)
+    found, expected = adapted_and_merged(tmp_path)
+    assert np.abs(found["eft"] - expected["eft"]).max() < most
+    assert np.abs(probabilities(found["eft"]) - probabilities(expected["eft"])).max() < 1e-2
+    assert np.abs(found["tuned"] - found["antiexpert"]).max() > 1, "the adapter does something"
+
+
+def write_tuned_adapter(path: Path, rank: int, kind: type[np.floating]) -> dict[str, np.ndarray]:
+    """Write the adapter that comes nearest to making demo:assistant of demo:small. Returns what it changes."""
+    small, tuned = (gguf.GGUFReader(resolve_model(f"demo:{name}", None)) for name in ("small", "assistant"))
+    halves: dict[str, np.ndarray] = {}
+    changes: dict[str, np.ndarray] = {}
+    for before, after in zip(small.tensors, tuned.tensors, strict=True):
+        assert before.name == after.name
+        if not before.name.startswith("blk.") or before.name.split(".")[2] not in LORA_TARGETS:
+            continue
+        first, second = (gguf.quants.dequantize(each.data, each.tensor_type) for each in (before, after))
+        left, sizes, right = np.linalg.svd(second - first, full_matrices=False)
+        b = (left[:, :rank] * np.sqrt(sizes[:rank])).astype(kind)
+        a = (np.sqrt(sizes[:rank, None]) * right[:rank]).astype(kind)
+        halves |= {f"{before.name}.lora_a": a, f"{before.name}.lora_b": b}
+        changes[before.name] = b.astype(np.float32) @ a.astype(np.float32)
+    adapter_file(path, halves, adapter__lora__alpha=float(rank))
+    return changes
+
+
+def probabilities(logits: np.ndarray) -> np.ndarray:
+    powers = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    return powers / powers.sum(axis=-1, keepdims=True)
+
+
 def test_on_f16_weights_too_where_merging_rounds_nothing(tmp_path):
     """Weights and changes of few bits, whose sums F16 holds exactly, and an adapter whose first halves round what they
     multiply by as the weights do. Most rows are equal to the last bit; in the others the order of a sum has turned the
