@@ -1,7 +1,8 @@
-"""Our matrix kernel: the bits of llama.cpp's, in its place, or not at all."""
+"""Our matrix kernels: the bits of llama.cpp's, in their place, or not at all."""
 
 from __future__ import annotations
 
+import ctypes
 import os
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 
 from eft_local.bench.gguf_factory import ModelSpec, Shape, bpe, write_model
 from eft_local.llama import Model, kernels
-from eft_local.llama.kernels import Kernels, product, random_factors
+from eft_local.llama.kernels import KINDS, Kernels, product, random_factors
 from eft_local.protocols import Rows
 
 LOADED = kernels.load()
@@ -25,78 +26,103 @@ pytestmark = pytest.mark.skipif(
 
 @pytest.fixture
 def pair() -> Iterator[Kernels]:
-    """Our kernel and llama.cpp's, as they are installed."""
+    """Our kernels and llama.cpp's, as they are installed."""
     assert isinstance(LOADED, Kernels)
-    theirs = LOADED.theirs
-    LOADED.use(ours=True)
+    theirs = dict(LOADED.theirs)
     yield LOADED
     LOADED.theirs = theirs
-    LOADED.use(ours=True)
+    for kind in KINDS:
+        LOADED.use(kind, ours=True)
 
 
-def expected(weights: np.ndarray, values: np.ndarray) -> np.ndarray:
+def expected(kind: str, weights: np.ndarray, values: np.ndarray) -> np.ndarray:
     """The product from what the formats mean, in float64."""
-    nibbles = weights["nibbles"].reshape(*weights.shape, 2, 8, 8)  # half of the bytes, column, byte
-    signed = np.stack([nibbles & 15, nibbles >> 4], axis=2).astype(np.int8)  # low ones: weights 0 … 15, high: 16 … 31
-    signed = np.where(signed > 7, signed - 16, signed)
-    columns = signed.transpose(0, 4, 1, 2, 3, 5).reshape(8 * len(weights), weights.shape[1], 32)
-    rows = values["bytes"].reshape(*values.shape, 4, 4, 8).transpose(0, 3, 1, 2, 4)
-    rows = rows.reshape(4 * len(values), values.shape[1], 32)
-    sums = np.einsum("rbk,cbk->rcb", rows.astype(np.int64), columns.astype(np.int64))
-    of_rows = values["scale"].astype(np.float64).transpose(0, 2, 1).reshape(len(rows), -1)
-    of_columns = weights["scale"].astype(np.float64).transpose(0, 2, 1).reshape(len(columns), -1)
-    return np.einsum("rcb,rb,cb->rc", sums, of_rows, of_columns)
+    blocks, size = weights.shape[1], KINDS[kind].block
+    if kind == "Q4_0":
+        bytes_of_columns = weights["nibbles"].reshape(-1, blocks, 1, 2, 8, 8)  # …, first or last bytes, column, byte
+    else:
+        bytes_of_columns = weights["nibbles"].reshape(-1, blocks, 4, 4, 8, 8)
+    nibbles = np.stack([bytes_of_columns & 15, bytes_of_columns >> 4], axis=3).astype(np.int64)
+    columns = np.moveaxis(nibbles, 5, 1).reshape(8 * len(weights), blocks, size)
+    rows = np.moveaxis(values["bytes"], 3, 1).reshape(4 * len(values), blocks, size).astype(np.int64)
+
+    def scales(array: np.ndarray) -> np.ndarray:
+        return np.moveaxis(array.astype(np.float64), 2, 1).reshape(-1, blocks, 1)
+
+    if kind == "Q4_0":  # signed
+        weighed = scales(weights["scale"]) * np.where(columns > 7, columns - 16, columns)
+    else:
+        parts = np.moveaxis(np.apply_along_axis(six_bits, 3, weights["parts"].reshape(-1, blocks, 8, 12)), 4, 1)
+        parts = parts.reshape(8 * len(weights), blocks, 8, 2).repeat(32, axis=2)
+        weighed = scales(weights["scale"]) * parts[..., 0] * columns - scales(weights["least"]) * parts[..., 1]
+    return np.einsum("rbk,cbk->rc", scales(values["scale"]) * rows, weighed)
+
+
+def six_bits(twelve: np.ndarray) -> np.ndarray:
+    """Scale and minimum of a part, [2, column], of ggml's twelve bytes for eight columns."""
+    first, last, both = twelve[:4].astype(int), twelve[4:8].astype(int), twelve[8:].astype(int)
+    scales = [*(first & 63), *((both & 15) | (first >> 6) << 4)]
+    return np.array([scales, [*(last & 63), *(both >> 4 | (last >> 6) << 4)]])
 
 
 shapes = {
+    "kind": st.sampled_from(list(KINDS)),
     "rows": st.integers(1, 9).map(lambda n: 4 * n),
     "columns": st.integers(1, 5).map(lambda n: 8 * n),
-    "n": st.sampled_from([32, 64, 96, 4096, 4128, 8224]),
+    "blocks": st.sampled_from([1, 2, 3, 17, 33]),
 }
 
 
 @settings(max_examples=40, deadline=None)
-@given(**shapes, greatest=st.booleans())
-def test_the_bits_are_llama_cpps(rows, columns, n, greatest):
-    factors = random_factors(rows, columns, n, greatest=greatest)
-    np.testing.assert_array_equal(product(LOADED.ours, *factors), product(LOADED.theirs, *factors))
+@given(**shapes, of_32=st.sampled_from([1, 3, 4, 8]), greatest=st.booleans())
+def test_the_bits_are_llama_cpps(kind, rows, columns, blocks, of_32, greatest):
+    n = 32 * of_32 * blocks if kind == "Q4_0" else 256 * blocks
+    factors = random_factors(kind, rows, columns, n, greatest=greatest)
+    np.testing.assert_array_equal(
+        product(kind, LOADED.ours[kind], *factors), product(kind, LOADED.theirs[kind], *factors)
+    )
 
 
 @settings(max_examples=20, deadline=None)
 @given(**shapes)
-def test_they_are_the_product(rows, columns, n):
-    factors = random_factors(rows, columns, n)
-    exact = expected(*factors)
-    np.testing.assert_allclose(product(LOADED.ours, *factors), exact, atol=1e-5 * np.abs(exact).max())
+def test_they_are_the_product(kind, rows, columns, blocks):
+    factors = random_factors(kind, rows, columns, blocks * KINDS[kind].block)
+    exact = expected(kind, *factors)
+    np.testing.assert_allclose(product(kind, LOADED.ours[kind], *factors), exact, atol=1e-4 * np.abs(exact).max())
 
 
 def test_the_greatest_sums_do_not_overflow():
     """All products of one half of a block as great as they get, and those of the other half as small."""
-    weights, values = random_factors(4, 8, 32)
+    weights, values = random_factors("Q4_0", 4, 8, 32)
     for nibbles in (0x77, 0x88, 0x78, 0x87):
-        for low, high in ((127, 127), (127, -127), (-127, 127), (-127, -127)):
+        for low, high in ((127, 127), (127, -127), (-127, 127), (-128, -128)):
             weights["nibbles"] = nibbles
-            values["bytes"] = np.resize(np.repeat([low, high], 4), 128)  # the halves of eight bytes
-            np.testing.assert_array_equal(
-                product(LOADED.ours, weights, values), product(LOADED.theirs, weights, values)
-            )
+            values["bytes"] = np.resize(np.repeat([low, high], 4), 8)  # the halves of eight bytes
+            ours, theirs = (product("Q4_0", each["Q4_0"], weights, values) for each in (LOADED.ours, LOADED.theirs))
+            np.testing.assert_array_equal(ours, theirs)
+
+
+def test_rows_longer_than_ours_go_to_llama_cpp():
+    factors = random_factors("Q4_K", 4, 8, 129 * 256)
+    ours, theirs = (product("Q4_K", each["Q4_K"], *factors) for each in (LOADED.ours, LOADED.theirs))
+    np.testing.assert_array_equal(ours, theirs)
 
 
 def test_a_kernel_that_differs_in_one_bit_is_not_used(pair, monkeypatch):
-    own = pair.theirs
+    own = pair.theirs["Q4_K"]
 
     def differs(n, s, bs, weights, values, rows, columns):
         own(n, s, bs, weights, values, rows, columns)
-        first = np.ctypeslib.as_array((kernels.ctypes.c_uint32 * 1).from_address(s))
-        first ^= 1
+        ctypes.c_uint32.from_address(s).value ^= 1
 
-    assert pair.agree()
-    pair.theirs = kernels._GEMM(differs)
-    assert not pair.agree()
+    assert all(pair.agree(kind) for kind in KINDS)
+    pair.theirs["Q4_K"] = kernels.GEMM(differs)
+    assert not pair.agree("Q4_K")
     monkeypatch.setattr(kernels, "load", lambda: pair)
-    assert kernels.installed.__wrapped__() == "llama.cpp's own (eft-local's differ from them)"
-    factors = random_factors(4, 8, 32)
-    np.testing.assert_array_equal(product(pair.ours, *factors), product(pair.theirs, *factors))
+    assert kernels.installed.__wrapped__() == "eft-local's own for Q4_0"
+    factors = random_factors("Q4_K", 4, 8, 256)
+    answer = product("Q4_K", pair.ours["Q4_K"], *factors)
+    np.testing.assert_array_equal(answer, product("Q4_K", pair.theirs["Q4_K"], *factors))
 
 
 @pytest.fixture(scope="module")
@@ -110,17 +136,17 @@ def model(tmp_path_factory) -> Iterator[Model]:
 def test_llama_cpp_calls_it(pair, model):
     """Under its own function's name stands ours, which hands over to what is asked from no rows on: a spy."""
     asked = []
-    own = pair.theirs
+    own = pair.theirs["Q4_0"]
 
     def spy(n, s, bs, weights, values, rows, columns):
         asked.append(rows)
         own(n, s, bs, weights, values, rows, columns)
 
-    pair.theirs = kernels._GEMM(spy)
+    pair.theirs["Q4_0"] = kernels.GEMM(spy)
     with model.open(n_ctx=32, n_outputs=12, n_threads=1) as context:
         logits = {}
         for ours in (True, False):
-            pair.use(ours=ours)
+            pair.use("Q4_0", ours=ours)
             assert not asked
             context.submit([Rows(0, list(range(5, 17)), outputs=12)])
             logits[ours] = context.logits().copy()
@@ -143,7 +169,7 @@ def answering(code: str, **environment: str) -> str:
 
 
 def test_who_answers_is_told():
-    assert answering("", EFT_KERNELS="") == kernels.OURS
+    assert answering("", EFT_KERNELS="") == "eft-local's own for Q4_0 and Q4_K"
     assert answering("", EFT_KERNELS="off") == "llama.cpp's own (EFT_KERNELS=off)"
     assert answering("import llama_cpp", EFT_KERNELS="") == "llama.cpp's own (llama_cpp was imported before eft_local)"
 

@@ -1,20 +1,21 @@
-/* Matrix products of a few rows with Q4_0 weights on x86-64 CPUs: what checking a draft, a batch and a prompt cost.
+/* Matrix products of several rows with Q4_0 and Q4_K weights on x86-64 CPUs: what drafts, batches and prompts cost.
  *
- * llama.cpp keeps Q4_0 weights of eight columns interleaved (block_q4_0x8 in ggml/src/ggml-cpu/repack.h), and calls
- * ggml_gemm_q4_0_8x8_q8_0 for every four rows or more. Its AVX2 kernel spends most of its instructions on signs and
- * shuffles, and unpacks the weights anew for every four rows. This one gives the same bits in less than half the time:
+ * llama.cpp keeps such weights of eight columns interleaved (ggml/src/ggml-cpu/repack.h), and calls one function for
+ * every four rows or more. Its AVX2 kernels spend most of their instructions on signs and shuffles, and unpack the
+ * weights anew for every four rows. These give the same bits in less than half the time:
  *
- * - A nibble is taken as 0 ... 15 instead of -8 ... 7, so that one instruction multiplies it by a signed byte; eight
- *   times the sum of a row's bytes, known beforehand, is what that adds too much.
- * - Products are added in 16 bits. With w a nibble, a a byte and -4 * sum(a) in each half of a column to begin with, the
- *   half's sum is that of (w - 4) * a over its own 16 bytes and of -4 * a over the other 16: at most
- *   16 * 11 * 127 + 16 * 4 * 127 = 30480 < 2^15. What overflows on the way wraps back.
+ * - A nibble of Q4_0 is taken as 0 ... 15 instead of -8 ... 7, so that one instruction multiplies it by a signed byte;
+ *   eight times the sum of a row's bytes, known beforehand, is what that adds too much.
+ * - Products are added in 16 bits, two halves for each column. A nibble times a byte is at most 15 * 128, and a half
+ *   has 16 of them: 30720 < 2^15. Q4_0 begins with -4 times the sum of all 32 bytes in each half: what is left is
+ *   (nibble - 4) * byte of its own bytes and -4 * byte of the others, at most 16 * 11 * 128 + 16 * 4 * 128, the same.
+ *   What overflows on the way wraps back.
  * - Weights are unpacked once for up to sixteen rows.
  *
  * Floats are made of the integer sums as llama.cpp makes them, in the same order, so that results are equal to the bit.
  *
- * The function has llama.cpp's own name: loaded before it and for all to see, it is the one that llama.cpp's library
- * finds. kernels.py does that, and compares the two before it lets this one answer.
+ * The functions have llama.cpp's own names: loaded before it and for all to see, they are what its library finds.
+ * kernels.py does that, and compares each with llama.cpp's before it lets it answer.
  */
 
 #if defined(__x86_64__) && defined(__linux__)
@@ -29,12 +30,91 @@
 #define INLINE static inline __attribute__((always_inline)) AVX2
 
 enum {
-    BLOCK = 32,   /* weights that share a scale */
-    COLUMNS = 8,  /* of weights, interleaved */
-    GROUP = 4,    /* rows, interleaved */
-    GROUPS = 4,   /* at most so many at once */
-    SLAB = 128,   /* blocks after which the next columns are taken: of eight rows they fill the first cache */
+    BLOCK = 32,  /* weights that share a scale */
+    SUPER = 256, /* weights of Q4_K that share a scale of scales */
+    COLUMNS = 8, /* of weights, interleaved */
+    GROUP = 4,   /* rows, interleaved */
+    GROUPS = 4,  /* at most so many at once */
+    SLAB = 128,  /* blocks of Q4_0 after which the next columns are taken: of eight rows they fill the first cache */
+    LONGEST = 128, /* blocks of SUPER weights that a row can have */
 };
+
+typedef void (*Gemm)(int n, float *s, size_t bs, const void *weights, const void *rows, int nr, int nc);
+
+/* llama.cpp's own functions, asked from so many rows on. */
+enum { Q4_0, Q4_K };
+static struct {
+    Gemm gemm;
+    int from;
+} theirs[] = {{0, INT_MAX}, {0, INT_MAX}};
+
+void eft_kernels_use(int kind, Gemm gemm, int from) {
+    theirs[kind].gemm = gemm;
+    theirs[kind].from = from;
+}
+
+int eft_kernels_supported(void) {
+    __builtin_cpu_init();
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+}
+
+/* Whether llama.cpp, compiled for this CPU, has instructions that this file does without. */
+int eft_kernels_vnni(void) {
+    __builtin_cpu_init();
+    return __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512bw");
+}
+
+/* Both kinds: eight columns are taken in the order 0 4 1 5 2 6 3 7, which is the cheapest to unpack. */
+
+INLINE __m256i load(const void *bytes) {
+    return _mm256_loadu_si256((const __m256i *)bytes);
+}
+
+INLINE __m256i repeat(const void *four_bytes) {
+    int32_t value;
+    memcpy(&value, four_bytes, sizeof value);
+    return _mm256_set1_epi32(value);
+}
+
+INLINE __m256 column_scales(const uint16_t *scales) {
+    const __m128i order = _mm_setr_epi8(0, 1, 8, 9, 2, 3, 10, 11, 4, 5, 12, 13, 6, 7, 14, 15);
+    return _mm256_cvtph_ps(_mm_shuffle_epi8(_mm_loadu_si128((const __m128i *)scales), order));
+}
+
+INLINE __m256 read_columns(const float *s) {
+    return _mm256_permutevar8x32_ps(_mm256_loadu_ps(s), _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
+}
+
+INLINE void write_columns(float *s, __m256 values) {
+    _mm256_storeu_ps(s, _mm256_permutevar8x32_ps(values, _mm256_setr_epi32(0, 2, 4, 6, 1, 3, 5, 7)));
+}
+
+/* Eight bytes of each of eight columns become the first four of all, and the last four. */
+INLINE void by_column(__m256i left, __m256i right, __m256i *first, __m256i *last) {
+    *first = _mm256_blend_epi32(left, _mm256_shuffle_epi32(right, 0xB1), 0xAA);
+    *last = _mm256_blend_epi32(_mm256_shuffle_epi32(left, 0xB1), right, 0xAA);
+}
+
+INLINE __m256i low_nibbles(__m256i bytes) {
+    return _mm256_and_si256(bytes, _mm256_set1_epi8(15));
+}
+
+INLINE __m256i high_nibbles(__m256i bytes) {
+    return low_nibbles(_mm256_srli_epi16(bytes, 4));
+}
+
+/* Two lanes for each column: start, and 32 nibbles times the bytes of a row. weights[i]: 4i ... 4i + 3 of all columns;
+ * row: its bytes stand eight by eight, as far apart as a group's are. */
+INLINE __m256i products(const __m256i weights[8], const int8_t *row, __m256i start) {
+#pragma GCC unroll 8
+    for (int i = 0; i < 8; i++) {
+        __m256i bytes = repeat(row + i / 2 * GROUP * 8 + i % 2 * 4);
+        start = _mm256_add_epi16(start, _mm256_maddubs_epi16(weights[i], bytes));
+    }
+    return start;
+}
+
+/* ---------------------------------------------------------------------------------------------------------- Q4_0 */
 
 typedef struct {
     uint16_t scale[COLUMNS]; /* F16 */
@@ -51,38 +131,6 @@ typedef struct {
     uint32_t start[GROUP]; /* twice the 16 bits of -4 * the sum of a row's bytes */
 } Prepared;
 
-typedef void (*Gemm)(int n, float *s, size_t bs, const void *weights, const void *rows, int nr, int nc);
-
-/* llama.cpp's own function, asked from so many rows on. */
-static Gemm original;
-static int original_from = INT_MAX;
-
-void eft_kernels_use(Gemm llama_cpps, int from) {
-    original = llama_cpps;
-    original_from = from;
-}
-
-int eft_kernels_supported(void) {
-    __builtin_cpu_init();
-    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
-}
-
-/* Whether llama.cpp, compiled for this CPU, has instructions that this file does without. */
-int eft_kernels_vnni(void) {
-    __builtin_cpu_init();
-    return __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512bw");
-}
-
-INLINE __m256i load(const void *bytes) {
-    return _mm256_loadu_si256((const __m256i *)bytes);
-}
-
-INLINE __m256i repeat(const void *four_bytes) {
-    int32_t value;
-    memcpy(&value, four_bytes, sizeof value);
-    return _mm256_set1_epi32(value);
-}
-
 AVX2 static void prepare(const Rows *rows, int blocks, Prepared *prepared) {
     for (int b = 0; b < blocks; b++) {
         __m256i sums = _mm256_setzero_si256(); /* of row r in lanes 4r ... 4r + 3 */
@@ -97,79 +145,66 @@ AVX2 static void prepare(const Rows *rows, int blocks, Prepared *prepared) {
     }
 }
 
-/* Unpack a block: weights[i] holds weights 4i ... 4i + 3 of columns 0 4 1 5 2 6 3 7. */
 INLINE void unpack(const Weights *block, __m256i weights[8]) {
-    const __m256i unsign = _mm256_set1_epi8((char)0x88), nibble = _mm256_set1_epi8(15);
+    const __m256i unsign = _mm256_set1_epi8((char)0x88);
     for (int half = 0; half < 2; half++) {
-        __m256i left = _mm256_xor_si256(load(block->nibbles + 64 * half), unsign);
-        __m256i right = _mm256_xor_si256(load(block->nibbles + 64 * half + 32), unsign);
-        __m256i first = _mm256_blend_epi32(left, _mm256_shuffle_epi32(right, 0xB1), 0xAA);
-        __m256i second = _mm256_blend_epi32(_mm256_shuffle_epi32(left, 0xB1), right, 0xAA);
-        weights[2 * half] = _mm256_and_si256(first, nibble);
-        weights[2 * half + 1] = _mm256_and_si256(second, nibble);
-        weights[2 * half + 4] = _mm256_and_si256(_mm256_srli_epi16(first, 4), nibble);
-        weights[2 * half + 5] = _mm256_and_si256(_mm256_srli_epi16(second, 4), nibble);
+        __m256i left = _mm256_xor_si256(load(block->nibbles + 64 * half), unsign), first;
+        __m256i right = _mm256_xor_si256(load(block->nibbles + 64 * half + 32), unsign), last;
+        by_column(left, right, &first, &last);
+        weights[2 * half] = low_nibbles(first);
+        weights[2 * half + 1] = low_nibbles(last);
+        weights[2 * half + 4] = high_nibbles(first);
+        weights[2 * half + 5] = high_nibbles(last);
     }
 }
 
-INLINE __m256 multiply(const __m256i weights[8], const int8_t *row, uint32_t start, __m256 scale, __m256 sum) {
-    __m256i halves = _mm256_set1_epi32((int32_t)start);
-#pragma GCC unroll 8
-    for (int i = 0; i < 8; i++) {
-        __m256i bytes = repeat(row + i / 2 * GROUP * 8 + i % 2 * 4);
-        halves = _mm256_add_epi16(halves, _mm256_maddubs_epi16(weights[i], bytes));
-    }
-    return _mm256_fmadd_ps(_mm256_cvtepi32_ps(_mm256_madd_epi16(halves, _mm256_set1_epi16(1))), scale, sum);
-}
-
-/* Multiply eight columns by 4 * groups rows. first: s holds nothing yet. */
+/* Multiply eight columns by 4 * groups rows, some blocks of each. first: s holds nothing yet. */
 INLINE void tile(int groups, const Weights *weights, const Rows *rows, size_t stride, Prepared prepared[][SLAB],
                  int blocks, int first, float *s, size_t bs) {
-    const __m128i column_order = _mm_setr_epi8(0, 1, 8, 9, 2, 3, 10, 11, 4, 5, 12, 13, 6, 7, 14, 15);
-    const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7), back = _mm256_setr_epi32(0, 2, 4, 6, 1, 3, 5, 7);
     __m256 sums[GROUPS * GROUP];
     for (int r = 0; r < groups * GROUP; r++)
-        sums[r] = first ? _mm256_setzero_ps() : _mm256_permutevar8x32_ps(_mm256_loadu_ps(s + r * bs), order);
+        sums[r] = first ? _mm256_setzero_ps() : read_columns(s + r * bs);
     for (int b = 0; b < blocks; b++) {
         __m256i unpacked[8];
         unpack(weights + b, unpacked);
-        __m128i columns = _mm_shuffle_epi8(_mm_loadu_si128((const __m128i *)weights[b].scale), column_order);
-        __m256 column_scales = _mm256_cvtph_ps(columns);
+        __m256 columns = column_scales(weights[b].scale);
         for (int g = 0; g < groups; g++) {
-            const Rows *four = rows + g * stride + b;
+            const int8_t *bytes = rows[g * stride + b].bytes;
             const Prepared *known = &prepared[g][b];
 #pragma GCC unroll 4
             for (int r = 0; r < GROUP; r++) {
-                __m256 scale = _mm256_mul_ps(column_scales, _mm256_set1_ps(known->scale[r]));
-                __m256 *sum = sums + g * GROUP + r;
-                *sum = multiply(unpacked, four->bytes + 8 * r, known->start[r], scale, *sum);
+                __m256i halves = products(unpacked, bytes + 8 * r, _mm256_set1_epi32((int)known->start[r]));
+                __m256 whole = _mm256_cvtepi32_ps(_mm256_madd_epi16(halves, _mm256_set1_epi16(1)));
+                __m256 scale = _mm256_mul_ps(columns, _mm256_set1_ps(known->scale[r]));
+                sums[g * GROUP + r] = _mm256_fmadd_ps(whole, scale, sums[g * GROUP + r]);
             }
         }
     }
     for (int r = 0; r < groups * GROUP; r++)
-        _mm256_storeu_ps(s + r * bs, _mm256_permutevar8x32_ps(sums[r], back));
+        write_columns(s + r * bs, sums[r]);
 }
 
 /* A function for each number of groups, so that the compiler knows it. */
-#define SLAB_OF(groups)                                                                                               \
-    AVX2 static void slab_of_##groups(const Weights *weights, const Rows *rows, size_t stride,                        \
-                                      Prepared prepared[][SLAB], int blocks, int first, float *s, size_t bs, int nc) { \
-        for (int x = 0; x < nc / COLUMNS; x++)                                                                        \
-            tile(groups, weights + x * stride, rows, stride, prepared, blocks, first, s + x * COLUMNS, bs);           \
+#define TILES_OF(groups)                                                                                               \
+    AVX2 static void tiles_of_##groups(const Weights *weights, const Rows *rows, size_t stride,                        \
+                                       Prepared prepared[][SLAB], int blocks, int first, float *s, size_t bs,     \
+                                       int nc) {                                                                  \
+        for (int x = 0; x < nc / COLUMNS; x++)                                                                         \
+            tile(groups, weights + x * stride, rows, stride, prepared, blocks, first, s + x * COLUMNS, bs);            \
     }
-SLAB_OF(1)
-SLAB_OF(2)
-SLAB_OF(3)
-SLAB_OF(4)
+TILES_OF(1)
+TILES_OF(2)
+TILES_OF(3)
+TILES_OF(4)
 
 /* s[r * bs + c] = the sum over i < n of weight i of column c times value i of row r, for r < nr, c < nc.
  *
  * n, nr, nc: multiples of 32, 4, 8. weights: nc / 8 times n / 32 blocks. rows: nr / 4 times n / 32 blocks. */
 void ggml_gemm_q4_0_8x8_q8_0(int n, float *s, size_t bs, const void *weights, const void *rows, int nr, int nc) {
-    static void (*const slab_of[])(const Weights *, const Rows *, size_t, Prepared[][SLAB], int, int, float *, size_t,
-                                   int) = {slab_of_1, slab_of_2, slab_of_3, slab_of_4};
-    if (nr >= original_from) {
-        original(n, s, bs, weights, rows, nr, nc);
+    static void (*const tiles_of[])(const Weights *, const Rows *, size_t, Prepared[][SLAB], int, int, float *, size_t,
+                                    int) = {tiles_of_1, tiles_of_2, tiles_of_3, tiles_of_4};
+    if (nr >= theirs[Q4_0].from) {
+        theirs[Q4_0].gemm(n, s, bs, weights, rows, nr, nc);
         return;
     }
     const size_t stride = (size_t)(n / BLOCK);
@@ -181,9 +216,131 @@ void ggml_gemm_q4_0_8x8_q8_0(int n, float *s, size_t bs, const void *weights, co
             const Rows *first = (const Rows *)rows + y * stride + k;
             for (int g = 0; g < groups; g++)
                 prepare(first + g * stride, blocks, prepared[g]);
-            slab_of[groups - 1]((const Weights *)weights + k, first, stride, prepared, blocks, k == 0,
-                                s + (size_t)y * GROUP * bs, bs, nc);
+            tiles_of[groups - 1]((const Weights *)weights + k, first, stride, prepared, blocks, k == 0,
+                                 s + (size_t)y * GROUP * bs, bs, nc);
         }
+    }
+}
+
+/* ---------------------------------------------------------------------------------------------------------- Q4_K */
+
+typedef struct {
+    uint16_t scale[COLUMNS], least[COLUMNS]; /* F16 */
+    uint8_t parts[8][12];                    /* scales and minima of 32 weights of each column, 6 bits each */
+    uint8_t nibbles[4][COLUMNS * BLOCK];     /* of two parts each, low and high; bytes 8i ... are of column i % 8 */
+} SuperWeights;                              /* block_q4_Kx8 */
+
+typedef struct {
+    float scale[GROUP];
+    int8_t bytes[8][GROUP * BLOCK]; /* of each part: bytes 8i ... 8i + 7 are of row i % 4 */
+    int16_t sums[4][GROUP * 4];     /* of two parts each: of every sixteen bytes, four of each row */
+} SuperRows;                        /* block_q8_Kx4 */
+
+typedef struct {
+    uint32_t sums[4][GROUP]; /* of two parts each: the sums of both, 16 bits each */
+} SuperPrepared;
+
+AVX2 static void prepare_super(const SuperRows *rows, size_t blocks, SuperPrepared *prepared) {
+    for (size_t b = 0; b < blocks; b++)
+        for (int two = 0; two < 4; two++) {
+            __m256i sums = _mm256_madd_epi16(load(rows[b].sums[two]), _mm256_set1_epi16(1)); /* of row r: 2r, 2r + 1 */
+            __m256i packed = _mm256_permute4x64_epi64(_mm256_packs_epi32(sums, sums), 0x08);
+            _mm_storeu_si128((__m128i *)prepared[b].sums[two], _mm256_castsi256_si128(packed));
+        }
+}
+
+INLINE __m256i numbers_of_columns(uint32_t first_four, uint32_t last_four) {
+    __m128i bytes = _mm_unpacklo_epi8(_mm_cvtsi32_si128((int)first_four), _mm_cvtsi32_si128((int)last_four));
+    return _mm256_cvtepu8_epi32(bytes);
+}
+
+INLINE void unpack_part(const uint8_t *part, __m256i *scales, __m256i *least) {
+    uint32_t words[3];
+    memcpy(words, part, sizeof words);
+    *scales = numbers_of_columns(words[0] & 0x3F3F3F3F, (words[2] & 0x0F0F0F0F) | (words[0] >> 2 & 0x30303030));
+    *least = numbers_of_columns(words[1] & 0x3F3F3F3F, (words[2] >> 4 & 0x0F0F0F0F) | (words[1] >> 2 & 0x30303030));
+}
+
+/* Multiply eight columns by 4 * groups rows. */
+INLINE void super_tile(int groups, const SuperWeights *weights, const SuperRows *rows, size_t stride,
+                       SuperPrepared prepared[][LONGEST], float *s, size_t bs) {
+    const __m256i zero = _mm256_setzero_si256();
+    __m256 sums[GROUPS * GROUP], minima[GROUPS * GROUP];
+    __m256i half_done[GROUPS * GROUP];
+    for (int r = 0; r < groups * GROUP; r++)
+        sums[r] = minima[r] = _mm256_setzero_ps();
+    for (size_t b = 0; b < stride; b++) {
+        __m256 columns = column_scales(weights[b].scale), column_minima = column_scales(weights[b].least);
+        for (int two = 0; two < 4; two++) {
+            __m256i packed[8], unpacked[8], scales[2], least[2];
+            for (int i = 0; i < 2; i++) {
+                unpack_part(weights[b].parts[2 * two + i], scales + i, least + i);
+                scales[i] = _mm256_or_si256(scales[i], _mm256_slli_epi32(scales[i], 16));
+            }
+            least[0] = _mm256_or_si256(least[0], _mm256_slli_epi32(least[1], 16));
+            for (int i = 0; i < 4; i++) {
+                const uint8_t *bytes = weights[b].nibbles[two] + 64 * i;
+                by_column(load(bytes), load(bytes + 32), packed + 2 * i, packed + 2 * i + 1);
+            }
+            for (int i = 0; i < 8; i++)
+                unpacked[i] = low_nibbles(packed[i]);
+            for (int g = 0; g < groups; g++) {
+                const int8_t *bytes = rows[g * stride + b].bytes[2 * two];
+#pragma GCC unroll 4
+                for (int r = 0; r < GROUP; r++)
+                    half_done[g * GROUP + r] = _mm256_madd_epi16(products(unpacked, bytes + 8 * r, zero), scales[0]);
+            }
+            for (int i = 0; i < 8; i++)
+                unpacked[i] = high_nibbles(packed[i]);
+            for (int g = 0; g < groups; g++) {
+                const SuperRows *four = rows + g * stride + b;
+                const uint32_t *known = prepared[g][b].sums[two];
+#pragma GCC unroll 4
+                for (int r = 0; r < GROUP; r++) {
+                    const int i = g * GROUP + r;
+                    __m256i halves = products(unpacked, four->bytes[2 * two + 1] + 8 * r, zero);
+                    __m256i whole = _mm256_add_epi32(half_done[i], _mm256_madd_epi16(halves, scales[1]));
+                    __m256i below = _mm256_madd_epi16(_mm256_set1_epi32((int)known[r]), least[0]);
+                    __m256 scale = _mm256_set1_ps(four->scale[r]);
+                    sums[i] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(whole), _mm256_mul_ps(columns, scale), sums[i]);
+                    __m256 least_scale = _mm256_mul_ps(column_minima, scale);
+                    minima[i] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(below), least_scale, minima[i]);
+                }
+            }
+        }
+    }
+    for (int r = 0; r < groups * GROUP; r++)
+        write_columns(s + r * bs, _mm256_sub_ps(sums[r], minima[r]));
+}
+
+#define SUPER_TILES_OF(groups)                                                                                  \
+    AVX2 static void super_tiles_of_##groups(const SuperWeights *weights, const SuperRows *rows, size_t stride, \
+                                             SuperPrepared prepared[][LONGEST], float *s, size_t bs, int nc) {  \
+        for (int x = 0; x < nc / COLUMNS; x++)                                                                  \
+            super_tile(groups, weights + x * stride, rows, stride, prepared, s + x * COLUMNS, bs);              \
+    }
+SUPER_TILES_OF(1)
+SUPER_TILES_OF(2)
+SUPER_TILES_OF(3)
+SUPER_TILES_OF(4)
+
+/* The same with Q4_K weights; n: a multiple of 256. */
+void ggml_gemm_q4_K_8x8_q8_K(int n, float *s, size_t bs, const void *weights, const void *rows, int nr, int nc) {
+    static void (*const tiles_of[])(const SuperWeights *, const SuperRows *, size_t, SuperPrepared[][LONGEST], float *,
+                                    size_t, int) = {super_tiles_of_1, super_tiles_of_2, super_tiles_of_3,
+                                                    super_tiles_of_4};
+    if (nr >= theirs[Q4_K].from || n > LONGEST * SUPER) {
+        theirs[Q4_K].gemm(n, s, bs, weights, rows, nr, nc);
+        return;
+    }
+    const size_t stride = (size_t)(n / SUPER);
+    SuperPrepared prepared[GROUPS][LONGEST];
+    for (int y = 0; y < nr / GROUP; y += GROUPS) {
+        const int left = nr / GROUP - y, groups = left < GROUPS ? left : GROUPS;
+        const SuperRows *first = (const SuperRows *)rows + y * stride;
+        for (int g = 0; g < groups; g++)
+            prepare_super(first + g * stride, stride, prepared[g]);
+        tiles_of[groups - 1](weights, first, stride, prepared, s + (size_t)y * GROUP * bs, bs, nc);
     }
 }
 

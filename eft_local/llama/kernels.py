@@ -1,8 +1,8 @@
-"""A faster matrix kernel in the place of llama.cpp's own: what several rows of Q4_0 weights cost on an x86-64 CPU.
+"""Faster matrix kernels in the place of llama.cpp's own: what several rows cost on an x86-64 CPU.
 
-`kernels.c` is compiled with the package where it can be. Its function has the name of llama.cpp's: loaded first, it is
-the one that llama.cpp's library finds. It must give the same bits, and that is tried each time before it may answer;
-otherwise, and with EFT_KERNELS=off, llama.cpp's own does.
+`kernels.c` is compiled with the package where it can be. Its functions have the names of llama.cpp's: loaded first,
+they are what llama.cpp's library finds. They must give the same bits, and that is tried in each process before they
+may answer; otherwise, and with EFT_KERNELS=off, llama.cpp's own do.
 """
 
 from __future__ import annotations
@@ -11,14 +11,15 @@ import ctypes
 import importlib.util
 import os
 import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-OURS = "eft-local's own for Q4_0"
-_GEMM = ctypes.CFUNCTYPE(
+GEMM = ctypes.CFUNCTYPE(
     None,
     ctypes.c_int,
     ctypes.c_void_p,
@@ -28,44 +29,85 @@ _GEMM = ctypes.CFUNCTYPE(
     ctypes.c_int,
     ctypes.c_int,
 )
-_NAME = "ggml_gemm_q4_0_8x8_q8_0"
+"""The type of a kernel: n, s, bs, weights, rows, nr, nc; see kernels.c."""
+
 _NEVER = 2**31 - 1
 _VNNI_ROWS = 16
-"""From so many rows on llama.cpp's kernel for AVX512-VNNI unpacks weights once for all of them, as ours does."""
+"""From so many rows on llama.cpp's kernels for AVX512-VNNI unpack weights once for all of them, as ours do."""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A type of weights, and how llama.cpp keeps eight columns of its blocks, and four rows of values for them.
+
+    name: of the kernel.  block: weights in a block of one column.  greatest: two nibbles that weigh most.
+    """
+
+    name: str
+    block: int
+    greatest: int
+    weights: np.dtype[np.void]
+    values: np.dtype[np.void]
+
+
+KINDS: Mapping[str, Kind] = {
+    "Q4_0": Kind(
+        "ggml_gemm_q4_0_8x8_q8_0",
+        32,
+        0x77,
+        np.dtype([("scale", "<f2", 8), ("nibbles", "u1", 128)]),
+        np.dtype([("scale", "<f2", 4), ("bytes", "i1", (4, 4, 8))]),
+    ),
+    "Q4_K": Kind(
+        "ggml_gemm_q4_K_8x8_q8_K",
+        256,
+        0xFF,
+        np.dtype([("scale", "<f2", 8), ("least", "<f2", 8), ("parts", "u1", 96), ("nibbles", "u1", 1024)]),
+        np.dtype([("scale", "<f4", 4), ("bytes", "i1", (32, 4, 8)), ("sums", "<i2", (4, 4, 4))]),
+    ),
+}
+"""The order is that of kernels.c."""
 
 
 class Kernels:
-    """Our kernel and llama.cpp's own: functions of the same arguments and, if they agree, of the same results."""
+    """Our kernels and llama.cpp's own, by kind: functions of the same arguments and, if they agree, results."""
 
     def __init__(self, compiled: ctypes.CDLL, library: ctypes.CDLL) -> None:
         self._compiled = compiled
-        self.ours = ctypes.cast(getattr(compiled, _NAME), _GEMM)
-        self.theirs = ctypes.cast(getattr(library, _NAME), _GEMM)
+        self.ours = {kind: ctypes.cast(getattr(compiled, each.name), GEMM) for kind, each in KINDS.items()}
+        self.theirs = {kind: ctypes.cast(getattr(library, each.name), GEMM) for kind, each in KINDS.items()}
 
-    def use(self, *, ours: bool) -> None:
+    def use(self, kind: str, *, ours: bool) -> None:
         """Let our kernel answer from now on, or llama.cpp's. Not while a model is evaluated."""
         rows = (_VNNI_ROWS if self._compiled.eft_kernels_vnni() else _NEVER) if ours else 0
-        self._compiled.eft_kernels_use(self.theirs, rows)
+        self._ask(kind, rows)
 
-    def agree(self) -> bool:
+    def agree(self, kind: str) -> bool:
         """Whether both give the same bits, for any number of rows and for the greatest values."""
-        self._compiled.eft_kernels_use(self.theirs, _NEVER)
+        self._ask(kind, _NEVER)
+        tried = [random_factors(kind, rows, 8, 512) for rows in (4, 8, 12, 16)]
+        tried += [random_factors(kind, 20, 16, 4352), random_factors(kind, 4, 8, 256, greatest=True)]
         return all(
-            np.array_equal(product(self.ours, *factors), product(self.theirs, *factors))
-            for rows in range(4, 40, 4)
-            for factors in (random_factors(rows, 16, 4224), random_factors(rows, 16, 64, greatest=True))
+            np.array_equal(product(kind, self.ours[kind], *factors), product(kind, self.theirs[kind], *factors))
+            for factors in tried
         )
+
+    def _ask(self, kind: str, theirs_from: int) -> None:
+        self._compiled.eft_kernels_use(list(KINDS).index(kind), self.theirs[kind], theirs_from)
 
 
 @cache
 def installed() -> str:
-    """Put the kernels into the place of llama.cpp's, once, before it is loaded; return whose answer."""
+    """Put the kernels into the place of llama.cpp's, once, before it is loaded; return for what, or why not."""
     kernels = load()
     if isinstance(kernels, str):
         return f"llama.cpp's own ({kernels})"
-    agreed = kernels.agree()
-    kernels.use(ours=agreed)
-    return OURS if agreed else "llama.cpp's own (eft-local's differ from them)"
+    agreed = [kind for kind in KINDS if kernels.agree(kind)]
+    for kind in KINDS:
+        kernels.use(kind, ours=kind in agreed)
+    if not agreed:
+        return "llama.cpp's own (eft-local's differ from them)"
+    return f"eft-local's own for {' and '.join(agreed)}"
 
 
 @cache
@@ -90,24 +132,42 @@ def load() -> Kernels | str:
         return " ".join(str(error).split())
 
 
-def random_factors(rows: int, columns: int, n: int, *, greatest: bool = False) -> tuple[np.ndarray, np.ndarray]:
-    """Return so many columns of n weights and rows of n values, as llama.cpp keeps them (see kernels.c).
+def random_factors(
+    kind: str, rows: int, columns: int, n: int, *, greatest: bool = False
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return so many columns of n weights and rows of n values, as llama.cpp keeps them.
 
-    greatest: all of the values that make the greatest sums.
+    greatest: nibbles and bytes are all those that make the greatest sums.
     """
     dice = np.random.default_rng([rows, columns, n])
-    weights = np.empty((columns // 8, n // 32), [("scale", "<f2", 8), ("nibbles", "u1", 128)])
-    values = np.empty((rows // 4, n // 32), [("scale", "<f2", 4), ("bytes", "i1", 128)])
+    weights = np.empty((columns // 8, n // KINDS[kind].block), KINDS[kind].weights)
+    values = np.empty((rows // 4, n // KINDS[kind].block), KINDS[kind].values)
     for array in (weights, values):
-        array["scale"] = dice.normal(size=array["scale"].shape)
-    weights["nibbles"] = 0x77 if greatest else dice.integers(0, 256, weights["nibbles"].shape)
-    values["bytes"] = dice.choice([-127, 127]) if greatest else dice.integers(-127, 128, values["bytes"].shape)
+        for name in array.dtype.names or ():
+            if array[name].dtype.kind == "f":
+                array[name] = dice.normal(size=array[name].shape)
+            elif array[name].dtype == np.uint8:
+                array[name] = dice.integers(0, 256, array[name].shape)
+    if greatest:
+        weights["nibbles"] = KINDS[kind].greatest
+        values["bytes"] = dice.choice([-127, 127])
+    else:
+        values["bytes"] = dice.integers(-127, 128, values["bytes"].shape)
+    if "sums" in (values.dtype.names or ()):
+        values["sums"] = _sums(values["bytes"])
     return weights, values
 
 
-def product(gemm: Any, weights: np.ndarray, values: np.ndarray) -> np.ndarray:
+def _sums(values: np.ndarray) -> np.ndarray:
+    """Return the sums of sixteen bytes: [rows / 4, blocks, 4, row, 4]."""
+    sixteens: np.ndarray = values.reshape(*values.shape[:2], 4, 4, 2, 4, 8).sum(axis=(4, 6), dtype=np.int16)
+    return sixteens.swapaxes(3, 4)
+
+
+def product(kind: str, gemm: Any, weights: np.ndarray, values: np.ndarray) -> np.ndarray:
     """Return float32 [rows, columns] of factors as `random_factors` returns them."""
     result = np.zeros((4 * len(values), 8 * len(weights)), np.float32)
     rows, columns = result.shape
-    gemm(32 * weights.shape[1], result.ctypes.data, columns, weights.ctypes.data, values.ctypes.data, rows, columns)
+    n = KINDS[kind].block * weights.shape[1]
+    gemm(n, result.ctypes.data, columns, weights.ctypes.data, values.ctypes.data, rows, columns)
     return result
