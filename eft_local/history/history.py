@@ -15,6 +15,7 @@ from eft_local.errors import HistoryError, UsageError
 from eft_local.history import store
 from eft_local.history.reading import (
     BRANCH,
+    CHATS,
     LAST_ANSWER,
     MESSAGES,
     SHOWN,
@@ -92,21 +93,21 @@ class History:
                 "INSERT INTO chat (id, title, recipe, system_prompt, created, updated) VALUES (?, ?, ?, ?, ?, ?)",
                 (chat, *given, given[-1]),
             )
-            return chat_of(db, find_chat(db, chat))
+            return chat_of(find_chat(db, chat))
 
     def chats(self, *, deleted: bool = False, limit: int | None = None) -> list[Chat]:
         """Return the chats, those with the newest messages first; `deleted`: only those that can be restored."""
-        order = "deleted IS NOT NULL ORDER BY deleted" if deleted else "deleted IS NULL ORDER BY updated"
+        order = "c.deleted IS NOT NULL ORDER BY c.deleted" if deleted else "c.deleted IS NULL ORDER BY c.updated"
         with self._reading() as db:
             rows = db.execute(
-                f"SELECT * FROM chat WHERE {order} DESC, number DESC LIMIT ?", (-1 if limit is None else limit,)
+                f"{CHATS} WHERE {order} DESC, c.number DESC LIMIT ?", (-1 if limit is None else limit,)
             ).fetchall()
-            return [chat_of(db, row) for row in rows]
+            return [chat_of(row) for row in rows]
 
     def chat(self, chat: str) -> Chat:
         """Return the chat with this id, or this beginning of one, deleted or not. Raises: UsageError."""
         with self._reading() as db:
-            return chat_of(db, find_chat(db, chat))
+            return chat_of(find_chat(db, chat))
 
     def latest(self) -> Chat | None:
         """Return the chat with the newest message."""
@@ -254,7 +255,7 @@ class History:
         """
         with self._reading() as db:
             return [
-                Hit(chat_of(db, find_chat(db, found.chat)), found.message, found.snippet, found.marks)
+                Hit(chat_of(find_chat(db, found.chat)), found.message, found.snippet, found.marks)
                 for found in search(db, text, limit)
             ]
 

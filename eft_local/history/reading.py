@@ -8,11 +8,13 @@ import sys
 from array import array
 from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 
 from eft_local.errors import UsageError
 from eft_local.history.records import AnswerRecord, Chat, FinishReason, Message, Snapshot
+
+CHATS = "SELECT c.*, r.name, r.toml, r.folder FROM chat c JOIN recipe r ON r.id = c.recipe"
 
 MESSAGES = """
 SELECT m.*, a.written_by, a.system_prompt, a.finish_reason, a.prefix_tokens, a.seed, a.tokens_per_second, a.figures,
@@ -82,12 +84,12 @@ def number_of(db: sqlite3.Connection, recipe: Snapshot) -> int:
     return int(db.execute("SELECT id FROM recipe WHERE toml = ? AND folder = ?", given).fetchone()[0])
 
 
-def chat_of(db: sqlite3.Connection, row: sqlite3.Row) -> Chat:
-    """Return a row of the table chat as a record."""
+def chat_of(row: sqlite3.Row) -> Chat:
+    """Return a row of CHATS as a record."""
     return Chat(
         id=row["id"],
         title=row["title"],
-        recipe=_snapshot(db, row["recipe"]),
+        recipe=_snapshot(row),
         system_prompt=row["system_prompt"],
         created=datetime.fromisoformat(row["created"]),
         updated=datetime.fromisoformat(row["updated"]),
@@ -99,10 +101,8 @@ def find_chat(db: sqlite3.Connection, beginning: str) -> sqlite3.Row:
     """Return the one chat whose id begins so. Raises: UsageError."""
     sought = beginning.strip().lower()
     rows = (
-        db.execute("SELECT * FROM chat WHERE id = ?", (sought,)).fetchall()
-        or db.execute(
-            "SELECT * FROM chat WHERE substr(id, 1, ?) = ? ORDER BY updated DESC", (len(sought), sought)
-        ).fetchall()
+        db.execute(f"{CHATS} WHERE c.id = ?", (sought,)).fetchall()
+        or db.execute(f"{CHATS} WHERE substr(c.id, 1, ?) = ? ORDER BY c.updated DESC", (len(sought), sought)).fetchall()
     )
     if not sought or not rows:
         raise UsageError(f"there is no chat {beginning!r}; `eft history` lists them")
@@ -117,7 +117,11 @@ def messages_of(
     db: sqlite3.Connection, rows: Iterable[sqlite3.Row], being_written: Callable[[int], bool]
 ) -> list[Message]:
     """Return rows of MESSAGES as records."""
-    snapshot = lru_cache(maxsize=None)(lambda recipe: _snapshot(db, recipe))
+
+    @cache
+    def snapshot(recipe: int) -> Snapshot:
+        return _snapshot(db.execute("SELECT name, toml, folder FROM recipe WHERE id = ?", (recipe,)).fetchone())
+
     return [_message(row, snapshot, being_written) for row in rows]
 
 
@@ -155,6 +159,5 @@ def _answer(
     )
 
 
-def _snapshot(db: sqlite3.Connection, number: int) -> Snapshot:
-    row = db.execute("SELECT name, toml, folder FROM recipe WHERE id = ?", (number,)).fetchone()
+def _snapshot(row: sqlite3.Row) -> Snapshot:
     return Snapshot(row["name"], row["toml"], Path(row["folder"]) if row["folder"] else None)
