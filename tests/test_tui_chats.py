@@ -4,18 +4,21 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import sqlite3
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from weakref import ref
 
 import pytest
 from textual.widgets import OptionList
-from tui_desk import Open, covers, hold, home, opened  # noqa: F401
+from tui_desk import Desk, Open, covers, hold, home, opened  # noqa: F401
 
 from eft_local.history import History, store
-from eft_local.tui import app, sidebar
+from eft_local.tui import sidebar
 from eft_local.tui.screens import TextScreen
+from eft_local.tui.sidebar import PIECE, ChatList
 
 pytestmark = pytest.mark.asyncio
 
@@ -257,17 +260,77 @@ async def test_an_answer_that_cannot_be_saved_stays_on_the_screen(
         assert desk.emulator.asked[-1][1][1]["content"] == "eft answers one two three"
 
 
-async def test_the_list_ends_where_search_begins(opened: Open, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(app, "LISTED", 2)
-    monkeypatch.setattr(sidebar, "LISTED", 2)
+def saved(desk: Desk, count: int) -> None:
+    """Save some chats of one question and one answer."""
+    history, recipe = desk.app.history, desk.app.session.recipe
+    for number in range(count):
+        question = history.ask(history.create(recipe).id, f"question {number}")
+        with history.answer(question.id, recipe) as writer:
+            writer.add(f"answer {number}")
+
+
+@pytest.mark.parametrize("way", ["end", "scroll", "resize"])
+async def test_older_chats_are_listed_when_the_end_is_looked_at(opened: Open, way: str) -> None:
     async with opened() as desk:
-        for question in ("one", "two", "three"):
-            await desk.send("/new")
-            await desk.ask(question)
-        listed = desk.app.sidebar.query_one("#chats", OptionList).options
-        assert ["three" in str(listed[0].prompt), "two" in str(listed[1].prompt)] == [True, True]
-        assert "search finds them" in str(listed[2].prompt)
-        assert len(listed) == 3
+        saved(desk, 3 * PIECE - 1)
+        await desk.ask("hello")
+        chats = desk.app.sidebar.query_one(ChatList)
+        assert chats.option_count == PIECE
+        if way == "resize":
+            await desk.pilot.resize_terminal(120, 4 * PIECE)
+        while chats.option_count < 3 * PIECE:
+            before = chats.option_count
+            if way == "end":
+                chats.action_last()
+            else:
+                chats.scroll_end(animate=False)
+            await desk.until(lambda: chats.option_count > before)  # noqa: B023 (awaited here)
+        await desk.pilot.pause()
+        assert "question 0\n" in str(chats.options[-1].prompt)
+        assert chats.option_count == 3 * PIECE
+
+
+async def test_a_turn_lists_no_more_than_what_is_looked_at(opened: Open) -> None:
+    async with opened() as desk:
+        counts: list[tuple[int, int]] = []
+        for count in (PIECE, 4 * PIECE):
+            saved(desk, count)
+            await desk.ask("hello")
+            reads: list[str] = []
+            desk.app.history._db.set_trace_callback(reads.append)
+            await desk.ask("again")
+            desk.app.history._db.set_trace_callback(None)
+            ours = [read for read in reads if not read.startswith("--")]  # the others are FTS5's own
+            counts.append((len(ours), desk.app.sidebar.query_one(ChatList).option_count))
+            await desk.press("ctrl+n")
+        assert counts[0] == counts[1]
+        assert counts[0][1] == PIECE
+
+
+async def test_the_list_is_drawn_only_when_it_changes(opened: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with opened() as desk:
+        saved(desk, 2 * PIECE)
+        await desk.ask("hello")
+        chats = desk.app.sidebar.query_one(ChatList)
+        drawn: list[int] = []
+        monkeypatch.setattr(sidebar, "_when", lambda chat: "today")  # no minute ends meanwhile
+        desk.app.show_chats()
+        await desk.pilot.pause()
+        assert chats.vertical_scrollbar.display
+        monkeypatch.setattr(chats, "render_line", drawn.append)
+        monkeypatch.setattr(chats.vertical_scrollbar, "refresh", lambda *_, **__: drawn.append(-1))
+        await desk.ask("again")
+        assert drawn == []
+
+
+async def test_what_is_taken_off_the_screen_is_forgotten(opened: Open) -> None:
+    async with opened() as desk:
+        await desk.ask("hello")
+        drawn = [ref(view._styles_cache) for view in desk.views]
+        await desk.press("ctrl+n")
+        await desk.ask("again")
+        gc.collect()
+        assert [cache() for cache in drawn] == [None, None]
 
 
 async def test_long_chats_are_not_read_again_for_every_turn(opened: Open, monkeypatch: pytest.MonkeyPatch) -> None:

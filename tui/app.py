@@ -25,6 +25,7 @@ from eft_local.tui.composer import Typed
 from eft_local.tui.config import Config
 from eft_local.tui.engine import Engine, with_air
 from eft_local.tui.footer import Figures, Footer
+from eft_local.tui.framework import let_removed_widgets_go
 from eft_local.tui.knobs import KnobsPanel, steering
 from eft_local.tui.listener import FIGURES_BEAT, Listener
 from eft_local.tui.palette import palette
@@ -32,7 +33,7 @@ from eft_local.tui.presets import Presets
 from eft_local.tui.pulling import Puller
 from eft_local.tui.screens import NoticeScreen
 from eft_local.tui.session import CANDIDATES, Session
-from eft_local.tui.sidebar import LISTED, Sidebar
+from eft_local.tui.sidebar import Sidebar
 from eft_local.tui.text import visible
 
 BEAT = 0.05
@@ -69,6 +70,7 @@ class ChatApp(App[None], inherit_bindings=False):
         warning: said at the start.  chat: opened at the start, with the session's recipe instead of its own if
         `own_recipe`.
         """
+        let_removed_widgets_go()
         super().__init__()
         self.session = session
         self.config = config
@@ -224,14 +226,14 @@ class ChatApp(App[None], inherit_bindings=False):
         await self.knobs.rebuild(self.session.recipe)
         self.show_state()
 
-    @on(Sidebar.Searched)
+    @on(Sidebar.Wanted)
     def show_chats(self) -> None:
-        """List the saved chats, or those that a search finds."""
-        words = self.sidebar.words
-        if words:
-            self.attempt(lambda: self.sidebar.show_hits(self.history.search(words)))
+        """List the newest chats, as many as are looked at, or those that a search finds."""
+        sidebar = self.sidebar
+        if sidebar.words:
+            self.attempt(lambda: sidebar.show_hits(self.history.search(sidebar.words)))
         else:
-            self.attempt(lambda: self.sidebar.show(self.history.chats(limit=LISTED + 1), self._chat_key or None))
+            self.attempt(lambda: sidebar.show(self.history.chats(limit=sidebar.room), self._chat_key or None))
 
     @property
     def _chat_key(self) -> str:

@@ -1,13 +1,15 @@
-"""The saved chats: a list, newest first, and a search over all they hold."""
+"""The saved chats: a list, newest first, loaded in pieces, and a search over all they hold."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from textual import on
 from textual.app import ComposeResult
 from textual.containers import Vertical
 from textual.content import Content
+from textual.geometry import Size
 from textual.message import Message
 from textual.widgets import Input, OptionList
 from textual.widgets.option_list import Option
@@ -19,9 +21,11 @@ from eft_local.tui.text import visible
 LINE = 26
 """Characters of a line in the list."""
 
+LINES = 2
+"""Lines of a chat in the list."""
 
-LISTED = 200
-"""Chats in the list: it is made anew after every answer."""
+PIECE = 20
+"""Chats that are listed at a time, down to where is looked at: the list's price must not grow with the history."""
 
 
 class ChatList(OptionList):
@@ -29,12 +33,39 @@ class ChatList(OptionList):
 
     BINDINGS = bindings("sidebar")
 
+    class Looked(Message):
+        """Another part of the list is looked at."""
+
+    @property
+    def lowest(self) -> int:
+        """How many chats there are down to the lowest that is looked at, or is highlighted."""
+        seen = (self.scroll_offset.y + self.size.height) // LINES
+        return max(seen, (self.highlighted or 0) + 1)
+
+    def _size_updated(self, size: Size, virtual_size: Size, container_size: Size, layout: bool = True) -> bool:
+        """Take another size, and only that: Textual would draw the scrollbar anew, line by line, at every layout."""
+        return size != self.outer_size and super()._size_updated(size, virtual_size, container_size, layout)
+
+    def watch_scroll_y(self, old_value: float, new_value: float) -> None:
+        """Tell where is looked at."""
+        super().watch_scroll_y(old_value, new_value)
+        self.post_message(self.Looked())
+
+    def watch_highlighted(self, highlighted: int | None) -> None:
+        """Tell where is looked at."""
+        super().watch_highlighted(highlighted)
+        self.post_message(self.Looked())
+
+    def on_resize(self) -> None:
+        """Tell how much is looked at."""
+        self.post_message(self.Looked())
+
 
 class Sidebar(Vertical):
     """Saved chats and their search."""
 
-    class Searched(Message):
-        """The words that are searched for have changed."""
+    class Wanted(Message):
+        """Other chats are to be listed: other words are searched for, or older chats are looked at."""
 
     class Opened(Message):
         """A chat was chosen; message: where its words stand, if it was found by them."""
@@ -47,7 +78,8 @@ class Sidebar(Vertical):
     def __init__(self) -> None:
         super().__init__(id="sidebar")
         self.border_title = "chats"
-        self._found: list[tuple[Chat, int | None]] = []
+        self._rows: list[_Row] = []
+        self._complete = False  # there are no older chats
 
     def compose(self) -> ComposeResult:
         """Lay out search and list."""
@@ -55,14 +87,18 @@ class Sidebar(Vertical):
         yield ChatList(id="chats", compact=True)
 
     def show(self, chats: Sequence[Chat], current: str | None) -> None:
-        """List chats, at most LISTED of them; the current one is marked."""
-        self._list([(chat, None, _entry(chat, chat.id == current)) for chat in chats[:LISTED]])
-        if len(chats) > LISTED:
-            self.query_one(ChatList).add_option(Option("  older chats: search finds them", disabled=True))
+        """List the newest chats, as many as there is `room` for; the current one is marked."""
+        self._complete = len(chats) < self.room
+        self._list([_Row(chat, None, _entry(chat, chat.id == current)) for chat in chats])
 
     def show_hits(self, hits: Sequence[Hit]) -> None:
         """List what a search found."""
-        self._list([(hit.chat, hit.message, _found(hit)) for hit in hits])
+        self._list([_Row(hit.chat, hit.message, _found(hit)) for hit in hits])
+
+    @property
+    def room(self) -> int:
+        """How many chats to list: whole pieces, and always some below what is looked at."""
+        return (self.query_one(ChatList).lowest // PIECE + 1) * PIECE
 
     @property
     def words(self) -> str:
@@ -79,21 +115,31 @@ class Sidebar(Vertical):
     def chosen(self) -> Chat | None:
         """The highlighted chat."""
         place = self.query_one(ChatList).highlighted
-        return self._found[place][0] if place is not None and place < len(self._found) else None
+        return self._rows[place].chat if place is not None and place < len(self._rows) else None
 
-    def _list(self, rows: Sequence[tuple[Chat, int | None, Content]]) -> None:
-        chats = self.query_one(ChatList)
+    def _list(self, rows: Sequence[_Row]) -> None:
+        """List rows. What is listed already stays: nothing here takes as long as to lay out and draw a list anew."""
+        chats, listed = self.query_one(ChatList), self._rows
+        self._rows = list(rows)
+        stays = len(listed) <= len(rows) and all(map(_Row.looks_like, listed, rows))
+        if stays and listed:
+            chats.add_options(Option(row.content) for row in rows[len(listed) :])
+            return
         place = chats.highlighted
-        self._found = [(chat, message) for chat, message, _ in rows]
-        chats.clear_options()
-        chats.add_options([Option(content) for _, _, content in rows] or [Option("nothing yet", disabled=True)])
+        chats.set_options([Option(row.content) for row in rows] or [Option("nothing yet", disabled=True)])
         if rows:
             chats.highlighted = min(place or 0, len(rows) - 1)
+
+    @on(ChatList.Looked)
+    def _list_older(self, event: ChatList.Looked) -> None:
+        event.stop()
+        if not self.words and len(self._rows) < self.room and not self._complete:
+            self.post_message(self.Wanted())
 
     @on(Input.Changed, "#search")
     def _typed(self, event: Input.Changed) -> None:
         event.stop()
-        self.post_message(self.Searched())
+        self.post_message(self.Wanted())
 
     @on(Input.Submitted, "#search")
     def _to_list(self, event: Input.Submitted) -> None:
@@ -103,8 +149,20 @@ class Sidebar(Vertical):
     @on(OptionList.OptionSelected)
     def _open(self, event: OptionList.OptionSelected) -> None:
         event.stop()
-        chat, message = self._found[event.option_index]
-        self.post_message(self.Opened(chat.id, message))
+        row = self._rows[event.option_index]
+        self.post_message(self.Opened(row.chat.id, row.message))
+
+
+class _Row(NamedTuple):
+    """A line of the list; message: where the words of a search stand."""
+
+    chat: Chat
+    message: int | None
+    content: Content
+
+    def looks_like(self, other: _Row) -> bool:
+        """Whether two rows look the same."""
+        return self.content.is_same(other.content)
 
 
 def cut(text: str) -> str:
@@ -114,9 +172,12 @@ def cut(text: str) -> str:
 
 def _entry(chat: Chat, current: bool) -> Content:
     mark = "▸ " if current else "  "
-    when = chat.updated.astimezone().strftime("%d %b %H:%M")
     title = cut(visible(chat.title) or "(untitled)")
-    return Content.assemble(f"{mark}{title}\n", (cut(f"  {when} · {chat.id} · {chat.recipe.name}"), "dim"))
+    return Content.assemble(f"{mark}{title}\n", (cut(f"  {_when(chat)} · {chat.id} · {chat.recipe.name}"), "dim"))
+
+
+def _when(chat: Chat) -> str:
+    return chat.updated.astimezone().strftime("%d %b %H:%M")
 
 
 def _found(hit: Hit) -> Content:
