@@ -5,6 +5,12 @@
 Turns with a fake engine go through the whole app (headless, 120×40): typed, sent, streamed, saved, shown; a new chat
 every 50. Turns on the demo models come after. Memory and the time of a turn are compared between the first and the last
 fifth, after the first 5 % (which fill caches) are left out.
+
+The time of a turn is told as a whole and in two parts: `engine_ms` passes while the engine writes, `ui_ms` is what
+the app's own thread computes, drawing and saving, while it writes and after. A turn costs what its question and its
+place in a chat cost, so a fifth holds whole rounds: each question, and each place, as often as the other fifth. The
+seed is fixed, so that rounds have the same answers. Some chats are there at the start, one more than the list's first
+piece: while an empty list fills the screen, there is more to draw with every chat, until it is full.
 """
 
 from __future__ import annotations
@@ -17,15 +23,32 @@ import os
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import psutil
+from textual.pilot import Pilot
+
+from eft_local.history import History
+from eft_local.references import find_recipe
+from eft_local.tui.app import ChatApp
+from eft_local.tui.composer import Typed
+from eft_local.tui.config import Config
+from eft_local.tui.engine import Engine, load
+from eft_local.tui.session import Session
+from eft_local.tui.sidebar import PIECE
 
 CHAT_LENGTH = 50
 """Turns after which a new chat begins."""
+
+QUESTIONS = [
+    question
+    for country in ("Peru", "Japan", "Kenya", "France", "Chile", "Norway")
+    for question in (f"What is the capital of {country}?", f"Tell me about {country}.")
+]
+"""What the demo models are asked in turn: three chats of four turns."""
 
 
 def main() -> None:
@@ -82,62 +105,83 @@ class _FakeEmulator:
         """Nothing is open."""
 
 
-async def _soak(home: Path, turns: int, *, fake: bool) -> dict[str, float]:
-    from eft_local.history import History
-    from eft_local.references import find_recipe
-    from eft_local.tui.app import ChatApp
-    from eft_local.tui.composer import Typed
-    from eft_local.tui.config import Config
-    from eft_local.tui.engine import Engine, load
-    from eft_local.tui.session import Session
+@dataclass
+class _Turns:
+    """What was measured of each turn: megabytes after it; seconds of all, of the engine, of the app's own thread."""
 
-    engine = Engine((lambda recipe, progress: _FakeEmulator(recipe)) if fake else load)  # type: ignore[arg-type,return-value]
-    memory, seconds = [], []
+    memory: list[float] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)
+    engine: list[float] = field(default_factory=list)
+    ui: list[float] = field(default_factory=list)
+
+
+class _TimedEngine(Engine):
+    """Notes for how long it writes."""
+
+    seconds = 0.0
+
+    def _write(self, job: Any, request: Any) -> None:
+        began = time.perf_counter()
+        super()._write(job, request)
+        self.seconds = time.perf_counter() - began
+
+
+async def _soak(home: Path, turns: int, *, fake: bool) -> dict[str, float]:
+    engine = _TimedEngine((lambda recipe, progress: _FakeEmulator(recipe)) if fake else load)  # type: ignore[arg-type,return-value]
     chat_length = CHAT_LENGTH if fake else 4  # the demo's contexts hold some four short turns
+    measured = _Turns()
     with History(home / f"soak-{fake}.db") as history:
-        session = Session(history, engine, find_recipe("demo"))
+        session = Session(history, engine, find_recipe("demo").replace(seed=1))
+        for number in range(PIECE + 1):
+            history.ask(history.create(session.recipe).id, f"An earlier question ({number})")
         app = ChatApp(session, Config(), Typed(home / "typed.json"))
         async with app.run_test(size=(120, 40)) as pilot:
             for turn in range(turns):
                 if turn % chat_length == 0:
                     app.chat.composer.write("/new")
                     await pilot.press("enter")
-                began = time.perf_counter()
-                app.chat.composer.write(f"What is the capital of Peru? ({turn})" if fake else next(_QUESTIONS))
-                await pilot.press("enter")
-                while engine.busy or session.writing or not app.quiet:
-                    await asyncio.sleep(0.002)
-                seconds.append(time.perf_counter() - began)
+                question = f"What is the capital of Peru? ({turn})" if fake else QUESTIONS[turn % len(QUESTIONS)]
+                await _measure(app, pilot, question, measured)
                 if turn % 10 == 0:
                     gc.collect()
-                memory.append(psutil.Process().memory_info().rss / 1e6)
+                measured.memory.append(psutil.Process().memory_info().rss / 1e6)
     engine.close()
-    return _changes(memory, seconds)
+    return _changes(measured, CHAT_LENGTH if fake else len(QUESTIONS))
 
 
-def _questions() -> Iterator[str]:
-    while True:
-        for country in ("Peru", "Japan", "Kenya", "France", "Chile", "Norway"):
-            yield f"What is the capital of {country}?"
-            yield f"Tell me about {country}."
+async def _measure(app: ChatApp, pilot: Pilot[Any], question: str, measured: _Turns) -> None:
+    """Ask, and wait for the answer."""
+    began, ui = time.perf_counter(), time.thread_time()
+    app.chat.composer.write(question)
+    await pilot.press("enter")
+    while app.engine.busy or app.session.writing or not app.quiet:
+        await asyncio.sleep(0.002)
+    measured.seconds.append(time.perf_counter() - began)
+    measured.ui.append(time.thread_time() - ui)
+    assert isinstance(app.engine, _TimedEngine)
+    measured.engine.append(app.engine.seconds)
 
 
-_QUESTIONS = _questions()
-
-
-def _changes(memory: list[float], seconds: list[float]) -> dict[str, float]:
-    start = len(memory) // 20
-    fifth = max(1, len(memory) // 5)
+def _changes(measured: _Turns, whole: int) -> dict[str, float]:
+    """Compare the first fifth and the last, each of whole rounds of so many turns where there are as many."""
+    turns = len(measured.memory)
+    start, fifth = turns // 20, max(1, turns // 5)
+    fifth -= fifth % whole if fifth >= whole else 0
     first, last = slice(start, start + fifth), slice(-fifth, None)
-    return {
-        "turns": len(memory),
-        "megabytes_first_fifth": round(statistics.median(memory[first]), 1),
-        "megabytes_last_fifth": round(statistics.median(memory[last]), 1),
-        "memory_ratio": round(statistics.median(memory[last]) / statistics.median(memory[first]), 4),
-        "turn_ms_first_fifth": round(1000 * statistics.median(seconds[first]), 1),
-        "turn_ms_last_fifth": round(1000 * statistics.median(seconds[last]), 1),
-        "time_ratio": round(statistics.median(seconds[last]) / statistics.median(seconds[first]), 4),
-    }
+    changes: dict[str, float] = {"turns": turns, "compared": fifth}
+    for name, values, factor in (
+        ("megabytes", measured.memory, 1),
+        ("turn_ms", measured.seconds, 1000),
+        ("engine_ms", measured.engine, 1000),
+        ("ui_ms", measured.ui, 1000),
+    ):
+        before, after = statistics.median(values[first]), statistics.median(values[last])
+        changes |= {
+            f"{name}_first_fifth": round(factor * before, 1),
+            f"{name}_last_fifth": round(factor * after, 1),
+            f"{name}_ratio": round(after / before, 4),
+        }
+    return changes
 
 
 if __name__ == "__main__":
