@@ -34,6 +34,7 @@ def machine(recipe: Recipe) -> dict[str, Any]:
         "ram": psutil.virtual_memory().total,
         "devices": [{key: value for key, value in asdict(device).items() if key != "free"} for device in devices()],
         "features": {backend: list(names) for backend, names in facts.features.items()},
+        "kernels": facts.kernels,
         "llama.cpp": facts.llama,
         "llama_cpp_python": facts.llama_cpp_python,
         "python": platform.python_version(),

@@ -242,6 +242,17 @@ def test_one_hiccup_is_not_believed():
     assert costs(8) < 4.2
 
 
+def test_what_was_measured_but_once_may_have_been_disturbed():
+    """Of 1, 2, 3, 4, 5, 8, 12 and 16 rows, the one of eight: too dear, as its neighbours tell."""
+    disturbed = {1: 1.0, 2: 2.0, 3: 3.0, 4: 1.5, 5: 2.5, 8: 3.5, 12: 2.5, 16: 3.5}
+    for seconds, eight in ((disturbed, 2.0), (disturbed | {8: 1.75}, 1.75)):
+        once = _measure(MEASURED_ROWS, lambda rows, seconds=seconds: seconds[rows])
+        assert once == pytest.approx([eight if rows == 8 else seconds[rows] for rows in MEASURED_ROWS])
+    quick = {rows: 0.01 * second for rows, second in disturbed.items()}
+    assert _measure(MEASURED_ROWS, quick.__getitem__) == [quick[rows] for rows in MEASURED_ROWS]
+    assert _measure((1, 2, 3), disturbed.__getitem__) == [1.0, 2.0, 3.0]
+
+
 def test_rows_between_multiples_of_four_cost_what_the_fifth_does():
     costs = _between(MEASURED_ROWS, [1.0, 2.0, 3.0, 2.5, 3.25, 4.0, 5.0, 5.5])  # of 1, 2, 3, 4, 5, 8, 12 and 16 rows
     assert [costs(n) for n in (2, 6, 7, 8, 9, 15, 16)] == [2.0, 4.0, 4.75, 4.0, 4.75, 7.25, 5.5]

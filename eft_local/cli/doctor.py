@@ -78,11 +78,11 @@ def _machine() -> dict[str, Any]:
 def _llama() -> dict[str, Any]:
     """Return what llama.cpp says of itself and of its devices, or why it cannot be loaded."""
     try:
-        from eft_local.llama import devices, kernels
+        from eft_local.llama import devices
     except (ImportError, OSError, RuntimeError) as error:
         return {"error": " ".join(str(error).split()), "devices": []}
     build = asdict(devices.build())
-    return {**build, "kernels": kernels.installed(), "devices": [asdict(device) for device in devices.devices()]}
+    return {**build, "devices": [asdict(device) for device in devices.devices()]}
 
 
 def _folders() -> dict[str, dict[str, Any]]:

@@ -12,7 +12,7 @@ from typing import Any
 import llama_cpp
 import psutil
 
-from eft_local.llama import library
+from eft_local.llama import kernels, library
 from eft_local.memory import Device, available
 
 KINDS = ("cpu", "gpu", "integrated gpu", "accelerator", "meta")
@@ -21,7 +21,10 @@ KINDS = ("cpu", "gpu", "integrated gpu", "accelerator", "meta")
 
 @dataclass(frozen=True, slots=True)
 class Build:
-    """How llama.cpp was built. `features` maps a backend ("CPU", "CUDA") to what it was compiled with."""
+    """How llama.cpp was built.
+
+    features: by backend ("CPU", "CUDA"), what it was compiled with.  kernels: whose matrix kernels the CPU runs.
+    """
 
     llama: str
     llama_cpp_python: str
@@ -31,6 +34,7 @@ class Build:
     mmap: bool
     mlock: bool
     rpc: bool
+    kernels: str
 
 
 def build() -> Build:
@@ -45,6 +49,7 @@ def build() -> Build:
         mmap=bool(llama_cpp.llama_supports_mmap()),
         mlock=bool(llama_cpp.llama_supports_mlock()),
         rpc=bool(llama_cpp.llama_supports_rpc()),
+        kernels=kernels.installed(),
     )
 
 

@@ -73,9 +73,11 @@ class Kernels:
     """Our kernels and llama.cpp's own, by kind: functions of the same arguments and, if they agree, results."""
 
     def __init__(self, compiled: ctypes.CDLL, library: ctypes.CDLL) -> None:
+        """library: llama.cpp's; for a kind that it has no kernel for there are none."""
         self._compiled = compiled
-        self.ours = {kind: ctypes.cast(getattr(compiled, each.name), GEMM) for kind, each in KINDS.items()}
-        self.theirs = {kind: ctypes.cast(getattr(library, each.name), GEMM) for kind, each in KINDS.items()}
+        common = {kind: each.name for kind, each in KINDS.items() if hasattr(library, each.name)}
+        self.ours = {kind: ctypes.cast(getattr(compiled, name), GEMM) for kind, name in common.items()}
+        self.theirs = {kind: ctypes.cast(getattr(library, name), GEMM) for kind, name in common.items()}
 
     def use(self, kind: str, *, ours: bool) -> None:
         """Let our kernel answer from now on, or llama.cpp's. Not while a model is evaluated."""
@@ -102,8 +104,8 @@ def installed() -> str:
     kernels = load()
     if isinstance(kernels, str):
         return f"llama.cpp's own ({kernels})"
-    agreed = [kind for kind in KINDS if kernels.agree(kind)]
-    for kind in KINDS:
+    agreed = [kind for kind in kernels.ours if kernels.agree(kind)]
+    for kind in kernels.ours:
         kernels.use(kind, ours=kind in agreed)
     if not agreed:
         return "llama.cpp's own (eft-local's differ from them)"
@@ -124,11 +126,10 @@ def load() -> Kernels | str:
     if not library.is_file():
         return "its library is not where it was expected"
     try:
-        compiled = ctypes.CDLL(ours.origin, mode=ctypes.RTLD_GLOBAL)
-        if not compiled.eft_kernels_supported():
+        if not ctypes.CDLL(ours.origin).eft_kernels_supported():
             return "this CPU has no AVX2"
-        return Kernels(compiled, ctypes.CDLL(str(library)))
-    except (OSError, AttributeError) as error:
+        return Kernels(ctypes.CDLL(ours.origin, mode=ctypes.RTLD_GLOBAL), ctypes.CDLL(str(library)))
+    except OSError as error:
         return " ".join(str(error).split())
 
 
