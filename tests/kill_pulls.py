@@ -55,10 +55,10 @@ QUESTION, ANSWER = "What is the capital of Peru?", "The capital of Peru is Lima.
 
 def repositories(recipe: str, shape: Trio, n_vocab: int, folder: Path) -> dict[str, Repo]:
     """Return what a hub has to have for a recipe of real models: the demo's in these shapes, kept in `folder`."""
-    wanted = hub_names(find_recipe(recipe))
+    wanted = hub_names(find_recipe(recipe)).values()
     copies = scaled_recipe(find_recipe("demo"), shape, vocabulary=n_vocab, quantization="Q8_0", folder=folder)
     repos = {}
-    for (_, name), (_, role) in zip(wanted.items(), copies.named_roles(), strict=True):
+    for name, (_, role) in zip(wanted, copies.named_roles(), strict=True):
         with Path(role.model).open("rb") as file:
             content = mmap(file.fileno(), 0, access=ACCESS_READ)
         path = name.file or f"{name.repo.partition('/')[2]}.{name.label}.gguf"
