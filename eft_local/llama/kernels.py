@@ -8,6 +8,7 @@ may answer; otherwise, and with EFT_KERNELS=off, llama.cpp's own do.
 from __future__ import annotations
 
 import ctypes
+import hashlib
 import importlib.util
 import os
 import sys
@@ -140,23 +141,23 @@ def random_factors(
 
     greatest: nibbles and bytes are all those that make the greatest sums.
     """
-    dice = np.random.default_rng([rows, columns, n])
     weights = np.empty((columns // 8, n // KINDS[kind].block), KINDS[kind].weights)
     values = np.empty((rows // 4, n // KINDS[kind].block), KINDS[kind].values)
     for array in (weights, values):
         for name in array.dtype.names or ():
-            if array[name].dtype.kind == "f":
-                array[name] = dice.normal(size=array[name].shape)
-            elif array[name].dtype == np.uint8:
-                array[name] = dice.integers(0, 256, array[name].shape)
+            noise = _noise(f"{kind} {rows} {columns} {n} {name}", array[name].size).reshape(array[name].shape)
+            array[name] = noise / 100 if array[name].dtype.kind == "f" else noise.astype(array[name].dtype)
     if greatest:
         weights["nibbles"] = KINDS[kind].greatest
-        values["bytes"] = dice.choice([-127, 127])
-    else:
-        values["bytes"] = dice.integers(-127, 128, values["bytes"].shape)
+        values["bytes"] = 127
     if "sums" in (values.dtype.names or ()):
         values["sums"] = _sums(values["bytes"])
     return weights, values
+
+
+def _noise(seed: str, count: int) -> np.ndarray:
+    """Return so many signed bytes; NumPy's generators would take 7 MB of every process."""
+    return np.frombuffer(hashlib.shake_128(seed.encode()).digest(count), np.int8)
 
 
 def _sums(values: np.ndarray) -> np.ndarray:
