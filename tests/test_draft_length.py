@@ -242,6 +242,14 @@ def test_one_hiccup_is_not_believed():
     assert costs(8) < 4.2
 
 
+def test_more_rows_are_evaluated_where_they_cost_less():
+    costs = RowCosts(range(1, 9), (1.0, 2.0, 3.0, 1.5, 2.5, 3.5, 4.5, 2.6))
+    assert [costs.cheapest(n) for n in range(1, 9)] == [1, 4, 4, 4, 5, 8, 8, 8], (
+        "eight are not clearly cheaper than five"
+    )
+    assert RowCosts((1, 4), (2.0, 1.0)).cheapest(1) == 1, "a single row is left alone"
+
+
 def test_what_was_measured_but_once_may_have_been_disturbed():
     """Of 1, 2, 3, 4, 5, 8, 12 and 16 rows, the one of eight: too dear, as its neighbours tell."""
     disturbed = {1: 1.0, 2: 2.0, 3: 3.0, 4: 1.5, 5: 2.5, 8: 3.5, 12: 2.5, 16: 3.5}

@@ -231,7 +231,7 @@ def test_roles_of_one_context_cost_its_rows_together(tmp_path, home):
     measured = []
 
     class Timed:
-        on_rows = None
+        advice = None
 
         def most_rows(self, name: str) -> int:
             return 16
@@ -251,7 +251,7 @@ def test_roles_of_one_context_cost_its_rows_together(tmp_path, home):
         proxy = source.choose(loaded.recipe.replace(draft_source="proxy"), loaded._system("eft"), slots)
         assert proxy.length._drafting(3) == 1.0 + 6, "one evaluation of six rows"
         before = own(4)
-        slots.on_rows("antiexpert", 4, 50.0)
+        slots.advice.learn("antiexpert", 4, 50.0)
         assert own(4) > before, "what is seen of one role is learnt for all in its context"
 
 

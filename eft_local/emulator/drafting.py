@@ -211,7 +211,7 @@ class DraftingSource:
         drafter = _drafter(recipe, rule)
         if recipe.draft != "auto":
             return Drafting(drafter, FixedLength(int(recipe.draft)), rule)
-        slots.on_rows = self._learn
+        slots.advice = self
         source = recipe.draft_rule, recipe.draft_source, drafter.roles
         key = source, slots.most_rows(system.roles[0])
         if key not in self._lengths:
@@ -233,10 +233,18 @@ class DraftingSource:
                 self._costs[key] = row_costs(self._roles[name], partial(slots.time_rows, name), most)
         return [per_role(self._costs[key], roles) for key, roles in contexts.items()]
 
-    def _learn(self, name: str, rows: int, seconds: float) -> None:
-        for (key, _), costs in self._costs.items():
-            if key == self._roles[name].context_key:
-                costs.learn(rows, seconds)
+    def cheapest(self, name: str, rows: int) -> int:
+        """Return how many rows of a role's context to evaluate, at least so many, to have these soonest."""
+        return next((costs.cheapest(rows) for costs in self._costs_of(name)), rows)
+
+    def learn(self, name: str, rows: int, seconds: float) -> None:
+        """Take an evaluation of so many rows into account."""
+        for costs in self._costs_of(name):
+            costs.learn(rows, seconds)
+
+    def _costs_of(self, name: str) -> list[RowCosts]:
+        context = self._roles[name].context_key
+        return [costs for (key, _), costs in self._costs.items() if key == context]
 
     def _recurrent(self, roles: Sequence[str]) -> bool:
         return any(getattr(self._roles[name].model, "keeps_recurrent_state", False) for name in roles)

@@ -29,6 +29,10 @@ _OF_THESE_ROWS, _OF_THE_MACHINE = 0.2, 0.05
 """How much of a deviation (as a power of the ratio) is put down to the rows, how much to the machine's load."""
 
 
+_CLEARLY = 1.05
+"""How much dearer rows that nobody asked for are held to be: what they cost may be a little more than it seems."""
+
+
 class RowCosts:
     """What evaluating n rows at once costs a context: seconds where known, interpolated between, extended beyond."""
 
@@ -50,6 +54,12 @@ class RowCosts:
         slope = (seconds[right] - seconds[left]) / (rows[right] - rows[left])
         return seconds[left] + slope * (n - rows[left])
 
+    def cheapest(self, n: int) -> int:
+        """Return n, or how many more rows up to a multiple of four cost clearly less."""
+        return (
+            min(range(n, n + -n % 4 + 1), key=lambda rows: self(rows) * (1 if rows == n else _CLEARLY)) if n > 1 else n
+        )
+
     def learn(self, n: int, seconds: float) -> None:
         """Take an evaluation of n rows into account that took so long."""
         expected = self(n)
@@ -69,8 +79,8 @@ class RowCosts:
 
 
 def per_role(costs: RowCosts, roles: int) -> Callable[[int], float]:
-    """Return what n rows of each of so many roles cost that share the context."""
-    return lambda n: costs(roles * n)
+    """Return what n rows of each of so many roles cost that share the context, or more rows if these cost less."""
+    return lambda n: costs(costs.cheapest(roles * n))
 
 
 def row_costs(role: LoadedRole, evaluate: Callable[[int], float], most: int) -> RowCosts:

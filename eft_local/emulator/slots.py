@@ -8,10 +8,11 @@ ids: the next prompt in that slot evaluates only what follows the longest common
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from itertools import accumulate
+from typing import Protocol
 
 from eft_local.emulator.loading import LoadedRole
 from eft_local.errors import ContextOverflowError
@@ -67,12 +68,23 @@ class _Sequence:
 class _Group:
     """Roles on the same weights and adapter: one context, whose sequences are numbered role by role.
 
-    rows: of logits that one evaluation can give at most.
+    cells: tokens that all sequences have room for.  rows: of logits that one evaluation can give at most.
     """
 
     evaluator: Evaluator
     roles: list[str]
+    cells: int
     rows: int
+
+
+class RowAdvice(Protocol):
+    """Knows what several rows cost."""
+
+    def cheapest(self, name: str, rows: int) -> int:
+        """Return how many rows of a role's context to evaluate, at least so many, to have these soonest."""
+
+    def learn(self, name: str, rows: int, seconds: float) -> None:
+        """Hear of an evaluation that gave logits of all its rows."""
 
 
 class Slots:
@@ -94,9 +106,9 @@ class Slots:
         """
         self.context = context
         self.outputs = outputs
+        self._slots = slots
         self.seconds: dict[str, float] = dict.fromkeys(roles, 0.0)
-        self.on_rows: Callable[[str, int, float], None] | None = None
-        """Told of each evaluation that gave logits of all its rows: one of its roles, the rows, the seconds."""
+        self.advice: RowAdvice | None = None
         self._groups: list[_Group] = []
         self._sequences: dict[tuple[str, int], _Sequence] = {}
         with ExitStack() as cleanup:
@@ -105,7 +117,7 @@ class Slots:
                 rows = len(names) * slots * outputs
                 evaluator = roles[names[0]].open(n_ctx=room, n_seq=len(names) * slots, n_outputs=rows)
                 cleanup.callback(evaluator.close)
-                self._groups.append(_Group(evaluator, names, min(room, rows)))
+                self._groups.append(_Group(evaluator, names, room, min(room, rows)))
                 for index, name in enumerate(names):
                     for slot in range(slots):
                         self._sequences[name, slot] = _Sequence(evaluator, index * slots + slot)
@@ -160,25 +172,45 @@ class Slots:
         for group, names in active:
             started = time.perf_counter()
             sequences = [self._sequences[name, slot] for name in names for slot in slots]
-            wanted = [*outputs] * len(names)
-            group.evaluator.submit(
-                [Rows(each.number, each.pending, rows) for each, rows in zip(sequences, wanted, strict=True)]
-            )
-            evaluated.append(sum(len(each.pending) for each in sequences))
+            batch = [
+                Rows(each.number, each.pending, rows)
+                for each, rows in zip(sequences, [*outputs] * len(names), strict=True)
+            ]
+            evaluated.append(self._submit(group, names[0], batch))
             for each in sequences:
                 each.settle()
             submitted.append(self._count(names, started))
         logits: dict[str, list[Floats]] = {}
-        for (group, names), count_rows, before in zip(active, evaluated, submitted, strict=True):
+        for (group, names), evaluated_rows, before in zip(active, evaluated, submitted, strict=True):
             started = time.perf_counter()
             rows, wanted = group.evaluator.logits(), [*outputs] * len(names)
             parts = [rows[end - count : end] for end, count in zip(accumulate(wanted), wanted, strict=True)]
             for index, name in enumerate(names):
                 logits[name] = parts[index * len(slots) : (index + 1) * len(slots)]
             seconds = before + self._count(names, started)
-            if self.on_rows and count_rows == len(rows):
-                self.on_rows(names[0], count_rows, seconds)
+            if self.advice and evaluated_rows == len(rows):
+                self.advice.learn(names[0], evaluated_rows, seconds)
         return logits
+
+    def _submit(self, group: _Group, name: str, batch: list[Rows]) -> int:
+        """Submit a batch; return its rows. Where all give logits there may be more of them, behind the last sequence
+        and forgotten at once: kernels work in fours, and four rows may be sooner done than three.
+        """
+        rows = sum(len(each.tokens) for each in batch)
+        last = batch[-1]
+        more = 0
+        if self.advice and rows == sum(each.outputs for each in batch):
+            more = self.advice.cheapest(name, rows) - rows
+        held = sum(group.evaluator.length(number) for number in range(len(group.roles) * self._slots))
+        if more and rows + more <= group.rows and held + rows + more <= group.cells:
+            batch = [*batch[:-1], Rows(last.sequence, [*last.tokens, *[0] * more], last.outputs + more)]
+        else:
+            more = 0
+        length = group.evaluator.length(last.sequence) + len(last.tokens)
+        group.evaluator.submit(batch)
+        if more:
+            group.evaluator.rewind(last.sequence, length)
+        return rows + more
 
     def most_rows(self, name: str) -> int:
         """Return how many rows one evaluation of a role's empty context can have."""
