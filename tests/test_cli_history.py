@@ -14,7 +14,15 @@ from typing import Any
 
 import pytest
 from fake_emulator import END, OTHER, FakeEmulator
-from test_cli import Run, contents, emulators, home, press_ctrl_c, replying, run  # noqa: F401
+from test_cli import (  # noqa: F401
+    Run,
+    contents,
+    emulators,
+    home,
+    pressing_ctrl_c_behind_the_first_word,
+    replying,
+    run,
+)
 from test_startup import CALL, HEAVY, loaded_by
 
 from eft_local.cli import main
@@ -149,7 +157,7 @@ def test_what_got_no_answer_is_no_turn(
 
 
 def test_a_stopped_answer_is_kept_as_such(run: Run, history: History, monkeypatch: pytest.MonkeyPatch) -> None:
-    replying(monkeypatch, press_ctrl_c)
+    pressing_ctrl_c_behind_the_first_word(monkeypatch)
     ran = run("chat", "--save", stdin=b"stop\n")
     _, answer = history.shown(only_chat(history))
     assert answer.text == ran.out.rstrip("\n")
