@@ -322,8 +322,13 @@ def press_ctrl_c(only: str, messages: list[dict[str, str]]) -> str:
     return "one two three"
 
 
-def pressing_ctrl_c_behind_the_first_word(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Answers are three words; the stop has arrived before the second, so that it does not matter who is faster."""
+def pressing_ctrl_c_behind_the_first_word(
+    monkeypatch: pytest.MonkeyPatch, only_if: Callable[[str, str], bool] = lambda only, text: True
+) -> None:
+    """Answers are three words, or "fine"; the stop has arrived before the second word: no matter who is faster.
+
+    only_if: whether an answer has three words, by the system and the question.
+    """
 
     def before_word(emulator: FakeEmulator, number: int) -> None:
         if number == 1:
@@ -332,7 +337,10 @@ def pressing_ctrl_c_behind_the_first_word(monkeypatch: pytest.MonkeyPatch) -> No
                 time.sleep(0.001)
 
     monkeypatch.setattr(FakeEmulator, "before_word", staticmethod(before_word))
-    replying(monkeypatch, lambda only, messages: "one two three")
+    replying(
+        monkeypatch,
+        lambda only, messages: "one two three" if only_if(only, messages[-1]["content"]) else "fine",
+    )
 
 
 @pytest.mark.parametrize("json_too", [False, True])
@@ -485,15 +493,10 @@ def test_errors_are_told_in_one_line_and_the_chat_goes_on(
 def test_a_stopped_answer_stays_in_the_conversation(
     run: Run, monkeypatch: pytest.MonkeyPatch, emulators: list[FakeEmulator]
 ) -> None:
-    def reply(only: str, messages: list[dict[str, str]]) -> str:
-        return press_ctrl_c(only, messages) if messages[-1]["content"] == "stop" else "fine"
-
-    replying(monkeypatch, reply)
+    pressing_ctrl_c_behind_the_first_word(monkeypatch, lambda only, text: text == "stop")
     ran = run("chat", stdin=b"stop\nhello\n")
-    partial, last = ran.out.splitlines()
-    assert partial in ("one", "one two")
-    assert last == "fine"
-    assert contents(emulators[0].asked[1][1]) == ["stop", partial, "hello"]
+    assert ran.out == "one\nfine\n"
+    assert contents(emulators[0].asked[1][1]) == ["stop", "one", "hello"]
     assert ran == (0, ran.out, "(stopped)\n")
 
 
@@ -545,10 +548,7 @@ def test_compare_json_holds_every_answer(run: Run, emulators: list[FakeEmulator]
 
 
 def test_compare_keeps_what_was_written_before_ctrl_c(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    def reply(only: str, messages: list[dict[str, str]]) -> str:
-        return press_ctrl_c(only, messages) if only == "expert" else "fine"
-
-    replying(monkeypatch, reply)
+    pressing_ctrl_c_behind_the_first_word(monkeypatch, lambda only, text: only == "expert")
     ran = run("compare", "x", "--json")
     assert ran.code == 130
     assert list(ran.json["systems"]) == ["base", "expert"]
