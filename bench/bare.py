@@ -1,4 +1,4 @@
-"""llama.cpp without us: one model evaluated with its own functions, and a watch on the calls that are made to it."""
+"""llama.cpp without us: one model evaluated with its own functions, and a watch on what our own code asks of it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any, cast
 import llama_cpp
 
 from eft_local.emulator.loading import LoadedRole
-from eft_local.emulator.slots import common_prefix
+from eft_local.emulator.slots import Slots, common_prefix
 from eft_local.errors import EvaluationError, OutOfMemoryError
 from eft_local.llama import Model
 from eft_local.llama.context import KV_TYPES
@@ -105,10 +105,11 @@ class BareContext:
 
 @dataclass(slots=True)
 class Watch:
-    """What was asked of llama.cpp while it was watched.
+    """What was asked for while it was watched.
 
-    seconds: spent inside its evaluations and samplers.
-    rows: of the watched model's first sequence, in each evaluation that had any.
+    seconds: spent inside llama.cpp's evaluations and samplers.
+    rows: of the watched role's logits, for the first of the answers, in each evaluation that had any. What is
+    evaluated behind them only because more rows are sooner done was not asked for.
     """
 
     seconds: float = 0.0
@@ -120,39 +121,38 @@ class Watch:
 
 
 @contextmanager
-def watched(model: Model) -> Iterator[Watch]:
-    """Watch every call that our own code makes to llama.cpp in here, and the rows that are evaluated on a model.
+def watched(role: str) -> Iterator[Watch]:
+    """Watch every call that our own code makes to llama.cpp in here, and the rows that it wants of a role.
 
-    A base that drafts are checked on evaluates a row more than tokens were drafted, so its rows tell the drafts'
-    lengths without asking the code that is measured.
+    A base that drafts are checked on gives a row more than tokens were drafted, so its rows tell the drafts' lengths.
     """
     watch = Watch()
-    decode, logits, apply = (getattr(llama_cpp, name) for name in _CALLS)
+    evaluate = Slots.evaluate
 
-    def timed(call: Callable[..., Any], *arguments: Any) -> Any:
-        started = time.perf_counter()
-        result = call(*arguments)
-        watch.seconds += time.perf_counter() - started
-        return result
+    def timed(call: Callable[..., Any]) -> Callable[..., Any]:
+        def measure(*arguments: Any) -> Any:
+            started = time.perf_counter()
+            result = call(*arguments)
+            watch.seconds += time.perf_counter() - started
+            return result
 
-    def timed_decode(context: Any, batch: Any) -> Any:
-        if llama_cpp.llama_get_model(context) == model.handle:
-            rows = sum(batch.seq_id[row][0] == 0 for row in range(batch.n_tokens))
-            if rows:
-                watch.rows.append(rows)
-        return timed(decode, context, batch)
+        return measure
 
-    replaced = (timed_decode, lambda context: timed(logits, context), lambda *arguments: timed(apply, *arguments))
-    _set(replaced)
+    def counted(self: Slots, slots: Sequence[int], roles: Sequence[str], outputs: Sequence[int]) -> Any:
+        if role in roles:
+            watch.rows.append(outputs[0])
+        return evaluate(self, slots, roles, outputs)
+
+    calls = {name: getattr(llama_cpp, name) for name in _CALLS}
+    for name, call in calls.items():
+        setattr(llama_cpp, name, timed(call))
+    Slots.evaluate = counted  # type: ignore[method-assign]
     try:
         yield watch
     finally:
-        _set((decode, logits, apply))
+        Slots.evaluate = evaluate  # type: ignore[method-assign]
+        for name, call in calls.items():
+            setattr(llama_cpp, name, call)
 
 
 _CALLS = ("llama_decode", "llama_get_logits", "llama_sampler_apply")
-
-
-def _set(functions: Sequence[Callable[..., Any]]) -> None:
-    for name, function in zip(_CALLS, functions, strict=True):
-        setattr(llama_cpp, name, function)

@@ -191,7 +191,7 @@ class Measurement:
         order = rotated(systems, number)
         order.insert(1 + number % len(order), BASE)  # not first: it writes as many tokens as the others did
         runs: dict[str, Run] = {}
-        with watched(_model(self._roles["base"])) as watch:
+        with watched("base") as watch:
             for system in order:
                 length = runs[order[0]].steps + 1 if system == BASE else MAX_TOKENS[kind]
                 run = self._answer(emulator, system, question, length, watch)
@@ -231,7 +231,7 @@ class Measurement:
         emulator.recipe = _recipe_of(emulator.recipe, PLAIN)
         for name, bare in self._bare.items():
             bare.hold(self._roles[name].tokens(conversation(question)))
-        with watched(_model(self._roles["base"])) as watch:
+        with watched("base") as watch:
             steps = cast(Generator[Step, None, None], emulator.stream(question, facts=False, max_tokens=STEP_TOKENS))
             try:
                 self._time_tokens(self._samples[kind], steps, watch)

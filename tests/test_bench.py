@@ -22,9 +22,11 @@ from eft_local.bench.schedule import Part, interleave, rotated
 from eft_local.bench.turns import Turn
 from eft_local.emulator import Emulator
 from eft_local.emulator.loading import Library, LoadedRole, mixed_roles
+from eft_local.emulator.row_costs import RowCosts
+from eft_local.emulator.slots import Slots
 from eft_local.errors import Cancelled, OutOfMemoryError, UsageError
-from eft_local.llama import Model
-from eft_local.prompts import conversation
+from eft_local.llama import Context, Model
+from eft_local.protocols import Rows
 from eft_local.questions import read_questions
 from eft_local.recipe import Placement, Recipe
 from eft_local.references import demo_questions, find_recipe
@@ -337,15 +339,34 @@ def test_a_bare_context_holds_what_it_is_told(roles: Mapping[str, LoadedRole], m
 
 
 def test_a_watch_counts_the_bases_rows_and_then_lets_go(recipe: Recipe, roles: Mapping[str, LoadedRole]) -> None:
-    base = roles["base"]
-    assert isinstance(base.model, Model)
-    before = llama_cpp.llama_decode
-    prompt = base.tokens(conversation("What is the capital of Peru?"))
-    with Emulator(recipe.replace(draft="off"), roles) as emulator, watched(base.model) as watch:
+    before = llama_cpp.llama_decode, Slots.evaluate
+    with Emulator(recipe.replace(draft="off"), roles) as emulator, watched("base") as watch:
         emulator.chat("What is the capital of Peru?", max_tokens=3)
-    assert watch.rows == [len(prompt), 1, 1]
+    assert watch.rows == [1, 1, 1]
     assert watch.seconds > 0
-    assert llama_cpp.llama_decode is before
+    assert before == (llama_cpp.llama_decode, Slots.evaluate)
+
+
+def test_rows_that_are_evaluated_for_their_price_alone_are_no_drafts(
+    recipe: Recipe, roles: Mapping[str, LoadedRole], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(RowCosts, "cheapest", lambda costs, n: n if n == 1 else 4)
+    with Emulator(recipe, roles) as emulator:
+        for draft in (1, "auto", 1):  # the first opens contexts that have room for any draft
+            emulator.recipe = emulator.recipe.replace(draft=draft)
+            emulator.chat("What is the capital of Peru?", max_tokens=2)
+        before = Context.submit
+        evaluated: list[int] = []
+
+        def submit(context: Context, batch: list[Rows]) -> None:
+            evaluated.append(sum(len(each.tokens) for each in batch))
+            before(context, batch)
+
+        monkeypatch.setattr(Context, "submit", submit)
+        with watched("base") as watch:
+            emulator.chat("What is the capital of Peru?", max_tokens=5)
+    assert set(watch.rows) == {1, 2}
+    assert 4 in evaluated
 
 
 # The machine
