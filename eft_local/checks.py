@@ -1,6 +1,7 @@
 """How a recipe's values are checked: each dataclass field names its Check, and `verify` runs them all.
 
-Every refusal is a RecipeError of one line, `KEY = VALUE: … is needed`; `within` says where.
+Every refusal is a RecipeError of one line, `KEY = VALUE: … is needed`; `within` says where. What a caller gives instead
+of a recipe is refused with a UsageError.
 """
 
 from __future__ import annotations
@@ -12,10 +13,11 @@ from contextlib import contextmanager
 from dataclasses import MISSING, dataclass, field, fields
 from difflib import get_close_matches
 from numbers import Integral, Real
+from operator import index
 from types import MappingProxyType
 from typing import Any
 
-from eft_local.errors import RecipeError
+from eft_local.errors import RecipeError, UsageError
 
 _LONGEST_SHOWN = 80  # characters of a value that an error message repeats
 _LARGEST_INTEGER = 2**31 - 1  # llama.cpp's parameters are 32 bits wide
@@ -222,3 +224,22 @@ def within(place: str) -> Iterator[None]:
         yield
     except RecipeError as error:
         raise RecipeError(f"{place} {error}") from None
+
+
+def given_text(name: str, value: object) -> str:
+    """Return a caller's argument that must be a text. Raises: UsageError."""
+    if not isinstance(value, str):
+        raise UsageError(f"{name} = {value!r}: a text is needed")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise UsageError(f"{name} is not valid Unicode at character {error.start}; give UTF-8 text") from None
+    return value
+
+
+def given_integer(name: str, value: object) -> int:
+    """Return a caller's argument that must be a whole number, NumPy's too. Raises: UsageError."""
+    try:
+        return index(value)  # type: ignore[arg-type]
+    except TypeError:
+        raise UsageError(f"{name} = {value!r}: a whole number is needed") from None

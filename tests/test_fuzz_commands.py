@@ -88,6 +88,12 @@ def run_command(command: str, *arguments: str) -> Ran:
     return Ran(command, code, out.getvalue(), err.getvalue(), computed() - before)
 
 
+def peak() -> int:
+    """Bytes that this process or one of its children has had resident at most; not what its parent had before it."""
+    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return 1024 * max(int(status["VmHWM"].split()[0]), resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
+
+
 def child(source: Path, first: int, last: int) -> None:
     """Damage the file and run the commands, naming each damage before it is tried and what became of it after."""
     target = Target.read(source)
@@ -101,13 +107,12 @@ def child(source: Path, first: int, last: int) -> None:
             run_command("show", str(damaged)),
             run_command("ask", "--recipe", str(recipe), "hello"),
         ]
-        peak = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)) * 1024
         told = {
             "number": number,
             "codes": [each.code for each in ran],
             "faults": [f"{each.command} {each.fault}" for each in ran if each.fault],
             "slowest": max(each.seconds for each in ran),
-            "peak": peak,
+            "peak": peak(),
         }
         print(json.dumps(told), flush=True)
 

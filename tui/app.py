@@ -219,7 +219,7 @@ class ChatApp(App[None], inherit_bindings=False):
     async def show_chat(self) -> None:
         """Show the session's chat from its end, and what was being typed in it."""
         self.chat.end_edit()
-        self.chat.composer.write(self.typed.unsent.get(self._chat_key, ""))
+        self.chat.composer.restore(self.typed.unsent.get(self._chat_key, ""))
         self.footer.show(Figures())
         await self.chat.show_messages()
         self.show_chats()

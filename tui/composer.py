@@ -56,6 +56,11 @@ class Composer(TextArea):
         self.load_text(text)
         self.move_cursor(self.document.end)
 
+    def restore(self, text: str) -> None:
+        """Put back what was left in the input: nobody types it, so nobody is told what it may become."""
+        with self.prevent(self.Changed):
+            self.write(text)
+
     @property
     def recalled(self) -> tuple[str, ...]:
         """What ↑ recalls, oldest first."""

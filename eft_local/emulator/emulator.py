@@ -6,13 +6,12 @@ import secrets
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from operator import index
 from pathlib import Path
 from types import TracebackType
 
 import numpy as np
 
-from eft_local import memory
+from eft_local import checks, memory
 from eft_local.emulator.drafting import DraftingSource
 from eft_local.emulator.loading import (
     Library,
@@ -215,7 +214,7 @@ class Emulator:
         Raises: PromptError, UsageError, ContextOverflowError, EvaluationError, BusyError, Cancelled.
         """
         line = self._line(only, messages_or_prompt, None, 0, ())
-        _check_text("continuation", continuation)
+        checks.given_text("continuation", continuation)
         with self._answering(only) as (slots, system):
             tokens = verbatim(system.vocabulary, continuation)
             return score(slots, system, line.prompts, tokens, self._recipe)
@@ -263,7 +262,7 @@ class Emulator:
         top: int = 0,
     ) -> Line:
         self._check_open()
-        if max_tokens is not None and _whole("max_tokens", max_tokens) < 1:
+        if max_tokens is not None and checks.given_integer("max_tokens", max_tokens) < 1:
             raise UsageError(f"max_tokens = {max_tokens}: at least 1 token must be asked for")
         messages = conversation(messages_or_prompt)
         prompts = {}
@@ -274,7 +273,7 @@ class Emulator:
         seed = seed if seed is not None else self._recipe.sampling.seed
         return Line(
             prompts,
-            seed=secrets.randbits(32) if seed is None else _whole("seed", seed),
+            seed=secrets.randbits(32) if seed is None else checks.given_integer("seed", seed),
             max_tokens=max_tokens,
             prefix=self._checked_prefix(only, prefix),
             facts=facts,
@@ -284,7 +283,7 @@ class Emulator:
     def _checked_prefix(self, only: str, prefix: Sequence[int]) -> tuple[int, ...]:
         """Return the prefix if all its tokens exist: llama.cpp ends the process at one that does not."""
         n_vocab = self._width(only)
-        tokens = tuple(_whole("a token of prefix", token) for token in prefix)
+        tokens = tuple(checks.given_integer("a token of prefix", token) for token in prefix)
         for token in tokens:
             if not 0 <= token < n_vocab:
                 raise UsageError(f"prefix holds the token {token}; the tokens of {only} are 0 … {n_vocab - 1}")
@@ -395,19 +394,3 @@ def _batch_rows(recipe: Recipe, parallel: int) -> int:
         return 1
     rows = rows_at_once(recipe)
     return rows if recipe.draft != "auto" else min(rows, max(4, _BATCH_ROWS // parallel))
-
-
-def _check_text(name: str, value: object) -> None:
-    if not isinstance(value, str):
-        raise UsageError(f"{name} = {value!r}: a text is needed")
-    try:
-        value.encode()
-    except UnicodeEncodeError as error:
-        raise UsageError(f"{name} is not valid Unicode at character {error.start}; give UTF-8 text") from None
-
-
-def _whole(name: str, value: object) -> int:
-    try:
-        return index(value)  # type: ignore[arg-type]
-    except TypeError:
-        raise UsageError(f"{name} = {value!r}: a whole number is needed") from None
