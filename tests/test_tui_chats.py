@@ -73,6 +73,14 @@ async def test_a_search_stays_while_its_words_do(opened: Open) -> None:
         assert options.option_count == 1
 
 
+async def test_the_list_folds_away_when_the_terminal_gets_narrow(opened: Open) -> None:
+    async with opened(size=(160, 50)) as desk:
+        for width in (80, 160, 109, 110):
+            await desk.pilot.resize_terminal(width, 24)
+            await desk.pilot.pause()
+            assert desk.app.sidebar.display == (width >= 110)
+
+
 @covers("chat.rename", "chat.delete", "chat.undo")
 async def test_a_chat_is_renamed_deleted_and_brought_back(opened: Open) -> None:
     async with opened() as desk:

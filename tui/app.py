@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import ClassVar
 
-from textual import on
+from textual import events, on
 from textual.app import App, ComposeResult, SystemCommand
 from textual.binding import BindingType
 from textual.containers import Horizontal
@@ -119,7 +119,7 @@ class ChatApp(App[None], inherit_bindings=False):
         self._beat = self.set_interval(BEAT, self.beat)
         self.set_interval(FIGURES_BEAT, self._listener.show_figures)
         self.set_interval(1.0, self.keep_typed)
-        self._place_sidebar()
+        self._place_sidebar(self.size.width)
         self.chat.composer.focus()
         self._resume(self._opened_with)
         await self.show_chat()
@@ -334,15 +334,15 @@ class ChatApp(App[None], inherit_bindings=False):
         self._sidebar_wanted = shown
         if shown and self.size.width < ROOM_FOR_SIDEBAR:
             self.knobs.display = False
-        self._place_sidebar()
+        self._place_sidebar(self.size.width)
 
-    def on_resize(self) -> None:
+    def on_resize(self, event: events.Resize) -> None:
         """Fold the chats away where there is no room."""
-        self._place_sidebar()
+        self._place_sidebar(event.size.width)  # the app's own size is still the one before
 
-    def _place_sidebar(self) -> None:
+    def _place_sidebar(self, width: int) -> None:
         wanted = self._sidebar_wanted
-        self.sidebar.display = self.size.width >= ROOM_FOR_SIDEBAR if wanted is None else wanted
+        self.sidebar.display = width >= ROOM_FOR_SIDEBAR if wanted is None else wanted
 
     @on(Sidebar.Opened)
     async def _opened(self, event: Sidebar.Opened) -> None:

@@ -79,7 +79,9 @@ class ChatPane(Vertical):
 
     @on(TextArea.Changed, "#composer")
     def _hint(self) -> None:
-        """Say what a slash command that is being typed may become."""
+        """Say what a slash command that is being typed may become; of one that was left there nobody asks."""
+        if self.composer.text == self.composer.restored:
+            return
         found = list(completions(self.composer.text))
         if len(found) == 1:
             self.say(f"/{found[0].slash} {found[0].argument}".rstrip() + f"   {found[0].help}")

@@ -26,6 +26,7 @@ class Composer(TextArea):
         self._recalled = list(recalled)
         self._place = len(self._recalled)
         self._unsent = ""
+        self.restored = ""
         self._keys = keys_of("composer", remapped or {})
 
     async def _on_key(self, event: events.Key) -> None:
@@ -57,9 +58,9 @@ class Composer(TextArea):
         self.move_cursor(self.document.end)
 
     def restore(self, text: str) -> None:
-        """Put back what was left in the input: nobody types it, so nobody is told what it may become."""
-        with self.prevent(self.Changed):
-            self.write(text)
+        """Put back what was left in the input."""
+        self.restored = text
+        self.write(text)
 
     @property
     def recalled(self) -> tuple[str, ...]:
