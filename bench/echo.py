@@ -70,7 +70,7 @@ def _echoes(home: Path, recipe: Path, keys: int) -> list[float]:
                 app.wait_for(character, 10)
                 echoes.append(1000 * (time.perf_counter() - began))
             app.write(b"\x1b")
-            app.pause(0.3)
+            app.wait_for("ready", 10)
             app.write(b"\x15")  # Ctrl+U empties the line
             app.pause(0.3)
         app.write(b"\x11")

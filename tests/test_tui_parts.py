@@ -6,6 +6,7 @@ import os
 import stat
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import psutil
@@ -20,7 +21,7 @@ from eft_local.tui.engine import with_air
 from eft_local.tui.footer import Figures, line
 from eft_local.tui.inspector import percent
 from eft_local.tui.knobs import KNOB, KNOBS, nudged, turned
-from eft_local.tui.pace import LONGEST, Pace
+from eft_local.tui.pace import LONGEST, TYPING, WHILE_TYPING, Pace
 from eft_local.tui.presets import Presets, knobs_of
 from eft_local.tui.text import visible
 
@@ -196,3 +197,22 @@ def test_drawing_takes_a_small_share_of_the_time() -> None:
     assert not pace.due()
     now[0] += LONGEST
     assert pace.due()
+
+
+def test_drawing_waits_for_somebody_who_types_but_not_for_long() -> None:
+    now, spent = [0.0], [0.0]
+    pace = Pace(lambda: now[0], lambda: spent[0])
+    assert pace.due()
+    drawn = []
+    for beat in range(1, 161):  # a key every 0.1 s for 4 s; then nothing
+        now[0] = 0.05 * beat
+        spent[0] += 0.05  # this thread has no time
+        if beat <= 80 and beat % 2:
+            pace.typed()
+        if pace.due():
+            drawn.append(now[0])
+    gaps = [later - earlier for earlier, later in pairwise([0.0, *drawn])]
+    typing = [gap for at, gap in zip(drawn, gaps, strict=True) if at <= 4]
+    assert typing == pytest.approx([WHILE_TYPING] * round(4 / WHILE_TYPING), abs=0.06)
+    assert all(gap <= LONGEST + TYPING + 0.06 for at, gap in zip(drawn, gaps, strict=True) if at > 4)
+    assert gaps[-1] == pytest.approx(LONGEST, abs=0.06)

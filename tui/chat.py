@@ -80,6 +80,7 @@ class ChatPane(Vertical):
     @on(TextArea.Changed, "#composer")
     def _hint(self) -> None:
         """Say what a slash command that is being typed may become; of one that was left there nobody asks."""
+        self._pace.typed()
         if self.composer.text == self.composer.restored:
             return
         found = list(completions(self.composer.text))

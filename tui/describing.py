@@ -16,6 +16,9 @@ PACE = 0.05
 LATEST = 1.0
 """Seconds that a token waits for its facts, unless somebody looks at them: an answer is then written in less time."""
 
+AT_ONCE = 64
+"""Steps that are worked on together: all of a second's at once would keep the thread that draws waiting."""
+
 MOST_WAITING = 64 << 20
 """Bytes of evidence that may wait, then the writer waits too; half as much is reason enough to work."""
 
@@ -79,8 +82,7 @@ class Describer:
     def _look(self) -> None:
         from eft_local.emulator.facts import known
 
-        new = self._steps[self._told :]
-        if new:
+        while new := self._steps[self._told :][:AT_ONCE]:
             found = known(new)
             self._steps[self._told : self._told + len(new)] = found
             self._tell(self._told, found)
