@@ -228,7 +228,7 @@ def test_strengths_change_what_is_inspected(run: Run) -> None:
 
 def test_a_page_is_written_whole_beside_the_answer(run: Run, tmp_path: Path) -> None:
     file = tmp_path / "peru.html"
-    ran = run("inspect", PERU, "--html", str(file), "--most", "0")
+    ran = run("inspect", PERU, "--html", str(file), "--most", "0", "--draft", "3")
     assert ran.out.startswith("[The] capital")
     html = file.read_text()
     assert html.startswith("<!doctype html>")
@@ -237,7 +237,7 @@ def test_a_page_is_written_whole_beside_the_answer(run: Run, tmp_path: Path) -> 
     assert html.count('class="detail printed"') == 3
     assert "<dt>alpha</dt><dd>assistant 1</dd>" in html
     assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["peru.html"]
-    out = run("inspect", PERU, "--html", "-").out
+    out = run("inspect", PERU, "--html", "-", "--draft", "3").out
     assert re.sub(r"<dd>\d+</dd>", "", out) == re.sub(r"<dd>\d+</dd>", "", html), "but for the seed"
     assert run("inspect", PERU, "--html", str(file), "--json").json["tokens"]
 
