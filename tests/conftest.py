@@ -18,7 +18,8 @@ PADDING = 7
 
 def pytest_configure(config: pytest.Config) -> None:
     """Give each of several workers a core of its own: threads of llama.cpp that share one wait for each other."""
-    if worker := getattr(config, "workerinput", None):
+    worker = getattr(config, "workerinput", None)
+    if worker and hasattr(os, "sched_setaffinity"):
         cores = sorted(os.sched_getaffinity(0))
         os.sched_setaffinity(0, {cores[int(worker["workerid"].removeprefix("gw")) % len(cores)]})
 
