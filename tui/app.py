@@ -376,8 +376,7 @@ class ChatApp(App[None], inherit_bindings=False):
 
     def copy_selection(self) -> bool:
         """Copy what is selected; return whether anything is."""
-        focused = self.focused
-        text = getattr(focused, "selected_text", "") or self.screen.get_selected_text() or ""
+        text = getattr(self.focused, "selected_text", "") or self.screen.get_selected_text() or ""
         if text:
             self.copy_to_clipboard(text)
             self.screen.clear_selection()

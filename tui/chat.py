@@ -78,8 +78,8 @@ class ChatPane(Vertical):
         return str(self._notice.content) if self._notice.display else ""
 
     @on(TextArea.Changed, "#composer")
-    def _hint(self) -> None:
-        """Say what a slash command that is being typed may become; of one that was left there nobody asks."""
+    def _typed(self) -> None:
+        """Make way for the next key, and say what a slash command may become, unless it was left there before."""
         self._pace.typed()
         if self.composer.text == self.composer.restored:
             return
