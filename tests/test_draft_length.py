@@ -65,6 +65,33 @@ def test_nothing_is_drafted_after_wrong_guesses_and_something_again_later():
     assert draft(length, 0.97) > 0
 
 
+def compared(length: AdaptiveLength, sureness: float, right: bool, rounds: int) -> int:
+    """Write tokens with guesses that are always right or always wrong; return how many were drafted."""
+    drafted = 0
+    for _ in range(rounds):
+        if not length.begin(1, 15):
+            length.observe([Outcome(0, 0)])
+            continue
+        count = 0
+        while length.extend({0: sureness}):
+            count += 1
+        drafted += count
+        length.observe([Outcome(count, count, True) if right else Outcome(min(1, count), 0, None if count else False)])
+    return drafted
+
+
+def test_guesses_that_are_not_drafted_tell_when_drafts_pay_again():
+    length = taught(AdaptiveLength([SMALL], [KERNELS]), 0.97, 0, rounds=30)
+    assert draft(length, 0.97) == 0
+    assert compared(length, 0.97, right=True, rounds=40) > 40
+
+
+def test_guesses_that_are_not_drafted_keep_a_bad_draft_from_being_tried_again():
+    length = AdaptiveLength([SMALL], [KERNELS])
+    assert compared(length, 0.97, right=False, rounds=50) > 0
+    assert compared(length, 0.97, right=False, rounds=2000) == 0
+
+
 def test_a_draft_stops_before_the_guess_that_it_is_not_sure_of():
     length = AdaptiveLength([SMALL], [RowCosts((1, 16), (0.1, 0.5))])
     for _ in range(50):
@@ -177,7 +204,8 @@ def seconds_per_token(length: DraftLength, answers: Sequence[Answer], large: Row
             accepted = 0
             while accepted < drafted and answer[place + accepted][0]:
                 accepted += 1
-            length.observe([Outcome(min(accepted + 1, drafted), accepted)])
+            following = answer[place + drafted][0] if accepted == drafted < len(answer) - place else None
+            length.observe([Outcome(min(accepted + 1, drafted), accepted, following)])
             seconds += (drafted + 1) * small(1) + large(drafted + 1) + small(drafted + 1)
             won = min(accepted + 1, len(answer) - place)
             place, tokens = place + won, tokens + won

@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from eft_local import Emulator, Recipe
+from eft_local.emulator.draft_length import FixedLength, Outcome
 from eft_local.errors import RecipeError
 from eft_local.questions import read_questions
 from eft_local.recipe import DRAFT_RULES, DRAFT_SOURCES, Expert
@@ -289,6 +290,30 @@ def test_auto_measures_once_and_keeps_what_it_measured(
     with Emulator.load(trio_recipe.replace(temperature=0, draft="auto")) as loaded:
         assert answers(loaded) == expected
     assert {path: path.read_bytes() for path in (tmp_path / "cache" / "row-costs").iterdir()} == kept
+
+
+@pytest.mark.parametrize("length", [1, 3])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_every_guess_is_judged_and_the_one_that_is_not_drafted_as_well(
+    trio_recipe: Recipe, monkeypatch: pytest.MonkeyPatch, temperature: float, length: int
+) -> None:
+    outcomes: list[Outcome] = []
+    monkeypatch.setattr(FixedLength, "observe", lambda self, seen: outcomes.extend(seen))
+    with Emulator.load(trio_recipe.replace(draft=length, temperature=temperature)) as loaded:
+        for prompt in PROMPTS:
+            outcomes.clear()
+            tokens = loaded.chat(prompt, seed=3, max_tokens=24).tokens
+            judged: dict[int, bool] = {}
+            place = 0
+            for outcome in outcomes:
+                judged |= {place + row: row < outcome.accepted for row in range(outcome.judged)}
+                if outcome.next_right is not None:
+                    judged[place + outcome.accepted] = outcome.next_right
+                place += outcome.accepted + 1
+            assert judged.keys() >= set(range(1, len(tokens) - 1)), "the first one's time is the prompt's"
+            for place, right in judged.items():
+                expert = loaded.chat(prompt, seed=3, prefix=tokens[:place], max_tokens=1, only="helpful").tokens
+                assert right == (expert == tokens[place : place + 1])
 
 
 @pytest.mark.parametrize("draft", [0, 17, -1, "on", True, 1.5])

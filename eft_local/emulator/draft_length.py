@@ -17,7 +17,7 @@ _SURENESS = (0.2, 0.4, 0.6, 0.8, 0.9, 0.95, 0.99)
 _BELIEVED = (0.3, 0.45, 0.6, 0.75, 0.85, 0.9, 0.95, 0.97)
 """How often a guess of each kind is believed to be right, before any was seen …"""
 
-_BELIEF = 2.0
+_BELIEF = 1.5
 """… as if it had been seen in so many guesses."""
 
 _MEMORY = 0.995
@@ -31,10 +31,14 @@ _PATIENCE = 16
 
 
 class Outcome(NamedTuple):
-    """Of a draft's tokens: how many were judged, and how many of these accepted; the first refused one is the last."""
+    """Of a draft's tokens: how many were judged, and how many of these accepted; the first refused one is the last.
+
+    next_right: whether the guess that the draft was not extended by was right as well; None where nobody knows.
+    """
 
     judged: int
     accepted: int
+    next_right: bool | None = None
 
 
 class DraftLength(Protocol):
@@ -124,7 +128,9 @@ class AdaptiveLength:
     sure the draft is. It costs an evaluation of the drafting roles and one more row for the others; a token is worth
     the time that one takes at the present speed, so that the rule maximises tokens per second (the renewal–reward
     theorem). As kernels work in fours, a fourth row may be cheaper than a third: costs are weighed some guesses ahead,
-    for all answers that are being written together.
+    for all answers that are being written together. What is known of guesses comes from those that are not worth their
+    row as well: the roles that draft have made them anyway, and the answer tells what is right. So a bad draft stops
+    costing anything, and one that becomes good is seen.
     """
 
     def __init__(
@@ -151,6 +157,7 @@ class AdaptiveLength:
         self._sureness: list[list[float]] = [[] for _ in range(live)]
         self._odds = [1.0] * live  # that all guesses so far are right
         self._free = [False] * live
+        self._next: list[tuple[float, bool] | None] = [None] * live  # the guess not drafted: how sure, whether free
         self._spent = self._drafting(live)
         if not self._idle and not any(self._could_pay(live, free) for free in self._calibrations):
             self._idle = _PATIENCE
@@ -165,11 +172,16 @@ class AdaptiveLength:
         }
         likeliest = sorted(odds, key=lambda i: odds[i], reverse=True)
         longer = likeliest[: self._best([odds[i] for i in likeliest], calibration.mean, free)]
+        rows = self._rows
+        self._next = [(sureness[i], free) if i in sureness else guess for i, guess in enumerate(self._next)]
         for i in longer:
             self._sureness[i].append(sureness[i])
             self._odds[i] = odds[i]
             self._free[i] = free
-        if longer and not free:
+            self._next[i] = None
+        if free:
+            self._spent += self._drafting(self._rows) - self._drafting(rows)
+        elif longer:
             self._spent += self._drafting(len(longer)) + len(longer) * _GUESSING
         return set(longer)
 
@@ -177,9 +189,12 @@ class AdaptiveLength:
         tokens = len(outcomes) + sum(outcome.accepted for outcome in outcomes)
         for calibration in self._calibrations.values():
             calibration.fade(tokens)
-        for sureness, free, outcome in zip(self._sureness, self._free, outcomes, strict=True):
-            if sureness:
-                self._calibrations[free].observe(sureness, outcome)
+        for i, outcome in enumerate(outcomes):
+            if self._sureness[i]:
+                self._calibrations[self._free[i]].observe(self._sureness[i], outcome)
+            if (guess := self._next[i]) and outcome.next_right is not None:
+                sureness, free = guess
+                self._calibrations[free].observe([sureness], Outcome(1, int(outcome.next_right)))
         left = _MEMORY ** (2 * tokens)
         self._tokens = left * self._tokens + tokens
         self._seconds = left * self._seconds + self._spent + self._rest(self._rows)

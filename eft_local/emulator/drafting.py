@@ -39,11 +39,14 @@ class Draft:
     """Guesses for one line's next tokens.
 
     ended: whether the last of them is an end token; it is offered like any other, but not evaluated: nothing follows.
+    next: the guess after them, which is not evaluated: nothing is won where it is right, but how good guesses are is
+        learnt at no cost.
     rows: the logits [1, n] that drafting has given, per role: one more than there are evaluated tokens.
     """
 
     guesses: list[Guess] = field(default_factory=list)
     ended: bool = False
+    next: Guess | None = None
     rows: dict[str, list[Floats]] = field(default_factory=dict)
 
     @property
@@ -53,8 +56,8 @@ class Draft:
 
     @property
     def offers(self) -> tuple[Guess | None, ...]:
-        """The guess at each row of logits; none at the last, unless it is an end."""
-        return tuple(self.guesses) if self.ended else (*self.guesses, None)
+        """The guess at each row of logits."""
+        return tuple(self.guesses) if self.ended else (*self.guesses, self.next)
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,22 +116,27 @@ class RoleDrafter:
                     i: self._scores(drafts[i], now.recipe) for i in active if len(drafts[i].guesses) < now.limits[i]
                 }
                 longer = now.length.extend({i: _sureness(row, now.system.scratch) for i, row in scores.items()})
-                active = [i for i in sorted(longer) if self._extend(now, i, drafts[i], samplers[i], scores[i])]
+                guesses = {i: self._guess(now, i, drafts[i], samplers[i], row) for i, row in scores.items()}
+                for i in guesses.keys() - longer:
+                    drafts[i].next = guesses[i]
+                active = [i for i in sorted(longer) if self._extend(now, i, drafts[i], samplers[i], guesses[i])]
         finally:
             for sampler in samplers.values():
                 sampler.close()
         return drafts
 
-    def _extend(self, now: Round, i: int, draft: Draft, sampler: Sampler, scores: Floats) -> bool:
-        """Add a guess to a draft; return whether it may be followed by another."""
+    def _guess(self, now: Round, i: int, draft: Draft, sampler: Sampler, scores: Floats) -> Guess:
         line = now.lines[i]
-        guess = self._rule.guess(sampler, scores, line.seed, line.position + len(draft.guesses), line.position)
+        return self._rule.guess(sampler, scores, line.seed, line.position + len(draft.guesses), line.position)
+
+    def _extend(self, now: Round, i: int, draft: Draft, sampler: Sampler, guess: Guess) -> bool:
+        """Add a guess to a draft; return whether it may be followed by another."""
         draft.guesses.append(guess)
         if now.system.ends(guess.token):
             draft.ended = True
             return False
         sampler.accept(guess.token)
-        now.slots.push(line.slot, self.roles, [guess.token])
+        now.slots.push(now.lines[i].slot, self.roles, [guess.token])
         return True
 
     def _scores(self, draft: Draft, recipe: Recipe) -> Floats:
@@ -153,9 +161,11 @@ class NgramDrafter:
         draft = Draft()
         found, tokens = _continuation(now.lines[i].history(), now.limits[i])
         for token in tokens:
+            guess = Guess(token)
             if not now.length.extend({i: _FOUND[found]}, free=True):
+                draft.next = guess
                 break
-            draft.guesses.append(Guess(token))
+            draft.guesses.append(guess)
             if now.system.ends(token):
                 draft.ended = True
                 break

@@ -267,14 +267,16 @@ def _round(
             if line.finish_reason is None and rooms[i] <= row:  # it could not be evaluated
                 text += line.end("context")
             right = guess is not None and token == guess.token
-            accepted += right
-            step = _describe(line, token, text, rows, scores, system, settings, drafted=right)
+            drafted = right and row < len(draft.guesses)
+            accepted += drafted
+            step = _describe(line, token, text, rows, scores, system, settings, drafted=drafted)
             watch.stop()
             yield line, step
             watch.start()
-            if line.finish_reason or not right:
+            if line.finish_reason or not drafted:
                 break
-        outcomes.append(Outcome(min(row + 1, len(draft.guesses)), accepted))
+        next_right = right if draft.next and row == len(draft.guesses) else None
+        outcomes.append(Outcome(min(row + 1, len(draft.guesses)), accepted, next_right))
         if line.finish_reason is None:
             for name in system.roles:
                 slots.rewind(line.slot, name, lengths[i][name] + accepted)
