@@ -278,6 +278,15 @@ def test_more_rows_are_evaluated_where_they_cost_less():
     assert RowCosts((1, 4), (2.0, 1.0)).cheapest(1) == 1, "a single row is left alone"
 
 
+@given(st.lists(st.tuples(st.integers(1, 20), st.floats(0.1, 10)), max_size=20))
+def test_what_is_learnt_of_rows_is_seen_in_which_are_cheapest(evaluations: list[tuple[int, float]]) -> None:
+    costs = RowCosts(range(1, 13), [min(n, n % 4 + 2.0) for n in range(1, 13)])
+    for rows, seconds in evaluations:
+        costs.learn(rows, seconds)
+        afresh = RowCosts(costs._rows, costs._seconds)
+        assert [costs.cheapest(n) for n in range(1, 22)] == [afresh.cheapest(n) for n in range(1, 22)]
+
+
 def test_what_was_measured_but_once_may_have_been_disturbed():
     """Of 1, 2, 3, 4, 5, 8, 12 and 16 rows, the one of eight: too dear, as its neighbours tell."""
     disturbed = {1: 1.0, 2: 2.0, 3: 3.0, 4: 1.5, 5: 2.5, 8: 3.5, 12: 2.5, 16: 3.5}

@@ -87,18 +87,11 @@ class Calibration:
     right: list[float] = field(default_factory=lambda: [0.0] * len(_BELIEVED))
     wrong: list[float] = field(default_factory=lambda: [0.0] * len(_BELIEVED))
 
+    _known: list[float] = field(default_factory=list)  # the probabilities, until another guess is seen
+
     def probability(self, sureness: float) -> float:
         """Return the probability that a guess is right where all before it are."""
-        kind = bisect_right(_SURENESS, sureness)
-        right = self.right[kind] + _BELIEF * _BELIEVED[kind] * self._trust
-        return right / (self.right[kind] + self.wrong[kind] + _BELIEF)
-
-    @property
-    def _trust(self) -> float:
-        """How far what is believed has held: a draft that was sure and wrong is believed less however sure it is."""
-        kinds = list(zip(self.right, self.wrong, _BELIEVED, strict=True))
-        right, expected = sum(self.right), sum((right + wrong) * believed for right, wrong, believed in kinds)
-        return min(1.0, (right + 2 * _BELIEF) / (expected + 2 * _BELIEF))
+        return self._probabilities[bisect_right(_SURENESS, sureness)]
 
     @property
     def mean(self) -> float:
@@ -109,16 +102,30 @@ class Calibration:
     @property
     def highest(self) -> float:
         """The probability for a guess of the kind that is right most often."""
-        return max(self.probability(sureness) for sureness in (0.0, *_SURENESS))
+        return max(self._probabilities)
 
     def observe(self, sureness: Sequence[float], outcome: Outcome) -> None:
         for place, value in enumerate(sureness[: outcome.judged]):
             (self.right if place < outcome.accepted else self.wrong)[bisect_right(_SURENESS, value)] += 1
+        self._known = []
 
     def fade(self, tokens: int) -> None:
         left = _MEMORY**tokens
         self.right = [left * value for value in self.right]
         self.wrong = [left * value for value in self.wrong]
+        self._known = []
+
+    @property
+    def _probabilities(self) -> list[float]:
+        if not self._known:
+            kinds = list(zip(self.right, self.wrong, _BELIEVED, strict=True))
+            # How far what is believed has held: a draft that was sure and wrong is believed less however sure it is.
+            right, expected = sum(self.right), sum((right + wrong) * believed for right, wrong, believed in kinds)
+            trust = min(1.0, (right + 2 * _BELIEF) / (expected + 2 * _BELIEF))
+            self._known = [
+                (right + _BELIEF * believed * trust) / (right + wrong + _BELIEF) for right, wrong, believed in kinds
+            ]
+        return self._known
 
 
 class AdaptiveLength:
@@ -148,18 +155,20 @@ class AdaptiveLength:
         self._tokens = 0.0
         self._seconds = 0.0
         self._idle = self._live = 0
+        self._sureness: list[list[float]] = []
         self.begin(1, 1)
 
     def begin(self, live: int, most: int) -> bool:
         self._most = most
+        drafted = self._rows > len(self._sureness)
         self._idle = max(0, self._idle - 1) if live == self._live else 0
         self._live = live
-        self._sureness: list[list[float]] = [[] for _ in range(live)]
+        self._sureness = [[] for _ in range(live)]
         self._odds = [1.0] * live  # that all guesses so far are right
         self._free = [False] * live
         self._next: list[tuple[float, bool] | None] = [None] * live  # the guess not drafted: how sure, whether free
         self._spent = self._drafting(live)
-        if not self._idle and not any(self._could_pay(live, free) for free in self._calibrations):
+        if not (self._idle or drafted) and not any(self._could_pay(live, free) for free in self._calibrations):
             self._idle = _PATIENCE
         return not self._idle
 
@@ -212,11 +221,10 @@ class AdaptiveLength:
         before = self._checking(rows, free)
         for count, won_now in enumerate(accumulate(odds), 1):
             won = 0.0
+            guessing = 0.0 if free else self._drafting(count) + count * _GUESSING
             for times in range(1, self._most - done + 1):
                 won += won_now * later ** (times - 1)
-                spent = self._checking(rows + count * times, free) - before
-                if not free:
-                    spent += times * (self._drafting(count) + count * _GUESSING)
+                spent = self._checking(rows + count * times, free) - before + times * guessing
                 if won - worth * spent > most:
                     best, most = count, won - worth * spent
         return best
@@ -244,4 +252,4 @@ class AdaptiveLength:
 
 
 def _seconds(costs: Iterable[Costs], rows: int) -> float:
-    return sum(cost(rows) for cost in costs)
+    return sum([cost(rows) for cost in costs])

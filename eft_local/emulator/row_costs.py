@@ -40,6 +40,7 @@ class RowCosts:
         """rows: at least two numbers, ascending."""
         self._rows = list(rows)
         self._seconds = list(seconds)
+        self._cheapest: dict[int, int] = {}  # as asked for, until what is known of these rows changes
 
     def __call__(self, n: int) -> float:
         """Return the seconds for n rows."""
@@ -56,9 +57,10 @@ class RowCosts:
 
     def cheapest(self, n: int) -> int:
         """Return n, or how many more rows up to a multiple of four cost clearly less."""
-        return (
-            min(range(n, n + -n % 4 + 1), key=lambda rows: self(rows) * (1 if rows == n else _CLEARLY)) if n > 1 else n
-        )
+        if n not in self._cheapest:
+            candidates = range(n, n + -n % 4 + 1) if n > 1 else (n,)
+            self._cheapest[n] = min(candidates, key=lambda rows: self(rows) * (1 if rows == n else _CLEARLY))
+        return self._cheapest[n]
 
     def learn(self, n: int, seconds: float) -> None:
         """Take an evaluation of n rows into account that took so long."""
@@ -70,12 +72,15 @@ class RowCosts:
         if place == len(self._rows) or self._rows[place] != n:
             self._rows.insert(place, n)
             self._seconds.insert(place, expected)
+            self._cheapest.clear()  # its neighbours are interpolated otherwise
             deviation_of_rows = deviation**0.5
         else:
             deviation_of_rows = deviation**_OF_THESE_ROWS
         common = deviation**_OF_THE_MACHINE
         self._seconds = [value * common for value in self._seconds]
         self._seconds[place] *= deviation_of_rows
+        for fewer in range(n - 3, n + 1):
+            self._cheapest.pop(fewer, None)
 
 
 def per_role(costs: RowCosts, roles: int) -> Callable[[int], float]:
