@@ -72,15 +72,18 @@ class RowCosts:
         if place == len(self._rows) or self._rows[place] != n:
             self._rows.insert(place, n)
             self._seconds.insert(place, expected)
-            self._cheapest.clear()  # its neighbours are interpolated otherwise
             deviation_of_rows = deviation**0.5
         else:
             deviation_of_rows = deviation**_OF_THESE_ROWS
         common = deviation**_OF_THE_MACHINE
         self._seconds = [value * common for value in self._seconds]
         self._seconds[place] *= deviation_of_rows
-        for fewer in range(n - 3, n + 1):
-            self._cheapest.pop(fewer, None)
+        known = (0, *self._rows, inf)  # what lies between these is interpolated
+        self._cheapest = {
+            rows: cheapest
+            for rows, cheapest in self._cheapest.items()
+            if rows + 3 <= known[place] or known[place + 2] <= rows
+        }
 
 
 def per_role(costs: RowCosts, roles: int) -> Callable[[int], float]:
