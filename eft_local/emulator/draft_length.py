@@ -86,8 +86,7 @@ class Calibration:
 
     right: list[float] = field(default_factory=lambda: [0.0] * len(_BELIEVED))
     wrong: list[float] = field(default_factory=lambda: [0.0] * len(_BELIEVED))
-
-    _known: list[float] = field(default_factory=list)  # the probabilities, until another guess is seen
+    _known: list[float] = field(default_factory=list, init=False)  # the probabilities, until another guess is seen
 
     def probability(self, sureness: float) -> float:
         """Return the probability that a guess is right where all before it are."""
