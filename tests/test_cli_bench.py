@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -58,6 +59,22 @@ def test_text(run: Any) -> None:
         "Answers side by side",
     ):
         assert f"\n{heading}" in out
+
+
+@pytest.mark.parametrize("lengths", ["none", "7", "2,7"])
+def test_the_command_that_is_told_can_be_given_again(run: Any, monkeypatch: pytest.MonkeyPatch, lengths: str) -> None:
+    calls: list[tuple[measure.Plan, str]] = []
+
+    def planned(recipe: Any, plan: measure.Plan, about: dict[str, Any], *_: object) -> None:
+        calls.append((plan, about["command"]))
+        raise Cancelled("enough")
+
+    monkeypatch.setattr(command, "_measured", planned)
+    run("bench", "--shape", "none", "--lengths", lengths, "--minutes", "2")
+    run(*shlex.split(calls[0][1])[1:])
+    (given, told), (again, told_again) = calls
+    assert told == told_again
+    assert list(given.lengths) == list(again.lengths)
 
 
 def test_full_tries_every_length(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:

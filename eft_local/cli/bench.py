@@ -164,8 +164,15 @@ def _command(ctx: click.Context, session: Session) -> str:
         name = str(parameter.name)
         if ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE:
             value = session.recipe_name if name == "recipe" else ctx.params.get(name)
-            words += [parameter.opts[0]] if value is True else [parameter.opts[0], str(value)]
+            words += [parameter.opts[0]] if value is True else [parameter.opts[0], _word(value)]
     return shlex.join(words)
+
+
+def _word(value: object) -> str:
+    """Return an option's value as it is given: `Lengths` are read from words and kept as numbers."""
+    if isinstance(value, tuple):
+        return ",".join(map(str, value)) or "none"
+    return str(value)
 
 
 def _scaled(recipe: Recipe, shape: str, quantization: str, show: Show) -> Recipe:
