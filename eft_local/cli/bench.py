@@ -43,9 +43,9 @@ class Lengths(click.ParamType[tuple[int, ...]]):
         try:
             lengths = sorted({int(number) for number in value.split(",")})
         except ValueError:
-            self.fail(f"{value!r} is not none or a list of whole numbers like 1,3,7", param, ctx)
+            self.fail(f"{value!r} is not none or a list of whole numbers like 1,3,7.", param, ctx)
         if not 1 <= lengths[0] <= lengths[-1] <= MOST_DRAFTED:
-            self.fail(f"{value!r} reaches beyond 1 … {MOST_DRAFTED}, what a draft can have", param, ctx)
+            self.fail(f"{value!r} reaches beyond 1 … {MOST_DRAFTED}, what a draft can have.", param, ctx)
         return tuple(lengths)
 
 
