@@ -21,12 +21,13 @@ from gguf import GGUFReader
 from eft_local.bench import proxy_tuning, shapes
 from eft_local.bench.peer_results import Row, Written, report, summary
 from eft_local.emulator import Emulator, Step
-from eft_local.emulator.loading import Library, LoadedRole, antiexpert_name, common_width, mixed_roles, unused_tokens
+from eft_local.emulator.loading import Library, LoadedRole, antiexpert_name, mixed_roles
 from eft_local.errors import EftError, EvaluationError, OutOfMemoryError, UnsupportedModelError, UsageError
 from eft_local.prompts import conversation
 from eft_local.questions import read_questions
 from eft_local.recipe import Recipe
 from eft_local.references import demo_questions, find_recipe, resolve_model
+from eft_local.vocabulary import common_width, unused_tokens
 
 SERVE = "--serve"  # makes this module one of its own processes
 WARM_UP = "What is the capital of Peru?"
@@ -118,8 +119,9 @@ def serve() -> None:
         library = Library()
         roles = library.load(recipe, mixed_roles(recipe))
         with Emulator(recipe, roles, library) as emulator:
-            width = common_width(roles)
-            write({"n_vocab": width, "unused": unused_tokens(roles, width).tolist()})
+            tables = {name: loaded.vocabulary for name, loaded in roles.items()}
+            width = common_width(tables)
+            write({"n_vocab": width, "unused": unused_tokens(tables.values(), width).tolist()})
             for line in sys.stdin:
                 write(answer(emulator, roles, **json.loads(line)))
     except EftError as error:

@@ -25,7 +25,17 @@ class Rows:
     outputs: int = 1
 
 
-class Vocabulary(Protocol):
+class TokenTable(Protocol):
+    """What tells two vocabularies apart; a file's header has it too."""
+
+    def texts(self) -> list[bytes]:
+        """Every token's text as the vocabulary stores it."""
+
+    def attributes(self) -> npt.NDArray[np.int32]:
+        """Every token's attribute bits (llama.cpp's `llama_token_attr`)."""
+
+
+class Vocabulary(TokenTable, Protocol):
     """A model's tokens."""
 
     @property
@@ -46,12 +56,6 @@ class Vocabulary(Protocol):
 
     def piece(self, token: int) -> bytes:
         """The bytes that this token adds to a text; control tokens add none."""
-
-    def texts(self) -> list[bytes]:
-        """Every token's text as the vocabulary stores it."""
-
-    def attributes(self) -> npt.NDArray[np.int32]:
-        """Every token's attribute bits (llama.cpp's `llama_token_attr`)."""
 
 
 class Evaluator(Protocol):

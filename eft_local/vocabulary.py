@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from eft_local.errors import VocabularyMismatchError
-from eft_local.protocols import Vocabulary
+from eft_local.protocols import TokenTable, Vocabulary
 
 # llama.cpp's `llama_token_attr`, the bits that are read here.
 UNKNOWN, UNUSED, NORMAL, CONTROL, BYTE = 1 << 0, 1 << 1, 1 << 2, 1 << 3, 1 << 5
@@ -23,7 +24,28 @@ _SHOWN = 3  # differences that an error names
 Mask = npt.NDArray[np.bool_]
 
 
-def compare(reference: Vocabulary, other: Vocabulary, names: tuple[str, str] = ("base", "expert")) -> int:
+def common_width(tables: Mapping[str, TokenTable]) -> int:
+    """Compare every role's tokens with the base's; return how many ids they have in common.
+
+    tables: by role, "base" among them; roles whose table is the same object are compared once, and each is read once.
+    Raises: VocabularyMismatchError.
+    """
+    distinct = {id(tables["base"]): "base"}
+    for name, table in tables.items():
+        distinct.setdefault(id(table), name)
+    read = {name: _Tokens.of(tables[name]) for name in distinct.values()}
+    widths = [_compared(read["base"], tokens, ("base", name)) for name, tokens in read.items()]
+    # A tuned model may give a meaning to ids that the others still call padding: the widest counts.
+    return min(max(widths), *(len(tokens.texts) for tokens in read.values()))
+
+
+def unused_tokens(tables: Iterable[TokenTable], width: int) -> npt.NDArray[np.intp]:
+    """Return the ids below `width` that stand for nothing in every role: padding inside a vocabulary, never offered."""
+    attributes = [table.attributes()[:width] for table in {id(table): table for table in tables}.values()]
+    return np.flatnonzero(np.bitwise_and.reduce(attributes) & UNUSED)
+
+
+def compare(reference: TokenTable, other: TokenTable, names: tuple[str, str] = ("base", "expert")) -> int:
     """Return the common width n: both models mean the same by ids 0 … n − 1, and all beyond is padding.
 
     Two ids are the same token when their texts are equal and their attributes agree in what the id adds to a
@@ -34,7 +56,11 @@ def compare(reference: Vocabulary, other: Vocabulary, names: tuple[str, str] = (
 
     names: the roles, for the error. Raises: VocabularyMismatchError.
     """
-    ours, theirs = _Tokens.of(reference), _Tokens.of(other)
+    ours = _Tokens.of(reference)
+    return _compared(ours, ours if other is reference else _Tokens.of(other), names)
+
+
+def _compared(ours: _Tokens, theirs: _Tokens, names: tuple[str, str]) -> int:
     differing, n = _differences(ours, theirs)
     if n and not differing:
         return n
@@ -74,8 +100,8 @@ class _Tokens:
     padding: Mask
 
     @classmethod
-    def of(cls, vocabulary: Vocabulary) -> _Tokens:
-        texts, attributes = vocabulary.texts(), vocabulary.attributes()
+    def of(cls, table: TokenTable) -> _Tokens:
+        texts, attributes = table.texts(), table.attributes()
         padding = np.not_equal(attributes & UNUSED, 0)
         for token in range(len(texts) - 1, -1, -1):  # old converters tell the tail by its texts only
             if not (padding[token] or _PADDING.fullmatch(texts[token])):

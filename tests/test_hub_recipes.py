@@ -15,7 +15,8 @@ import pytest
 from eft_local.about import About
 from eft_local.errors import ModelFileError, RecipeError
 from eft_local.llama import ChatTemplate, Model
-from eft_local.llama.facts import header_vocabulary, read_facts
+from eft_local.llama.facts import read_facts
+from eft_local.llama.header import read_vocabulary
 from eft_local.recipe import Recipe
 from eft_local.references import find_recipe, hub_names, recipe_names, resolve_model
 from eft_local.vocabulary import compare
@@ -98,10 +99,10 @@ def test_what_it_cannot_say_is_told(line: str, told: str) -> None:
 def test_a_header_tells_the_same_tokens_as_llama(ggufs: Path) -> None:
     for name in ("base", "tuned-padded", "base-spm"):
         with Model.load(ggufs / f"{name}.gguf") as model:
-            header = header_vocabulary(ggufs / f"{name}.gguf")
+            header = read_vocabulary(ggufs / f"{name}.gguf")
             assert header.texts() == model.vocabulary.texts()
-            agree = compare(model.vocabulary, header)  # type: ignore[arg-type]
-            assert agree == compare(model.vocabulary, model.vocabulary)
+            np.testing.assert_array_equal(header.attributes(), model.vocabulary.attributes())
+            assert compare(model.vocabulary, header) == compare(model.vocabulary, model.vocabulary)
             facts = read_facts(ggufs / f"{name}.gguf")
             assert (facts.parameters, facts.layers, facts.context) == (model.n_params, model.n_layer, model.n_ctx_train)
             assert facts.chat_template == model.chat_template

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from eft_local.errors import VocabularyMismatchError
-from eft_local.vocabulary import BYTE, CONTROL, NORMAL, UNKNOWN, UNUSED, compare
+from eft_local.vocabulary import BYTE, CONTROL, NORMAL, UNKNOWN, UNUSED, common_width, compare
 
 USER_DEFINED = 1 << 4
 
@@ -143,3 +143,30 @@ def test_a_padding_name_within_the_vocabulary_is_a_token():
 def test_models_without_tokens_cannot_be_combined(tokens):
     with pytest.raises(VocabularyMismatchError, match="no token is common"):
         compare(Tokens(tokens), Tokens(tokens))
+
+
+# Several roles
+
+
+@dataclass
+class Counted(Tokens):
+    """Counts how often it is read."""
+
+    reads: int = 0
+
+    def texts(self):
+        self.reads += 1
+        return super().texts()
+
+
+def test_each_table_is_read_once():
+    base, tuned = Counted(WORDS), Counted(WORDS + pads(4, 2))
+    roles = {"antiexpert": tuned, "base": base, "kind": tuned, "same": base}
+    assert common_width(roles) == 4
+    assert (base.reads, tuned.reads) == (1, 1)
+
+
+def test_the_role_that_differs_is_named():
+    base = Tokens(WORDS)
+    with pytest.raises(VocabularyMismatchError, match=r"^base \(4 tokens\) and kind \(4 tokens\)"):
+        common_width({"base": base, "antiexpert": Tokens(WORDS), "kind": changed(3, text=b"B"), "last": base})

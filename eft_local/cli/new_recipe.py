@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TypeVar, cast
+from typing import TypeVar
 
 import click
 
@@ -13,7 +13,6 @@ from eft_local import locations
 from eft_local.cli import output
 from eft_local.cli.options import Command, example
 from eft_local.errors import EftError, PromptError, UsageError
-from eft_local.protocols import Vocabulary
 from eft_local.recipe import Expert, Prompt, Recipe, Role
 from eft_local.references import adapter_of, model_of, names_recipe, resolve_model
 
@@ -175,20 +174,19 @@ def _asked(question: str, accept: Callable[[str], Answer]) -> Answer:
 
 def _check_fit(recipe: Recipe) -> None:
     """Compare the models by their headers. Raises: VocabularyMismatchError, PromptError, ModelFileError."""
-    from eft_local.llama.facts import header_vocabulary, read_facts
     from eft_local.llama.gguf_adapter import check_adapter
-    from eft_local.vocabulary import compare
+    from eft_local.llama.header import read_vocabulary
+    from eft_local.vocabulary import common_width
 
     roles = dict(recipe.named_roles())
     paths = {place: model_of(recipe, role) for place, role in roles.items()}
-    base = cast(Vocabulary, header_vocabulary(paths["base"]))  # all of it that is compared
-    for file, place in {file: place for place, file in reversed(paths.items())}.items():
-        compare(base, cast(Vocabulary, header_vocabulary(file)), ("base", place))
+    headers = {file: read_vocabulary(file) for file in dict.fromkeys(paths.values())}
+    common_width({place: headers[file] for place, file in paths.items()})
     for place, role in roles.items():
         adapter = adapter_of(recipe, role)
         if adapter:
             check_adapter(adapter, paths[place])
-    _check_templates(recipe, {place: read_facts(file).chat_template for place, file in paths.items()})
+    _check_templates(recipe, {place: headers[file].chat_template for place, file in paths.items()})
 
 
 def _check_templates(recipe: Recipe, templates: Mapping[str, str | None]) -> None:

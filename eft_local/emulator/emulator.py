@@ -17,10 +17,8 @@ from eft_local.emulator.loading import (
     Library,
     LoadedRole,
     LoadProgress,
-    common_width,
     compared_roles,
     mixed_roles,
-    unused_tokens,
     warn_of_capped_logits,
 )
 from eft_local.emulator.mixture import MIXTURE, Mixture
@@ -34,7 +32,7 @@ from eft_local.planning.survey import rows_at_once
 from eft_local.prompts import conversation
 from eft_local.recipe import Recipe
 from eft_local.references import find_recipe
-from eft_local.vocabulary import verbatim
+from eft_local.vocabulary import common_width, unused_tokens, verbatim
 
 Prompt = str | Sequence[Mapping[str, object]]
 """A bare string is one user turn; otherwise messages with `role` and `content`."""
@@ -61,8 +59,9 @@ class Emulator:
         self._busy = threading.Lock()
         self._running: Slots | None = None
         self._written: Line | None = None
-        width = common_width(roles)
-        self._unused = {MIXTURE: unused_tokens(roles, width)}
+        tables = {name: loaded.vocabulary for name, loaded in roles.items()}
+        width = common_width(tables)
+        self._unused = {MIXTURE: unused_tokens(tables.values(), width)}
         self._mixture = Mixture(width, self._unused[MIXTURE])
         warn_of_capped_logits(roles)
         self._drafting = DraftingSource(self._roles)
@@ -305,7 +304,8 @@ class Emulator:
         """A loaded role; models under [compare] are loaded when they are first asked for."""
         if name not in self._roles:
             loaded = self._library.load(self._recipe, {name: compared_roles(self._recipe)[name]})
-            self._unused[name] = unused_tokens(loaded, loaded[name].vocabulary.n_tokens)
+            vocabulary = loaded[name].vocabulary
+            self._unused[name] = unused_tokens([vocabulary], vocabulary.n_tokens)
             self._roles |= loaded
         return self._roles[name]
 

@@ -14,9 +14,6 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-import numpy.typing as npt
-
 from eft_local.errors import Cancelled
 from eft_local.llama import Adapter, ChatTemplate, Model
 from eft_local.llama.devices import places
@@ -28,7 +25,6 @@ from eft_local.prompts import Message, Template, render, template_for
 from eft_local.protocols import Evaluator, LanguageModel, Vocabulary
 from eft_local.recipe import Placement, Recipe, Role
 from eft_local.references import is_bundled
-from eft_local.vocabulary import UNUSED, compare
 
 log = logging.getLogger("eft_local")
 
@@ -237,33 +233,8 @@ def _compiler(model: Model) -> Callable[[str], Template]:
     )
 
 
-def common_width(roles: Mapping[str, LoadedRole]) -> int:
-    """Compare all roles' vocabularies with the base's; return how many ids they have in common.
-
-    Raises: VocabularyMismatchError.
-    """
-    base, distinct = roles["base"], _distinct(roles)
-    widths = [compare(base.vocabulary, loaded.vocabulary, ("base", name)) for name, loaded in distinct.items()]
-    # A tuned model may give a meaning to ids that the others still call padding: the widest counts.
-    return min(max(widths), *(loaded.vocabulary.n_tokens for loaded in distinct.values()))
-
-
-def unused_tokens(roles: Mapping[str, LoadedRole], width: int) -> npt.NDArray[np.intp]:
-    """Ids below `width` that stand for nothing in every role: padding inside a vocabulary, which is never offered."""
-    attributes = [loaded.vocabulary.attributes()[:width] for loaded in _distinct(roles).values()]
-    return np.flatnonzero(np.bitwise_and.reduce(attributes) & UNUSED)
-
-
 def warn_of_capped_logits(roles: Mapping[str, LoadedRole]) -> None:
     """Warn where logits are soft-capped in some roles only: their deltas are on another scale."""
     capped = {name for name, loaded in roles.items() if getattr(loaded.model, "caps_logits", False)}
     if capped and capped != set(roles):
         log.warning("%s cap their logits and the other roles do not: deltas are on different scales", sorted(capped))
-
-
-def _distinct(roles: Mapping[str, LoadedRole]) -> dict[str, LoadedRole]:
-    """One role per vocabulary; the base always, as its own comparison gives its width."""
-    seen: dict[int, str] = {}
-    for name, loaded in roles.items():
-        seen.setdefault(id(loaded.vocabulary), name)
-    return {name: roles[name] for name in seen.values()}

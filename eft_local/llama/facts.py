@@ -8,11 +8,8 @@ from math import prod
 from pathlib import Path
 from typing import TypeVar
 
-import numpy as np
-import numpy.typing as npt
-
 from eft_local.errors import ModelFileError, ModelNotFoundError
-from eft_local.llama.gguf import check_gguf, refusal
+from eft_local.llama.gguf import refusal
 from eft_local.llama.gguf_adapter import lora_pairs, pair_rank
 from eft_local.llama.gguf_reader import BrokenGgufError, Gguf, Value, read_gguf
 
@@ -155,39 +152,3 @@ def _kind_name(kind: int) -> str:
         return str(GGMLQuantizationType(kind).name)
     except ValueError:
         return f"type {kind}"
-
-
-# llama.cpp's attribute bits (llama_token_attr) by GGUF's token types: normal, unknown, control, user-defined, …
-_ATTRIBUTES = np.array([0, 1 << 2, 1 << 0, 1 << 3, 1 << 4, 1 << 1, 1 << 5], np.int32)
-
-
-@dataclass(frozen=True, slots=True)
-class HeaderVocabulary:
-    """A file's tokens, as far as two models are compared by them."""
-
-    _texts: list[bytes]
-    _attributes: npt.NDArray[np.int32]
-
-    def texts(self) -> list[bytes]:
-        """Return every token's text."""
-        return self._texts
-
-    def attributes(self) -> npt.NDArray[np.int32]:
-        """Return every token's attribute bits."""
-        return self._attributes
-
-
-def header_vocabulary(path: Path) -> HeaderVocabulary:
-    """Return the tokens of a file that passes `check_gguf`, without loading it.
-
-    Raises: ModelNotFoundError, ModelFileError.
-    """
-    check_gguf(path)
-    metadata = read_gguf(path).metadata
-    tokens = metadata.get("tokenizer.ggml.tokens")
-    texts = tokens if isinstance(tokens, list) else []
-    types = metadata.get("tokenizer.ggml.token_type")
-    kinds = np.ones(len(texts), np.intp)
-    if isinstance(types, np.ndarray):
-        kinds = np.clip(types[: len(texts)].astype(np.intp), 0, len(_ATTRIBUTES) - 1)
-    return HeaderVocabulary(texts, _ATTRIBUTES[kinds])

@@ -97,6 +97,10 @@ class LlamaVocabulary:
         return [get(self.handle, token) or b"" for token in range(self.n_tokens)]
 
     def attributes(self) -> npt.NDArray[np.int32]:
+        return self._attributes
+
+    @cached_property
+    def _attributes(self) -> npt.NDArray[np.int32]:
         get = llama_cpp.llama_vocab_get_attr
         ids = range(self.n_tokens)
         return np.fromiter((get(self.handle, token) for token in ids), np.int32, self.n_tokens)
