@@ -47,8 +47,35 @@ def test_what_a_reference_says(text: str, parts: tuple[str | None, ...]) -> None
 
 
 @pytest.mark.parametrize(
+    ("text", "reference"),
+    [
+        ("hf.co/org/repo:Q4_K_M", "org/repo:Q4_K_M"),
+        ("HF.co/org/repo:q8_0", "org/repo:q8_0"),
+        ("huggingface.co/org/repo", "org/repo"),
+        ("https://huggingface.co/org/repo", "org/repo"),
+        ("https://www.huggingface.co/org/repo/", "org/repo"),
+        ("http://hf.co/org/repo:Q4_K_M", "org/repo:Q4_K_M"),
+        ("https://huggingface.co/org/repo:Q4_K_M@v1", "org/repo:Q4_K_M@v1"),
+        ("https://huggingface.co/org/repo/tree/main", "org/repo"),
+        ("https://huggingface.co/org/repo/tree/v1/UD", "org/repo@v1"),
+        ("https://huggingface.co/org/repo/resolve/main/x.gguf", "org/repo/x.gguf"),
+        ("https://huggingface.co/org/repo/resolve/main/Q4/x.gguf?download=true", "org/repo/Q4/x.gguf"),
+        ("https://huggingface.co/org/repo/blob/0123abc/x%20y.gguf#L1", "org/repo/x y.gguf@0123abc"),
+        ("https://huggingface.co/org/repo/raw/refs%2Fpr%2F1/x.gguf", "org/repo/x.gguf@refs/pr/1"),
+        ("https://huggingface.co/org/repo?show_file_info=x-Q4_0.gguf", "org/repo/x-Q4_0.gguf"),
+    ],
+)
+def test_an_address_of_the_hub_names_what_it_shows(text: str, reference: str) -> None:
+    assert str(named(text)) == reference
+    assert named(text) == named(reference)
+
+
+@pytest.mark.parametrize(
     "text",
     [
+        "https://huggingface.co/org", "https://huggingface.co/datasets/org/repo", "https://[", "https://hf.co//[x",
+        "https://huggingface.co/org/repo/discussions/3", "hf.co/../x", "https://hf.co/a/b/blob/main/../x.gguf",
+        "ftp://hf.co/a/b", "https://hf.co.example.org/a/b", "https://hf.co/a/b?show_file_info=../../x.gguf",
         "x.gguf", "folder/x.gguf", "./a/b/x.gguf", "/a/b/x.gguf", "~/a/b.gguf", "a/../x.gguf", "a/b/../x.gguf",
         "../a/b", "a/b/c.toml", "a/b.toml", "a/b@../x", "a--b/c", "a/b//c.gguf", "a/b:", "a/b@", "C:/a/b.gguf",
         "C:\\a\\b.gguf", "demo:base", "", "a/b:Q4/x.gguf", "ä/b:Q4_0", "a/b c:Q4_0", "a/.b:Q4_0", "https://example.org/a/b.gguf",

@@ -1,4 +1,8 @@
-"""How a model on the hub is named: `org/repo:Q4_K_M` or `org/repo/folder/file.gguf`, and `@revision` behind either."""
+"""How a model on the hub is named: `org/repo:Q4_K_M` or `org/repo/folder/file.gguf`, and `@revision` behind either.
+
+What other programs and browsers call it is understood too: `hf.co/org/repo:Q4_K_M`, and the address of the page of a
+repository, a folder or a file.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +10,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from urllib.parse import parse_qs, unquote, urlsplit
 
 from eft_local.checks import shown
 from eft_local.errors import ModelNotFoundError, UsageError
@@ -15,6 +20,9 @@ _NAME = re.compile(
     rf"(?P<repo>{_PART}/{_PART})(?::(?P<label>[\w.-]+)|/(?P<file>[^@:\\]+\.gguf))?(?:@(?P<revision>[\w./-]+))?",
     re.ASCII,
 )
+_HOST = re.compile(r"(?:https?://)?(?:www\.)?(?:hf\.co|huggingface\.co)/+", re.IGNORECASE)
+_PAGES = ("resolve", "blob", "raw", "tree")  # of a file's content, of a file, of its text, of a folder
+_MAIN = "main"
 _SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf")
 # The quantisation in a file's name, as converters and quantisers write it: Q4_K_M, IQ3_XXS, UD-Q4_K_XL, bf16, …
 _LABEL = re.compile(
@@ -65,7 +73,7 @@ class HubName:
     @classmethod
     def parse(cls, text: str) -> HubName | None:
         """Return what a text names on the hub, or None: it can only be a path."""
-        match = _NAME.fullmatch(text)
+        match = _NAME.fullmatch(_without_host(text))
         if match is None:
             return None
         repo, file, revision = match["repo"], match["file"], match["revision"]
@@ -118,6 +126,23 @@ class HubName:
             return f":{model.label}" if model.label and labels[model.label] == 1 else f"/{model.first}"
 
         return {f"{self.repo}{model_part(model)}{revision}": model for model in models}
+
+
+def _without_host(text: str) -> str:
+    """Return what an address of the hub names, in our own words; any other text as it is."""
+    host = _HOST.match(text)
+    if host is None:
+        return text
+    address = urlsplit(f"/{text[host.end() :]}")
+    places = [unquote(part) for part in address.path.strip("/").split("/")]
+    file = parse_qs(address.query).get("show_file_info", [""])[0]  # the page that shows a GGUF file's header
+    revision = _MAIN
+    if len(places) > 3 and places[2] in _PAGES:
+        revision, path = places[3], "/".join(places[4:])
+        file = path if path.endswith(".gguf") else file
+        del places[2:]
+    name = "/".join([*places, file] if file else places)
+    return name if revision == _MAIN else f"{name}@{revision}"
 
 
 def models_of(sizes: Mapping[str, int]) -> list[HubModel]:
