@@ -2,6 +2,7 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
+KERNELS := eft_local/llama/kernels.c eft_local/llama/products.c
 
 .PHONY: chat test lint types imports real-models tests train demo-table clean
 
@@ -44,15 +45,15 @@ demo-table: .venv/installed
 	$(PYTHON) -m venv .venv
 
 # llama-cpp-python compiles llama.cpp here, once: 5 to 6 minutes on two cores.
-.venv/installed: pyproject.toml eft_local/llama/kernels.c | .venv/bin/python
+.venv/installed: pyproject.toml $(KERNELS) | .venv/bin/python
 	$(BIN)/python -m pip install --editable .
 	@touch $@
 
-.venv/installed-dev: pyproject.toml eft_local/llama/kernels.c | .venv/bin/python
+.venv/installed-dev: pyproject.toml $(KERNELS) | .venv/bin/python
 	$(BIN)/python -m pip install --editable '.[dev]'
 	@touch .venv/installed $@
 
-.venv/installed-train: pyproject.toml eft_local/llama/kernels.c | .venv/bin/python
+.venv/installed-train: pyproject.toml $(KERNELS) | .venv/bin/python
 	$(BIN)/python -m pip install --editable '.[train]'
 	@touch .venv/installed $@
 

@@ -1,4 +1,4 @@
-"""Our matrix kernels: the bits of llama.cpp's, in their place, or not at all."""
+"""Our matrix kernels: every row gets the bits that llama.cpp gives it alone, or they are not used at all."""
 
 from __future__ import annotations
 
@@ -8,14 +8,16 @@ import subprocess
 import sys
 from collections.abc import Iterator
 
+import gguf
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from eft_local.bench.gguf_factory import ModelSpec, Shape, bpe, write_model
-from eft_local.llama import Model, kernels
-from eft_local.llama.kernels import KINDS, Kernels, product, random_factors
+from eft_local.llama import Model, kernels, products
+from eft_local.llama.kernels import KINDS, Kernels, one_by_one, product, random_factors
+from eft_local.llama.products import WEIGHTS
 from eft_local.protocols import Rows
 
 LOADED = kernels.load()
@@ -75,11 +77,11 @@ shapes = {
 
 @settings(max_examples=40, deadline=None)
 @given(**shapes, of_32=st.sampled_from([1, 3, 4, 8]), greatest=st.booleans())
-def test_the_bits_are_llama_cpps(kind, rows, columns, blocks, of_32, greatest):
+def test_every_row_has_the_bits_of_llama_cpps_kernel_for_one_row(kind, rows, columns, blocks, of_32, greatest):
     n = 32 * of_32 * blocks if kind == "Q4_0" else 256 * blocks
     factors = random_factors(kind, rows, columns, n, greatest=greatest)
     np.testing.assert_array_equal(
-        product(kind, LOADED.ours[kind], *factors), product(kind, LOADED.theirs[kind], *factors)
+        product(kind, LOADED.ours[kind], *factors), one_by_one(kind, LOADED.one[kind], *factors)
     )
 
 
@@ -103,26 +105,78 @@ def test_the_greatest_sums_do_not_overflow():
 
 
 def test_rows_longer_than_ours_go_to_llama_cpp():
-    factors = random_factors("Q4_K", 4, 8, 129 * 256)
+    factors = random_factors("Q4_K", 4, 8, 257 * 256)
     ours, theirs = (product("Q4_K", each["Q4_K"], *factors) for each in (LOADED.ours, LOADED.theirs))
     np.testing.assert_array_equal(ours, theirs)
 
 
 def test_a_kernel_that_differs_in_one_bit_is_not_used(pair, monkeypatch):
-    own = pair.theirs["Q4_K"]
+    own = pair.one["Q4_K"]
 
     def differs(n, s, bs, weights, values, rows, columns):
         own(n, s, bs, weights, values, rows, columns)
         ctypes.c_uint32.from_address(s).value ^= 1
 
     assert all(pair.agree(kind) for kind in KINDS)
-    pair.theirs["Q4_K"] = kernels.GEMM(differs)
+    monkeypatch.setitem(pair.one, "Q4_K", kernels.GEMM(differs))
     assert not pair.agree("Q4_K")
     monkeypatch.setattr(kernels, "load", lambda: pair)
-    assert kernels.installed.__wrapped__() == "eft-local's own for Q4_0"
+    assert kernels.installed.__wrapped__().startswith("eft-local's own for Q4_0, F16")
     factors = random_factors("Q4_K", 4, 8, 256)
     answer = product("Q4_K", pair.ours["Q4_K"], *factors)
     np.testing.assert_array_equal(answer, product("Q4_K", pair.theirs["Q4_K"], *factors))
+
+
+# ------------------------------------------------------------------------------------------------- products.c
+
+
+def decoded(name: str, weights: np.ndarray) -> np.ndarray:
+    """The weights as numbers, by the gguf package, which does without llama.cpp."""
+    if name == "F32":
+        return weights.view(np.float32)
+    return gguf.quants.dequantize(weights, gguf.GGMLQuantizationType[name])
+
+
+@pytest.mark.parametrize("name", WEIGHTS)
+@settings(max_examples=8, deadline=None)
+@given(columns=st.integers(1, 70), rows=st.integers(2, 70), blocks=st.integers(1, 4))
+def test_rows_get_together_what_they_get_alone(name, columns, rows, blocks):
+    assert LOADED.products.exact(name, columns, rows, 256 * blocks)
+
+
+@pytest.mark.parametrize("name", WEIGHTS)
+@pytest.mark.parametrize(("columns", "rows", "blocks"), [(8, 1, 1), (11, 3, 2), (36, 37, 3)])
+def test_several_rows_are_the_product(name, columns, rows, blocks):
+    """To the precision of rows that are quantised by the block: 8 bits, of which a product has many."""
+    weights, values = products.random_factors(name, columns, rows, 256 * blocks)
+    exact = values.astype(np.float64) @ decoded(name, weights).astype(np.float64).T
+    scale = np.abs(values) @ np.abs(decoded(name, weights)).T
+    np.testing.assert_array_less(np.abs(LOADED.products.product(name, weights, values) - exact), 0.006 * scale + 1e-6)
+
+
+def test_llama_cpp_alone_is_not_exact():
+    """What all this is for; and that the switch switches."""
+    try:
+        LOADED.products.use(exact=False)
+        assert not LOADED.products.exact("F16", 36, 37, 768)
+        assert not LOADED.products.exact("Q6_K", 36, 37, 768)
+    finally:
+        LOADED.products.use(exact=True)
+    assert LOADED.products.exact("F16", 36, 37, 768)
+    assert LOADED.products.exact("Q6_K", 36, 37, 768)
+
+
+def test_a_way_that_is_not_exact_is_not_taken(monkeypatch):
+    """Rows are then computed one after the other, and said to be."""
+    own = products.Products.exact
+
+    def exact(self, name, *sizes):
+        return name != "Q6_K" and own(self, name, *sizes)
+
+    monkeypatch.setattr(products.Products, "exact", exact)
+    assert LOADED.products._exact_way("Q6_K") == 0
+    assert LOADED.products._exact_way("Q5_K") == 1
+    LOADED.products.use(exact=True)
 
 
 @pytest.fixture(scope="module")
@@ -169,7 +223,7 @@ def answering(code: str, **environment: str) -> str:
 
 
 def test_who_answers_is_told():
-    assert answering("", EFT_KERNELS="") == "eft-local's own for Q4_0 and Q4_K"
+    assert answering("", EFT_KERNELS="").startswith("eft-local's own for Q4_0, Q4_K")
     assert answering("", EFT_KERNELS="off") == "llama.cpp's own (EFT_KERNELS=off)"
     assert answering("import llama_cpp", EFT_KERNELS="") == "llama.cpp's own (llama_cpp was imported before eft_local)"
 

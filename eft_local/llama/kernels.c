@@ -36,7 +36,7 @@ enum {
     GROUP = 4,   /* rows, interleaved */
     GROUPS = 4,  /* at most so many at once */
     SLAB = 128,  /* blocks of Q4_0 after which the next columns are taken: of eight rows they fill the first cache */
-    LONGEST = 128, /* blocks of SUPER weights that a row can have */
+    LONGEST = 256, /* blocks of SUPER weights that a row can have */
 };
 
 typedef void (*Gemm)(int n, float *s, size_t bs, const void *weights, const void *rows, int nr, int nc);
@@ -261,16 +261,17 @@ INLINE void unpack_part(const uint8_t *part, __m256i *scales, __m256i *least) {
     *least = numbers_of_columns(words[1] & 0x3F3F3F3F, (words[2] >> 4 & 0x0F0F0F0F) | (words[1] >> 2 & 0x30303030));
 }
 
-/* Multiply eight columns by 4 * groups rows. */
+/* Multiply eight columns by 4 * groups rows: whole numbers over a block, then floats, as llama.cpp does for one row. */
 INLINE void super_tile(int groups, const SuperWeights *weights, const SuperRows *rows, size_t stride,
                        SuperPrepared prepared[][LONGEST], float *s, size_t bs) {
     const __m256i zero = _mm256_setzero_si256();
     __m256 sums[GROUPS * GROUP], minima[GROUPS * GROUP];
-    __m256i half_done[GROUPS * GROUP];
+    __m256i whole[GROUPS * GROUP], below[GROUPS * GROUP];
     for (int r = 0; r < groups * GROUP; r++)
         sums[r] = minima[r] = _mm256_setzero_ps();
     for (size_t b = 0; b < stride; b++) {
-        __m256 columns = column_scales(weights[b].scale), column_minima = column_scales(weights[b].least);
+        for (int r = 0; r < groups * GROUP; r++)
+            whole[r] = below[r] = zero;
         for (int two = 0; two < 4; two++) {
             __m256i packed[8], unpacked[8], scales[2], least[2];
             for (int i = 0; i < 2; i++) {
@@ -286,27 +287,32 @@ INLINE void super_tile(int groups, const SuperWeights *weights, const SuperRows 
                 unpacked[i] = low_nibbles(packed[i]);
             for (int g = 0; g < groups; g++) {
                 const int8_t *bytes = rows[g * stride + b].bytes[2 * two];
-#pragma GCC unroll 4
-                for (int r = 0; r < GROUP; r++)
-                    half_done[g * GROUP + r] = _mm256_madd_epi16(products(unpacked, bytes + 8 * r, zero), scales[0]);
-            }
-            for (int i = 0; i < 8; i++)
-                unpacked[i] = high_nibbles(packed[i]);
-            for (int g = 0; g < groups; g++) {
-                const SuperRows *four = rows + g * stride + b;
                 const uint32_t *known = prepared[g][b].sums[two];
 #pragma GCC unroll 4
                 for (int r = 0; r < GROUP; r++) {
                     const int i = g * GROUP + r;
-                    __m256i halves = products(unpacked, four->bytes[2 * two + 1] + 8 * r, zero);
-                    __m256i whole = _mm256_add_epi32(half_done[i], _mm256_madd_epi16(halves, scales[1]));
-                    __m256i below = _mm256_madd_epi16(_mm256_set1_epi32((int)known[r]), least[0]);
-                    __m256 scale = _mm256_set1_ps(four->scale[r]);
-                    sums[i] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(whole), _mm256_mul_ps(columns, scale), sums[i]);
-                    __m256 least_scale = _mm256_mul_ps(column_minima, scale);
-                    minima[i] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(below), least_scale, minima[i]);
+                    __m256i product = _mm256_madd_epi16(products(unpacked, bytes + 8 * r, zero), scales[0]);
+                    __m256i minimum = _mm256_madd_epi16(_mm256_set1_epi32((int)known[r]), least[0]);
+                    whole[i] = _mm256_add_epi32(whole[i], product);
+                    below[i] = _mm256_add_epi32(below[i], minimum);
                 }
             }
+            for (int i = 0; i < 8; i++)
+                unpacked[i] = high_nibbles(packed[i]);
+            for (int g = 0; g < groups; g++) {
+                const int8_t *bytes = rows[g * stride + b].bytes[2 * two + 1];
+#pragma GCC unroll 4
+                for (int r = 0; r < GROUP; r++) {
+                    __m256i product = _mm256_madd_epi16(products(unpacked, bytes + 8 * r, zero), scales[1]);
+                    whole[g * GROUP + r] = _mm256_add_epi32(whole[g * GROUP + r], product);
+                }
+            }
+        }
+        __m256 columns = column_scales(weights[b].scale), column_minima = column_scales(weights[b].least);
+        for (int r = 0; r < groups * GROUP; r++) {
+            __m256 scale = _mm256_set1_ps(rows[r / GROUP * stride + b].scale[r % GROUP]);
+            sums[r] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(whole[r]), _mm256_mul_ps(columns, scale), sums[r]);
+            minima[r] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(below[r]), _mm256_mul_ps(column_minima, scale), minima[r]);
         }
     }
     for (int r = 0; r < groups * GROUP; r++)

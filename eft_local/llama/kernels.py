@@ -1,8 +1,9 @@
-"""Faster matrix kernels in the place of llama.cpp's own: what several rows cost on an x86-64 CPU.
+"""Matrix kernels in the place of llama.cpp's own: what several rows cost on an x86-64 CPU, and that they stay exact.
 
-`kernels.c` is compiled with the package where it can be. Its functions have the names of llama.cpp's: loaded first,
-they are what llama.cpp's library finds. They must give the same bits, and that is tried in each process before they
-may answer; otherwise, and with EFT_KERNELS=off, llama.cpp's own do.
+`kernels.c` (interleaved weights: Q4_0, Q4_K) and `products.c` (all others) are compiled with the package where they
+can be. Their functions have the names of llama.cpp's: loaded first, they are what llama.cpp's library finds. They must
+give every row the bits that llama.cpp gives it alone, and that is tried in each process before they may answer;
+otherwise, and with EFT_KERNELS=off, llama.cpp's own do.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from eft_local.llama.products import Products
 
 GEMM = ctypes.CFUNCTYPE(
     None,
@@ -41,10 +44,12 @@ _VNNI_ROWS = 16
 class Kind:
     """A type of weights, and how llama.cpp keeps eight columns of its blocks, and four rows of values for them.
 
-    name: of the kernel.  block: weights in a block of one column.  greatest: two nibbles that weigh most.
+    name: of the kernel.  one: of llama.cpp's for one row.  block: weights in a block of one column.
+    greatest: two nibbles that weigh most.
     """
 
     name: str
+    one: str
     block: int
     greatest: int
     weights: np.dtype[np.void]
@@ -54,6 +59,7 @@ class Kind:
 KINDS: Mapping[str, Kind] = {
     "Q4_0": Kind(
         "ggml_gemm_q4_0_8x8_q8_0",
+        "ggml_gemv_q4_0_8x8_q8_0",
         32,
         0x77,
         np.dtype([("scale", "<f2", 8), ("nibbles", "u1", 128)]),
@@ -61,6 +67,7 @@ KINDS: Mapping[str, Kind] = {
     ),
     "Q4_K": Kind(
         "ggml_gemm_q4_K_8x8_q8_K",
+        "ggml_gemv_q4_K_8x8_q8_K",
         256,
         0xFF,
         np.dtype([("scale", "<f2", 8), ("least", "<f2", 8), ("parts", "u1", 96), ("nibbles", "u1", 1024)]),
@@ -71,27 +78,36 @@ KINDS: Mapping[str, Kind] = {
 
 
 class Kernels:
-    """Our kernels and llama.cpp's own, by kind: functions of the same arguments and, if they agree, results."""
+    """Our kernels and llama.cpp's own, by kind: functions of the same arguments.
 
-    def __init__(self, compiled: ctypes.CDLL, library: ctypes.CDLL) -> None:
-        """library: llama.cpp's; for a kind that it has no kernel for there are none."""
+    one: llama.cpp's functions for one row, whose bits all should have.  products: those of other types of weights.
+    """
+
+    def __init__(self, compiled: ctypes.CDLL, folder: Path) -> None:
+        """folder: of llama.cpp's libraries; for a kind that they have no kernel for there are none."""
         self._compiled = compiled
-        common = {kind: each.name for kind, each in KINDS.items() if hasattr(library, each.name)}
-        self.ours = {kind: ctypes.cast(getattr(compiled, name), GEMM) for kind, name in common.items()}
-        self.theirs = {kind: ctypes.cast(getattr(library, name), GEMM) for kind, name in common.items()}
+        library = ctypes.CDLL(str(folder / "libggml-cpu.so"))
+        common = {kind: each for kind, each in KINDS.items() if hasattr(library, each.name)}
+        self.ours = {kind: ctypes.cast(getattr(compiled, each.name), GEMM) for kind, each in common.items()}
+        self.theirs = {kind: ctypes.cast(getattr(library, each.name), GEMM) for kind, each in common.items()}
+        self.one = {kind: ctypes.cast(getattr(library, each.one), GEMM) for kind, each in common.items()}
+        self.products = Products(compiled, folder)
 
     def use(self, kind: str, *, ours: bool) -> None:
         """Let our kernel answer from now on, or llama.cpp's. Not while a model is evaluated."""
-        rows = (_VNNI_ROWS if self._compiled.eft_kernels_vnni() else _NEVER) if ours else 0
-        self._ask(kind, rows)
+        theirs_from = 0
+        if ours:
+            many_by_them = self._compiled.eft_kernels_vnni() and self.agree(kind, self.theirs[kind])
+            theirs_from = _VNNI_ROWS if many_by_them else _NEVER
+        self._ask(kind, theirs_from)
 
-    def agree(self, kind: str) -> bool:
-        """Whether both give the same bits, for any number of rows and for the greatest values."""
+    def agree(self, kind: str, gemm: Any = None) -> bool:
+        """Whether our kernel, or another, gives the bits of one row to any number, with the greatest values too."""
         self._ask(kind, _NEVER)
         tried = [random_factors(kind, rows, 8, 512) for rows in (4, 8, 12, 16)]
         tried += [random_factors(kind, 20, 16, 4352), random_factors(kind, 4, 8, 256, greatest=True)]
         return all(
-            np.array_equal(product(kind, self.ours[kind], *factors), product(kind, self.theirs[kind], *factors))
+            np.array_equal(product(kind, gemm or self.ours[kind], *factors), one_by_one(kind, self.one[kind], *factors))
             for factors in tried
         )
 
@@ -108,9 +124,30 @@ def installed() -> str:
     agreed = [kind for kind in kernels.ours if kernels.agree(kind)]
     for kind in kernels.ours:
         kernels.use(kind, ours=kind in agreed)
+    agreed += kernels.products.ours
     if not agreed:
         return "llama.cpp's own (eft-local's differ from them)"
-    return f"eft-local's own for {' and '.join(agreed)}"
+    return (
+        f"eft-local's own for {', '.join(agreed[:-1])} and {agreed[-1]}"
+        if agreed[1:]
+        else f"eft-local's own for {agreed[0]}"
+    )
+
+
+def use_exact(exact: bool) -> None:
+    """Give every row the bits that it gets alone (the beginning), or leave several rows to llama.cpp.
+
+    For the whole process, and not while a model is evaluated. Without kernels of ours llama.cpp's answer anyway.
+    """
+    kernels = load()
+    if not isinstance(kernels, str):
+        kernels.products.use(exact=exact)
+
+
+def row_by_row() -> tuple[str, ...]:
+    """Types of weights of which several rows are computed one after the other, to be exact: that has a price."""
+    kernels = load()
+    return () if isinstance(kernels, str) else kernels.products.row_by_row
 
 
 @cache
@@ -121,16 +158,16 @@ def load() -> Kernels | str:
     ours, theirs = importlib.util.find_spec("eft_local.llama._kernels"), importlib.util.find_spec("llama_cpp")
     if not sys.platform.startswith("linux") or ours is None or ours.origin is None:
         return "others are not compiled for this machine"
-    library = Path(theirs.origin or "").parent / "lib" / "libggml-cpu.so" if theirs else Path()
+    folder = Path(theirs.origin or "").parent / "lib" if theirs else Path()
     if "llama_cpp" in sys.modules:
         return "llama_cpp was imported before eft_local"
-    if not library.is_file():
+    if not all((folder / name).is_file() for name in ("libggml-cpu.so", "libggml-base.so")):
         return "its library is not where it was expected"
     try:
         if not ctypes.CDLL(ours.origin).eft_kernels_supported():
             return "this CPU has no AVX2"
-        return Kernels(ctypes.CDLL(ours.origin, mode=ctypes.RTLD_GLOBAL), ctypes.CDLL(str(library)))
-    except OSError as error:
+        return Kernels(ctypes.CDLL(ours.origin, mode=ctypes.RTLD_GLOBAL), folder)
+    except (OSError, AttributeError) as error:  # a function that is not there: another llama.cpp
         return " ".join(str(error).split())
 
 
@@ -147,6 +184,7 @@ def random_factors(
         for name in array.dtype.names or ():
             noise = _noise(f"{kind} {rows} {columns} {n} {name}", array[name].size).reshape(array[name].shape)
             array[name] = noise / 100 if array[name].dtype.kind == "f" else noise.astype(array[name].dtype)
+    values["bytes"] = np.maximum(values["bytes"], -127)  # as rows are quantised
     if greatest:
         weights["nibbles"] = KINDS[kind].greatest
         values["bytes"] = 127
@@ -173,3 +211,26 @@ def product(kind: str, gemm: Any, weights: np.ndarray, values: np.ndarray) -> np
     n = KINDS[kind].block * weights.shape[1]
     gemm(n, result.ctypes.data, columns, weights.ctypes.data, values.ctypes.data, rows, columns)
     return result
+
+
+def one_by_one(kind: str, one: Any, weights: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """Return the same product, made by a function for one row."""
+    result = np.zeros((4 * len(values), 8 * len(weights)), np.float32)
+    n = KINDS[kind].block * weights.shape[1]
+    for row, content in zip(result, rows_of(kind, values), strict=True):
+        one(n, row.ctypes.data, row.size, weights.ctypes.data, content.ctypes.data, 1, row.size)
+    return result
+
+
+def rows_of(kind: str, values: np.ndarray) -> np.ndarray:
+    """Return interleaved rows one after the other, [rows, blocks]: as block_q8_0 and block_q8_K are."""
+    fours = KINDS[kind].values
+    names = fours.names or ()
+    sums = [("sums", "<i2", 16)] if "sums" in names else []
+    form = np.dtype([("scale", fours["scale"].base), ("bytes", "i1", KINDS[kind].block), *sums])
+    rows = np.empty((len(values), 4, values.shape[1]), form)
+    for row in range(4):
+        rows["scale"][:, row] = values["scale"][..., row]
+        for name in names[1:]:
+            rows[name][:, row] = values[name][:, :, :, row].reshape(rows[name][:, row].shape)
+    return rows.reshape(4 * len(values), -1)
