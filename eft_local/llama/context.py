@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import re
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -91,7 +92,8 @@ class Context:
     ) -> None:
         """Make room for `n_ctx` tokens that `n_seq` sequences share, and for `n_outputs` rows of logits at a time.
 
-        n_outputs bounds a buffer of n_outputs × n_vocab floats: keep it small. adapter: one that was loaded for this
+        n_outputs bounds a buffer of n_outputs × n_vocab floats: keep it small. n_threads, n_threads_batch: for calls of
+        one row and of more; without them `Model.threads` chooses. adapter: one that was loaded for this
         model; adapter_scale: times what it changes.
         Raises: OutOfMemoryError; UsageError for an unknown KV type or more sequences than llama.cpp can hold;
         UnsupportedModelError for a KV type that does not suit the model.
@@ -108,7 +110,7 @@ class Context:
         self._stop = library.StopFlag()
         self._rows = 0
         self._logits: Floats = np.empty((0, 0), np.float32)
-        threads = n_threads or library.default_threads()
+        self._threads = model.threads.ordered(n_threads, n_threads_batch or n_threads)
         params = library.fill(
             context_params(
                 n_ctx=n_ctx,
@@ -119,8 +121,6 @@ class Context:
                 kv_type=kv_type,
                 flash_attention=flash_attention,
             ),
-            n_threads=threads,
-            n_threads_batch=n_threads_batch or threads,
             abort_callback=self._stop.callback,
             abort_callback_data=self._stop.data,
         )
@@ -245,6 +245,9 @@ class Context:
     def _decode(self, rows: list[_Row]) -> None:
         if self._stop:
             raise Cancelled("the evaluation was stopped")
+        threads = self._threads.choose(len(rows))
+        llama_cpp.llama_set_n_threads(self.handle, threads, threads)
+        started = time.perf_counter()
         status = llama_cpp.llama_decode(self.handle, self._batch.fill(rows))
         if status == _ABORTED:
             raise Cancelled("the evaluation was stopped")
@@ -255,6 +258,7 @@ class Context:
                 f"llama.cpp failed to evaluate {len(rows)} tokens on {self.model.path} (status {status}"
                 f"{': ' + library.last_complaint() if library.last_complaint() else ''})"
             )
+        self._threads.learn(len(rows), time.perf_counter() - started)
 
 
 _Row = tuple[int, int, int, bool]  # token, position, sequence, whether its logits are wanted

@@ -16,6 +16,7 @@ from eft_local.errors import Cancelled, ModelFileError, OutOfMemoryError, Unsupp
 from eft_local.llama import library
 from eft_local.llama.context import Context
 from eft_local.llama.gguf import check_gguf
+from eft_local.llama.threads import Threads, read_times, times_file, write_times
 from eft_local.llama.trial import try_model
 from eft_local.llama.vocabulary import LlamaVocabulary
 from eft_local.memory import available
@@ -26,11 +27,17 @@ Progress = Callable[[float], bool | None]
 
 
 class Model:
-    """Weights of one GGUF file, shared by every context that is made from them. Close it after these and adapters."""
+    """Weights of one GGUF file, shared by every context that is made from them. Close it after these and adapters.
 
-    def __init__(self, handle: int, path: Path) -> None:
+    threads: chooses how many evaluate, where a context is not told.
+    """
+
+    def __init__(self, handle: int, path: Path, on_gpu: bool = False) -> None:
         self.handle = handle
         self.path = path
+        self.threads = Threads(library.default_threads())
+        self._on_gpu = on_gpu  # in part: then llama.cpp computes after it has returned
+        self._times: Path | None = None
         self.vocabulary = LlamaVocabulary(llama_cpp.llama_model_get_vocab(handle))
         self.metadata = _metadata(handle)
 
@@ -59,7 +66,9 @@ class Model:
         watcher = _ProgressWatcher(progress)
         if not trusted:
             try_model(path, locations.cache() / "trials", watcher.poll)
-        return cls._open(path, watcher, load_mode=_load_mode(mmap, mlock), **library.gpu_params(n_gpu_layers, split))
+        model = cls._open(path, watcher, load_mode=_load_mode(mmap, mlock), **library.gpu_params(n_gpu_layers, split))
+        model._recall()
+        return model
 
     @classmethod
     def load_untried(cls, path: Path) -> Model:
@@ -80,11 +89,17 @@ class Model:
         handle = llama_cpp.llama_model_load_from_file(os.fsencode(path), filled)
         if handle is None:
             raise watcher.failure or _load_error(path)
-        model = cls(handle, path)
+        model = cls(handle, path, bool(filled.n_gpu_layers) and library.supports_gpu_offload())
         if lacking := model._lacking():
             model.close()
             raise UnsupportedModelError(f"{path} {lacking}; use a model that generates text from left to right")
         return model
+
+    def _recall(self) -> None:
+        """Begin with what other processes have learnt about threads, and pass it on when the model is closed."""
+        if not self._on_gpu:
+            self._times = times_file(self.path, self.threads.most)
+            self.threads = Threads(self.threads.most, read_times(self._times))
 
     def _lacking(self) -> str:
         """Say why this model cannot generate, or would abort the process trying; empty if it can."""
@@ -150,6 +165,8 @@ class Model:
         adapter_scale: float = 1.0,
     ) -> Context:
         """Make a context on these weights; see `Context`."""
+        if self._on_gpu:
+            n_threads = n_threads or self.threads.most
         return Context(
             self,
             n_ctx=n_ctx,
@@ -169,6 +186,8 @@ class Model:
         if self.handle:
             llama_cpp.llama_model_free(self.handle)
             self.handle = 0
+            if self._times:
+                write_times(self._times, self.threads.times)
 
     def __enter__(self) -> Model:
         return self
