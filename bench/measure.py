@@ -29,6 +29,7 @@ from eft_local.bench.results import (
     fixed,
 )
 from eft_local.bench.schedule import Part, interleave, rotated
+from eft_local.cores import CoreMeter
 from eft_local.emulator import Emulator, Step
 from eft_local.emulator.loading import LoadedRole
 from eft_local.emulator.slots import common_prefix
@@ -90,6 +91,7 @@ class Measurement:
         self._batches: list[Mapping[tuple[str, int], float]] = []
         self._prompts: list[PromptTime] = []
         self._parts = self._planned()
+        self._cores = CoreMeter()
         with ExitStack() as cleanup:
             # One Emulator per kind and one for batches: what `auto` has learnt in one does not help it in another.
             self._emulators = {name: cleanup.enter_context(self._emulator()) for name in (*plan.kinds, "batches")}
@@ -104,6 +106,7 @@ class Measurement:
         Raises: Cancelled after `cancel`; what was complete then is kept.
         """
         started = time.perf_counter()
+        self._cores = CoreMeter()
         progress("warming up")
         self._warm_up()
         left = self._plan.seconds - (time.perf_counter() - started)
@@ -139,6 +142,7 @@ class Measurement:
             ),
             parts={part.name: tuple(part.seconds) for part in self._parts},
             seconds=seconds,
+            cores=self._cores.use(),
         )
 
     def close(self) -> None:

@@ -12,6 +12,7 @@ from rich.table import Table
 
 from eft_local.bench.machine import place
 from eft_local.bench.results import AUTO, BASE, PLAIN, Answers, Benchmark, Spread
+from eft_local.cores import CoreUse
 
 _WIDTH = 80
 
@@ -34,6 +35,7 @@ def as_dict(benchmark: Benchmark) -> dict[str, Any]:
     return {
         **benchmark.about,
         "seconds": benchmark.seconds,
+        "cores": benchmark.cores and benchmark.cores.as_dict(),
         "parts": {name: {"blocks": len(each), "seconds": sum(each)} for name, each in benchmark.parts.items()},
         "memory": {
             "roles": dict(benchmark.memory.roles),
@@ -95,6 +97,7 @@ def text(benchmark: Benchmark) -> str:
         f"recipe {about['recipe']}{shape}; greedy; drafts by {about['draft_source']}; "
         f"{benchmark.seconds / 60:.1f} minutes",
         place(about["machine"]),
+        *_busy(benchmark.cores),
         f"weights: {models}; the process holds {_size(memory.process)}",
         "Medians [quartiles]; ratios are taken question by question, or token by token. "
         "base: it alone, for as many tokens; accepted: of the drafted tokens; a round: "
@@ -110,6 +113,16 @@ def text(benchmark: Benchmark) -> str:
     written = console.file
     assert isinstance(written, io.StringIO)
     return "\n".join(line.rstrip() for line in written.getvalue().splitlines()) + "\n"
+
+
+def _busy(cores: CoreUse | None) -> list[str]:
+    """Return what to say of other programs, if they were in the way."""
+    if cores is None or not cores.busy:
+        return []
+    return [
+        f"The machine was busy: other programs used {cores}, on average. Speeds are lower than on an idle one; ratios "
+        "are taken within moments, and hold."
+    ]
 
 
 def _print_roles(console: Console, benchmark: Benchmark, answers: Answers) -> None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from statistics import median, quantiles
 from typing import Any
 
+from eft_local.cores import CoreUse
 from eft_local.errors import UsageError
 
 PLAIN, AUTO, BASE = "plain", "auto", "base"
@@ -188,6 +189,7 @@ class Benchmark:
     about: what was run and where (recipe, shape, machine, command, …), ready for JSON.
     batches: per block, tokens per second by (system, answers side by side).
     parts: seconds of every block of each part of the run; seconds: from the command's start to its end.
+    cores: what other programs used of them meanwhile.
     """
 
     about: Mapping[str, Any]
@@ -197,6 +199,7 @@ class Benchmark:
     memory: Memory
     parts: Mapping[str, Sequence[float]]
     seconds: float
+    cores: CoreUse | None = None
 
     def batch_speed(self, system: str, size: int) -> Spread:
         """Tokens per second of so many answers together."""

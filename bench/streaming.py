@@ -86,7 +86,7 @@ def _rounded(samples: list[float], digits: int = 1) -> dict[str, float]:
 
 def _recipe(options: argparse.Namespace) -> Recipe:
     from eft_local.references import find_recipe
-    from eft_local.tui.engine import with_air
+    from eft_local.tui.engine import with_threads
 
     recipe = find_recipe("demo")
     if options.shape:
@@ -100,7 +100,7 @@ def _recipe(options: argparse.Namespace) -> Recipe:
         logit_bias=ENDS,
         seed=1,
     )
-    return with_air(recipe, options.threads)
+    return with_threads(recipe, options.threads)
 
 
 class _Child:

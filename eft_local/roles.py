@@ -170,7 +170,7 @@ class Placement:
 
     offload: layers on GPUs, the output counted as one; -1 for all, 0 for no GPU at all, or "auto": small models whole,
         then as many layers of the others as fit (see `planning`).
-    threads, threads_batch: CPU threads for single tokens and for prompts; None chooses by the machine.
+    threads, threads_batch: CPU threads for single tokens and for prompts; None takes what is fastest at the moment.
     batch, ubatch: tokens that one call evaluates, logically and physically. ubatch None is 512 on a GPU and 128 on a
         CPU, where an evaluation stops only between the steps of one ubatch, and larger ones are no faster.
     kv_type: type of the KV cache.

@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from eft_local.bench.measure import BATCHES, MAX_TOKENS, STEP_TOKENS, Measuremen
 from eft_local.bench.results import Answers, Benchmark, Memory, PromptTime, Run, TokenTime, fixed, spread
 from eft_local.bench.schedule import Part, interleave, rotated
 from eft_local.bench.turns import Turn
+from eft_local.cores import CoreUse
 from eft_local.emulator import Emulator
 from eft_local.emulator.loading import Library, LoadedRole, mixed_roles
 from eft_local.emulator.row_costs import RowCosts
@@ -226,6 +228,13 @@ def test_the_text_tells_both_kinds_on_80_columns() -> None:
     assert "lengths that auto drafted: 0 (33 %), 3 (33 %), 5 (33 %)" in text
     assert max(map(len, text.splitlines())) <= 80
     assert "…" not in text
+
+
+@pytest.mark.parametrize(("cores", "told"), [(None, False), (CoreUse(0.2, 2), False), (CoreUse(1.26, 2), True)])
+def test_a_busy_machine_is_told_of(cores: CoreUse | None, told: bool) -> None:
+    measured = replace(benchmark("long"), cores=cores)
+    assert ("The machine was busy: other programs used 1.3 of 2 cores" in report.text(measured)) is told
+    assert report.as_dict(measured)["cores"] == (cores and cores.as_dict())
 
 
 def test_the_text_tells_which_answers_differ_and_which_questions_were_left_out() -> None:

@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 
 from eft_local.cli.app import run
+from eft_local.cores import CoreUse
+from eft_local.planning import speed
 
 GB = 10**9
 Eft = Callable[..., tuple[int, str, str]]
@@ -109,3 +111,27 @@ def test_what_cannot_be_planned_is_one_line(eft: Eft, arguments: tuple[str, ...]
     assert err.startswith("eft: ")
     assert err.count("\n") == 1
     assert words in err
+
+
+@pytest.mark.parametrize(
+    ("cores", "told"),
+    [
+        (None, "(RAM at 9 GB/s, measured)"),
+        (CoreUse(0.3, 2), "(RAM at 9 GB/s, measured)"),
+        (CoreUse(1.44, 2), "(RAM at 9 GB/s, measured while other programs used 1.4 of 2 cores)"),
+    ],
+)
+def test_a_bandwidth_that_was_measured_beside_others_is_told_so(
+    eft: Eft, monkeypatch: pytest.MonkeyPatch, cores: CoreUse | None, told: str
+) -> None:
+    monkeypatch.setattr(speed, "measured_bandwidth", lambda threads: (9e9, cores))
+    assert told in eft("demo", "--memory", "8")[1]
+    found = json.loads(eft("demo", "--memory", "8", "--json")[1])["speed"]
+    assert found["bandwidths"] == {"CPU": 9e9}
+    assert found["cores"] == (cores and cores.as_dict())
+
+
+def test_a_bandwidth_is_measured_with_what_others_use() -> None:
+    bandwidth, cores = speed.measured_bandwidth(1)
+    assert bandwidth > 1e8
+    assert cores is not None

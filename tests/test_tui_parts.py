@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import os
 import stat
 import subprocess
 import sys
 from itertools import pairwise
 from pathlib import Path
 
-import psutil
 import pytest
 
+from eft_local.cores import CoreUse
 from eft_local.errors import UsageError
 from eft_local.references import find_recipe
 from eft_local.tui import clipboard, config
 from eft_local.tui.actions import ACTIONS, completions, read_slash
 from eft_local.tui.composer import Typed
-from eft_local.tui.engine import with_air
+from eft_local.tui.engine import with_threads
 from eft_local.tui.footer import Figures, line
 from eft_local.tui.inspector import percent
 from eft_local.tui.knobs import KNOB, KNOBS, nudged, turned
@@ -122,6 +121,13 @@ def test_the_footer_leaves_out_what_has_no_room() -> None:
     assert "context 120/512" in narrow
 
 
+def test_the_footer_tells_of_a_busy_machine() -> None:
+    calm = Figures("writing", 41.7, cores=CoreUse(0.4, 2))
+    assert "busy" not in line(calm, 123_000_000, 200)
+    busy = Figures("writing", 41.7, cores=CoreUse(1.94, 2))
+    assert line(busy, 123_000_000, 200).startswith("writing │ 42 tokens/s │ busy: other programs use 1.9 of 2 cores │")
+
+
 def test_what_is_typed_is_kept_for_the_user_alone(tmp_path: Path) -> None:
     file = tmp_path / "chats" / "typed.json"
     Typed(file).keep("abc", "not sent", ["one", "two"])
@@ -151,15 +157,11 @@ def test_the_clipboard_is_chosen_by_what_there_is(monkeypatch: pytest.MonkeyPatc
     assert not clipboard.understands_osc52({"TERM": "linux"})
 
 
-def test_the_app_leaves_a_core_to_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_apps_threads_are_for_recipes_that_order_none() -> None:
     recipe = find_recipe("demo")
-    monkeypatch.setattr(psutil, "cpu_count", lambda logical: 8)
-    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: range(4), raising=False)
-    assert with_air(recipe).placement.threads == 3
-    assert with_air(recipe, 2).placement.threads == 2
-    assert with_air(recipe.replace(threads=7)).placement.threads == 7
-    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: range(1), raising=False)
-    assert with_air(recipe).placement.threads == 1
+    assert with_threads(recipe, None).placement.threads is None
+    assert with_threads(recipe, 2).placement.threads == 2
+    assert with_threads(recipe.replace(threads=7), 2).placement.threads == 7
 
 
 def test_percentages_and_texts_are_short_and_safe() -> None:

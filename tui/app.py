@@ -23,7 +23,7 @@ from eft_local.tui.chat import ChatPane
 from eft_local.tui.compare import CompareScreen, Picked, contenders
 from eft_local.tui.composer import Typed
 from eft_local.tui.config import Config
-from eft_local.tui.engine import Engine, with_air
+from eft_local.tui.engine import Engine, with_threads
 from eft_local.tui.footer import Figures, Footer
 from eft_local.tui.framework import let_removed_widgets_go
 from eft_local.tui.knobs import KnobsPanel, steering
@@ -249,7 +249,7 @@ class ChatApp(App[None], inherit_bindings=False):
         """Use a recipe; its models are loaded if they are not. Raises: UsageError."""
         if self.session.writing is not None:
             raise UsageError("an answer is being written; Esc stops it")
-        recipe = self.session.recipe = with_air(recipe, self.config.threads)
+        recipe = self.session.recipe = with_threads(recipe, self.config.threads)
         if self.loaded is None or self.loaded.load_key() != recipe.load_key():
             self.loaded = None
             self.engine.load(recipe)

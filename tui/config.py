@@ -2,7 +2,7 @@
 
 theme = "textual-dark"       # EFT_THEME; any of Textual's themes
 recipe = "demo"              # EFT_RECIPE; what `eft` opens with
-threads = 3                  # EFT_THREADS; CPU threads for recipes that choose none; without it one core is left free
+threads = 3                  # EFT_THREADS; CPU threads for recipes that order none; without it, as many as are fastest
 sidebar = true               # the saved chats are open at the start where there is room
 record = true                # keep what each role thought of every token, for the inspector
 editor = "vim"               # Ctrl+G; without it $VISUAL, then $EDITOR

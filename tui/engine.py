@@ -7,15 +7,12 @@ The thread appends events to a buffer and calls nothing of the app; the app drai
 from __future__ import annotations
 
 import itertools
-import os
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from queue import SimpleQueue
 from typing import TYPE_CHECKING
-
-import psutil
 
 from eft_local.errors import Cancelled, EftError
 from eft_local.prompts import Message
@@ -291,15 +288,9 @@ def _recorded(request: Request, steps: Sequence[Step]) -> bytes | None:
     return Inspection(tuple(steps)).recorded() if request.candidates else None
 
 
-def with_air(recipe: Recipe, threads: int | None = None) -> Recipe:
-    """Return the recipe with so many CPU threads for llama.cpp, unless it chooses them itself.
+def with_threads(recipe: Recipe, threads: int | None) -> Recipe:
+    """Return the recipe with so many CPU threads for llama.cpp, unless it has an order of its own.
 
-    threads: None leaves one physical core to the app. llama.cpp's threads wait for each other in busy loops: where
-    one of them shares its core with the drawing of the screen, all are slow.
+    threads: None leaves the choice to the engine, which also feels what the drawing of the screen takes.
     """
-    if recipe.placement.threads is not None:
-        return recipe
-    if threads is None:
-        usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        threads = max(1, min(usable, psutil.cpu_count(logical=False) or usable) - 1)
-    return recipe.replace(threads=threads)
+    return recipe if threads is None or recipe.placement.threads is not None else recipe.replace(threads=threads)

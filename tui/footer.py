@@ -10,6 +10,7 @@ import psutil
 from textual.widgets import Static
 
 if TYPE_CHECKING:
+    from eft_local.cores import CoreUse
     from eft_local.emulator import Answer
 
 
@@ -18,7 +19,7 @@ class Figures:
     """What the footer shows; None is left out.
 
     drafted: share of tokens that a draft had guessed.  shares: per role, its part of the time in llama.cpp.
-    used: per role, tokens in its context.
+    used: per role, tokens in its context.  cores: what other programs use of them; shown on a busy machine.
     """
 
     state: str = ""
@@ -27,6 +28,7 @@ class Figures:
     shares: Mapping[str, float] | None = None
     used: Mapping[str, int] | None = None
     context: int = 0
+    cores: CoreUse | None = None
 
 
 def settled(answer: Answer, drafted: float | None, used: Mapping[str, int], context: int) -> Figures:
@@ -34,7 +36,7 @@ def settled(answer: Answer, drafted: float | None, used: Mapping[str, int], cont
     times = {name: timing.prompt_ms + timing.generation_ms for name, timing in answer.timings.items()}
     total = sum(times.values())
     shares = {name: time / total for name, time in times.items()} if total else None
-    return Figures("", answer.tokens_per_second, drafted, shares, used, context)
+    return Figures("", answer.tokens_per_second, drafted, shares, used, context, answer.cores)
 
 
 class Footer(Static):
@@ -67,6 +69,8 @@ def line(figures: Figures, memory: int, width: int) -> str:
     parts = [figures.state or "ready"]
     if figures.tokens_per_second:
         parts.append(f"{figures.tokens_per_second:.0f} tokens/s")
+    if figures.cores and figures.cores.busy:
+        parts.append(f"busy: other programs use {figures.cores}")
     if figures.used:
         parts.append(_context(figures.used, figures.context, brief=False))
     if figures.drafted is not None:

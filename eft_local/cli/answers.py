@@ -78,6 +78,7 @@ def as_dict(answer: Answer) -> dict[str, Any]:
         "generated_tokens": len(answer.tokens),
         "tokens_per_second": answer.tokens_per_second,
         "seed": answer.seed,
+        "cores": answer.cores and answer.cores.as_dict(),
         "milliseconds": {
             "roles": {
                 role: {"prompt": timing.prompt_ms, "generation": timing.generation_ms}

@@ -169,9 +169,9 @@ def _facts(name: str, plan: Plan, loads: Sequence[Load], speeds: Mapping[str, fl
 
     trained = min((load.needs.weights.trained for load in loads if load.needs.weights.trained), default=None)
     bandwidths = dict(speeds)
-    measured = "CPU" not in bandwidths
+    measured, cores = "CPU" not in bandwidths, None
     if measured:
-        bandwidths["CPU"] = measured_bandwidth(default_threads())
+        bandwidths["CPU"], cores = measured_bandwidth(default_threads())
     bandwidths |= {
         gpu.name: bandwidths["CPU"] for gpu in gpus(plan.devices) if gpu.shares_ram and gpu.name not in speeds
     }
@@ -203,6 +203,7 @@ def _facts(name: str, plan: Plan, loads: Sequence[Load], speeds: Mapping[str, fl
             "at_most": bound,
             "bandwidths": bandwidths,
             "measured": measured,
+            "cores": cores and cores.as_dict(),
         },
     }
 
@@ -285,9 +286,17 @@ def _longest(facts: dict[str, Any]) -> str:
     return f"longest context: {longest} tokens" + (", all that the models were trained with" if whole else "")
 
 
+def _measured(speed: dict[str, Any]) -> str:
+    """Return how RAM's bandwidth is known."""
+    cores = speed["cores"]
+    if cores and cores["busy"]:
+        return f", measured while other programs used {cores['used_by_others']:.1f} of {cores['cores']} cores"
+    return ", measured" if speed["measured"] else ""
+
+
 def _speed(speed: dict[str, Any]) -> str:
     given = ", ".join(
-        f"{_device_name(name)} at {value / 1e9:.0f} GB/s{', measured' if name == 'CPU' and speed['measured'] else ''}"
+        f"{_device_name(name)} at {value / 1e9:.0f} GB/s{_measured(speed) if name == 'CPU' else ''}"
         for name, value in speed["bandwidths"].items()
     )
     if speed["tokens_per_second"] is None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal
 from eft_local.protocols import Floats
 
 if TYPE_CHECKING:
+    from eft_local.cores import CoreUse
     from eft_local.emulator.facts import Evidence
 
 FinishReason = Literal["stop", "length", "context", "cancelled"]
@@ -94,6 +95,7 @@ class Answer:
     overhead_ms: everything outside llama.cpp: mixing, sampling, text.
     tokens_per_second: after the first token, whose time is the prompt's.
     seed: reproduces the answer.
+    cores: what other programs used of the cores meanwhile; None where that was too short to tell.
     """
 
     text: str
@@ -105,6 +107,7 @@ class Answer:
     overhead_ms: float
     tokens_per_second: float
     seed: int
+    cores: CoreUse | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import numpy.typing as npt
 
+from eft_local.cores import CoreMeter
 from eft_local.emulator.acceptance import RULES, Guess, Rule
 from eft_local.emulator.draft_length import Outcome
 from eft_local.emulator.drafting import Draft, Drafting, Round, rows_of
@@ -76,6 +77,7 @@ class Line:
     role_seconds: dict[str, float] = field(default_factory=dict)
     first_seconds: float = 0.0
     wall_seconds: float = 0.0
+    cores: CoreMeter = field(default_factory=CoreMeter)
     stream: TextStream = field(default_factory=TextStream)
     sampler: Sampler | None = None
     sampling: Sampling | None = None
@@ -178,6 +180,7 @@ class Line:
             overhead_ms=1000 * (self.wall_seconds - sum(self.role_seconds.values())),
             tokens_per_second=later / seconds if later > 0 and seconds > 0 else 0.0,
             seed=self.seed,
+            cores=self.cores.use(),
         )
 
 

@@ -43,7 +43,8 @@ _BEGIN = 1.0  # seconds of calls that a new process has to its credit
 @contextmanager
 def brief_waits() -> Iterator[None]:
     """Let the threads of an OpenMP library that is loaded in here wait briefly, unless the user's environment says how
-    they shall."""
+    they shall.
+    """
     if {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & os.environ.keys():
         yield
         return

@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
+from eft_local.cores import CoreMeter, CoreUse
 from eft_local.planning.planner import Placed, Plan
 
 REACHED = 0.6
@@ -15,7 +16,7 @@ REACHED = 0.6
 with 152,064 tokens, Q4_0) and 0.66 (one of 7B)."""
 
 _ARRAY = 64 << 20  # bytes; larger than caches
-_PASSES = 4
+_SECONDS = 0.2  # for which it is read again and again: beside other programs a single pass says little
 
 
 def seconds_per_token(placed: Placed, bandwidths: Mapping[str, float], context: int, filled: int = 0) -> float | None:
@@ -59,13 +60,16 @@ def tokens_per_second(plan: Plan, bandwidths: Mapping[str, float], filled: int =
     return 1 / total if total > 0 and len(known) == len(seconds) else None
 
 
-def measured_bandwidth(threads: int) -> float:
-    """Return the bytes per second at which so many threads read RAM; takes a tenth of a second."""
+def measured_bandwidth(threads: int) -> tuple[float, CoreUse | None]:
+    """Return the bytes per second at which so many threads read RAM at best, and what other programs used meanwhile.
+
+    Takes a third of a second.
+    """
     arrays = [np.ones(_ARRAY // 4, np.float32) for _ in range(threads)]
     best = float("inf")
+    meter, end = CoreMeter(), time.perf_counter() + _SECONDS
     with ThreadPoolExecutor(threads) as pool:
-        for _ in range(_PASSES):
-            started = time.perf_counter()
+        while (started := time.perf_counter()) < end:
             list(pool.map(np.max, arrays))
             best = min(best, time.perf_counter() - started)
-    return threads * _ARRAY / best
+    return threads * _ARRAY / best, meter.use()
