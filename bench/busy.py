@@ -4,9 +4,9 @@
         [--before] [--json]
 
 Each process has a recipe's models loaded and writes the same greedy answer again and again. A round measures, one after
-the other: one process on the idle machine; one beside a loop per core that does nothing; three at once. Ratios are taken
-within a round. On the idle machine turns are taken with a process that evaluates as llama.cpp does by itself: a thread
-per core, and OpenMP's long waits. --before measures that one in all three situations.
+the other: one process on the idle machine; one beside a loop per core that does nothing; three at once. Ratios are
+taken within a round. On the idle machine turns are taken with a process that evaluates as llama.cpp does by itself: a
+thread per core, and OpenMP's long waits. --before measures that one in all three situations.
 --model: one file as base and, prompted, as expert.
 """
 
