@@ -9,19 +9,22 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import click
 import pytest
-from fake_emulator import FakeEmulator
+from fake_emulator import FakeEmulator, answer
 
 import eft_local.emulator
 from eft_local import errors
 from eft_local.cli import app, main, output
+from eft_local.cli.answers import as_dict
 from eft_local.cli.chat import COMMANDS as SLASH_COMMANDS
 from eft_local.cli.failures import exit_code
 from eft_local.cli.interrupt import interruptible
+from eft_local.cores import CoreUse
 from eft_local.prompts import conversation
 
 JUDGE = {"correct": "C", "form": "F", "declined": "D", "declined_phrase": "rather not"}
@@ -315,6 +318,12 @@ def test_ask_json_is_one_object(run: Run) -> None:
     assert told["tokens_per_second"] == 42.0
     assert told["milliseconds"] == {"roles": {"base": {"prompt": 10.0, "generation": 20.0}}, "overhead": 1.5}
     assert told["seed"] == 7
+    assert told["cores"] is None
+
+
+def test_json_tells_of_a_busy_machine() -> None:
+    busy = replace(answer(["x"], "stop"), cores=CoreUse(1.5, 2))
+    assert as_dict(busy)["cores"] == {"cores": 2, "used_by_others": 1.5, "busy": True}
 
 
 def press_ctrl_c(only: str, messages: list[dict[str, str]]) -> str:

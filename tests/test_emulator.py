@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from eft_local import Emulator, Recipe
+from eft_local.cores import CoreMeter, CoreUse
 from eft_local.errors import PromptError, RecipeError, UsageError, VocabularyMismatchError
 from eft_local.llama import Model
 from eft_local.planning.survey import SCORED_ROWS
@@ -58,6 +59,12 @@ def steps(emulator: Emulator, prompt="hello", **options):
 
 def logprobs(emulator: Emulator, prompt: str, text: str, only="eft") -> np.ndarray:
     return emulator.score(prompt, text, only=only).logprobs
+
+
+def test_an_answer_tells_what_other_programs_used(emulator, monkeypatch):
+    monkeypatch.setattr(CoreMeter, "use", lambda meter: CoreUse(1.5, 2))
+    assert emulator.chat("hello").cores == CoreUse(1.5, 2)
+    assert [answer.cores for answer in emulator.generate(["hello", "x"])] == [CoreUse(1.5, 2)] * 2
 
 
 def log_softmax(logits: np.ndarray) -> np.ndarray:
