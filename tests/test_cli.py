@@ -619,6 +619,17 @@ def test_eval_prints_how_answers_were_judged_and_under_which_conditions(run: Run
     assert all(len(line) <= 100 for line in ran.out.splitlines() if "questions:" not in line)
 
 
+def test_eval_takes_plain_rows(run: Run, tmp_path: Path, questions: str) -> None:
+    path = tmp_path / "plain.jsonl"
+    path.write_text('\ufeff{"question": "What is the capital of Peru?", "answer": ["Lima", "the City of Kings"]}\n')
+    ran = run("eval", str(path), "--systems", "eft,base,expert", "--json")
+    told = ran.json["systems"]
+    assert [told[name]["correct"] for name in ("eft", "base", "expert")] == [1, 1, 0]
+    assert [told[name]["form"] for name in ("eft", "base", "expert")] == [1, 0, 1]
+    assert told["eft"]["declined"] is None
+    assert "correct: The answer, or another accepted one" in run("eval", str(path), "--systems", "eft").out
+
+
 def test_eval_is_greedy_whatever_the_recipe_says(
     run: Run, questions: str, tmp_path: Path, emulators: list[FakeEmulator]
 ) -> None:

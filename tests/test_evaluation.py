@@ -17,6 +17,7 @@ from eft_local.evaluation import Report, System, Tally, check_systems, names, pl
 from eft_local.questions import (
     Question,
     Verdict,
+    contains_answer,
     contains_phrase,
     is_correct,
     is_declined,
@@ -147,6 +148,43 @@ def test_declined_is_the_phrase_anywhere() -> None:
     assert not is_declined("I would rather say", JUDGE["declined_phrase"])
 
 
+@pytest.mark.parametrize(
+    ("text", "answer", "found"),
+    [
+        ("It was the Beatles, of course!", "The Beatles", True),
+        ("BEATLES", "the beatles", True),
+        ("The U.S. is one", "US", True),
+        ("port au prince", "Port-au-Prince", True),
+        ("twenty-six letters", "twenty six", True),
+        ("Eugene O’Neill", "Eugene O'Neill", True),
+        ("H₂O.", "H2O", True),
+        ("Answer: (A)", "A", True),
+        ("Limassol", "Lima", False),
+        ("New, York", "New York", True),
+        ("York New", "New York", False),
+        ("1,700 kg", "1700", True),
+        ("1,700 kg", "1", False),
+        ("It is 5.0", "50", False),
+        ("It is 3.1.", "3.1", True),
+        ("3.1", "3", False),
+        ("1914-1918", "1918", True),
+        ("−5 degrees", "-5", True),
+        ("-5 degrees", "5", False),
+        ("25 %, or $ 25", "25", True),
+    ],
+)
+def test_a_plain_answer_counts_without_case_punctuation_and_article(text: str, answer: str, found: bool) -> None:
+    assert contains_answer(text, answer) is found
+
+
+def test_without_an_entity_any_full_sentence_is_in_form() -> None:
+    plain = question(entity="", plain=True)
+    assert is_form(plain, "It is Lima.", "stop")
+    assert not is_form(plain, "It is Lima. Or Quito.", "stop")
+    assert not is_form(plain, "Lima", "stop")
+    assert not is_form(plain, "", "stop")
+
+
 # Counting
 
 
@@ -191,11 +229,43 @@ def test_a_question_file_is_read_whole(tmp_path: Path) -> None:
     assert [q.group for q in questions.items] == ["capital", "sensitive"]
 
 
+def test_plain_rows_need_a_question_and_an_answer_only(tmp_path: Path) -> None:
+    path = tmp_path / "q.jsonl"
+    rows = [
+        {"question": "Who sang Help!?", "answer": ["The Beatles", "Lennon and McCartney"], "accept": ["Fab Four"]},
+        {"question": "And 2 + 2?", "answer": "4", "category": "sums", "id": "sum"},
+    ]
+    path.write_text("".join(json.dumps(each) + "\n" for each in rows), encoding="utf-8")
+    questions = read_questions(path)
+    first, second = questions.select(split="held-out", kind="short").items
+    assert (first.id, first.answer, first.accept) == ("1", "The Beatles", ("Lennon and McCartney", "Fab Four"))
+    assert (second.id, second.group) == ("sum", "sums")
+    assert "article" in questions.judge["correct"]
+    assert judge(first, "It was Wings.", "stop", "") == Verdict(correct=False, form=True, declined=False)
+    assert judge(first, "beatles\nQuestion: …", "length", "") == Verdict(correct=True, form=False, declined=False)
+    assert is_correct(first, "the Fab Four, I think")
+
+
+def test_rows_after_a_judge_line_may_be_short_too(tmp_path: Path) -> None:
+    (only,) = read_questions(write_file(tmp_path / "q.jsonl", {"question": "?", "answer": "The Hague"})).items
+    assert is_correct(only, "It is the Hague.")
+    assert not is_correct(only, "It is Hague."), "the judge's own words hold: a phrase as it is"
+
+
 @pytest.mark.parametrize(
     ("content", "told"),
     [
-        (b"", "line 1 must say how answers are judged"),
-        (b'{"question": "?"}\n', "line 1 must say how answers are judged"),
+        (b"", r'there are no questions; each line is {"question": "…", "answer": "…"}'),
+        (b'{"answer": "Lima"}\n', r'line 1: "question" must be a text, not None'),
+        (b'{"question": " ", "answer": "Lima"}\n', r'line 1: "question" must be a text, not \' \''),
+        (b'{"question": "?"}\n', r'line 1: "answer" must be a text, or a list of texts .* not None'),
+        (b'{"question": "?", "answer": []}\n', r'line 1: "answer" must be .* not \[\]'),
+        (b'{"question": "?", "answer": "!"}\n', r'line 1: "answer" must be .* with letters or digits, not \'!\''),
+        (b'{"question": "?", "answer": "a"}\n\n{"question": "?", "answer": 4}\n', r'line 3: "answer" must be .* not 4'),
+        (
+            b'{"question": "?", "answer": "a", "sensitive": "no"}\n',
+            r'line 1: "sensitive" must be true or false, not \'no\'',
+        ),
         (b'{"judge": {"correct": "x"}}\n', "declined_phrase"),
         (b"{nonsense\n", "line 1 is not JSON"),
         (b"[1]\n", "line 1 is not a JSON object"),
