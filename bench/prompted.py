@@ -38,7 +38,7 @@ EXAMPLES = (
     ("Which language is spoken in the Maldives?", "The language of the Maldives is Dhivehi."),
 )
 MAX_TOKENS = 40
-BLOCK = 20
+BLOCK = 50  # answers one after the other in a slot keep the examples in its cache
 SHOWN = "the base, shown four examples"
 
 
