@@ -175,7 +175,8 @@ def run(left: Sequence[tuple[Studied, Questions]], recipes: Mapping[str, Recipe]
 def sign_test(wins: int, losses: int) -> float:
     """Return the two-sided p-value of McNemar's exact test: how often a fair coin is as uneven as this."""
     n = wins + losses
-    return min(1.0, 2 * sum(comb(n, k) for k in range(min(wins, losses) + 1)) / 2**n)
+    as_uneven: int = 2 * sum(comb(n, k) for k in range(min(wins, losses) + 1))
+    return min(1.0, float(as_uneven / 2**n))
 
 
 def table(questions: Questions, studied: Sequence[Studied], answers: Answers) -> str:

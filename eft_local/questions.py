@@ -128,7 +128,7 @@ def _question(path: Path, number: int, row: dict[str, Any], plain: bool) -> Ques
     if not isinstance(row.get("question"), str) or not row["question"].strip():
         raise refused("question", "a text")
     given = row.get("answer")
-    answers = texts("answer", given) if isinstance(given, list) else (given,)
+    answers: tuple[Any, ...] = texts("answer", given) if isinstance(given, list) else (given,)
     if not answers or not all(isinstance(answer, str) and _words(answer) for answer in answers):
         raise refused("answer", "a text, or a list of texts that are all right, with letters or digits")
     for key, default in DEFAULTS.items():
