@@ -1,13 +1,15 @@
 """Question files, and how answers to them are judged.
 
-A question file is JSON lines with a `question` and an `answer` each; other keys say more of a question and may be
-left out. A first line {"judge": {…}} says how answers are judged, in words and with the phrase that marks a declined
-answer; answers of a file without one are compared as those of reading tests are. `read_questions` checks all of it at
-once, so that no evaluation fails half-way.
+A question file is JSON lines with a `question` and an `answer` each, or a CSV file with columns of these names; other
+keys say more of a question and may be left out. A first line {"judge": {…}} says how answers are judged, in words and
+with the phrase that marks a declined answer; answers of a file without one are compared as those of reading tests are.
+`read_questions` checks all of it at once, so that no evaluation fails half-way.
 """
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import re
 import unicodedata
@@ -90,11 +92,11 @@ class Questions:
 def read_questions(path: Path) -> Questions:
     """Read and check a question file. Raises: UsageError naming the file, the line and the key."""
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
         raise UsageError(f"{path}: cannot read the questions: {reason}") from error
-    rows = [(number, _object(path, number, line)) for number, line in enumerate(lines, 1) if line.strip()]
+    rows = _table_rows(path, text) if path.suffix.lower() == ".csv" else _json_rows(path, text)
     if not rows:
         raise UsageError(f'{path}: there are no questions; each line is {{"question": "…", "answer": "…"}}')
     plain = "judge" not in rows[0][1]
@@ -104,6 +106,25 @@ def read_questions(path: Path) -> Questions:
             f'{path}: line 1 must say how answers are judged, {{"judge": {{…}}}} with the texts {", ".join(JUDGE_KEYS)}'
         )
     return Questions(path, judge, tuple(_question(path, number, row, plain) for number, row in rows))
+
+
+def _json_rows(path: Path, text: str) -> list[tuple[int, dict[str, Any]]]:
+    """Return the objects with their line numbers. Only a line feed ends a line: JSON texts may hold other breaks."""
+    return [(number, _object(path, number, line)) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
+
+
+def _table_rows(path: Path, text: str) -> list[tuple[int, dict[str, Any]]]:
+    """Return the rows of a CSV file whose first one names the keys; an empty cell is a key that is left out."""
+    reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+    rows = []
+    try:
+        for row in reader:
+            if None in row:
+                raise UsageError(f"{path}: line {reader.line_num} has more cells than the first line has names")
+            rows.append((reader.line_num, {key: cell for key, cell in row.items() if cell}))
+    except csv.Error as error:
+        raise UsageError(f"{path}: line {reader.reader.line_num} is not CSV: {error}") from None
+    return rows
 
 
 def _object(path: Path, number: int, line: str) -> dict[str, Any]:

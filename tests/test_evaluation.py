@@ -246,6 +246,38 @@ def test_plain_rows_need_a_question_and_an_answer_only(tmp_path: Path) -> None:
     assert is_correct(first, "the Fab Four, I think")
 
 
+def test_a_line_break_inside_a_text_ends_no_row(tmp_path: Path) -> None:
+    path = tmp_path / "q.jsonl"
+    path.write_bytes('{"question": "a\u2028b", "answer": "c"}\r\n'.encode())
+    assert read_questions(path).items[0].question == "a\u2028b"
+
+
+def test_a_table_with_the_keys_in_its_first_line_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "q.CSV"
+    path.write_bytes('\ufeffquestion,answer,category\r\n"Who wrote ""Emma"", and when?",Austen,\r\nb?,c,d\r\n'.encode())
+    first, second = read_questions(path).items
+    assert (first.id, first.question, first.answer) == ("2", 'Who wrote "Emma", and when?', "Austen")
+    assert (first.category, second.category) == ("questions", "d")
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (b"", "there are no questions"),
+        (b"question,answer\n", "there are no questions"),
+        (b"question,reply\na?,b\n", 'line 2: "answer" must be a text, .* not None'),
+        (b"question,answer\na?,b,c\n", "line 2 has more cells than the first line has names"),
+        (b'question,answer\na?,"b\n', "line 2 is not CSV: unexpected end of data"),
+        (b"question,answer,accept\na?,b,c\n", "line 2: \"accept\" must be a list of texts, not 'c'"),
+    ],
+)
+def test_a_wrong_table_is_told_by_line(tmp_path: Path, content: bytes, told: str) -> None:
+    path = tmp_path / "q.csv"
+    path.write_bytes(content)
+    with pytest.raises(UsageError, match=told):
+        read_questions(path)
+
+
 def test_rows_after_a_judge_line_may_be_short_too(tmp_path: Path) -> None:
     (only,) = read_questions(write_file(tmp_path / "q.jsonl", {"question": "?", "answer": "The Hague"})).items
     assert is_correct(only, "It is the Hague.")

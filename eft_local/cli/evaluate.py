@@ -111,10 +111,11 @@ def evaluate(
 ) -> None:
     """Run systems over a question file; print what they get right, with 95 % Wilson intervals.
 
-    QUESTIONS has one JSON object a line: {"question": "…", "answer": "…"}, or a list of answers that are all right.
-    Without it, the held-out questions of the demo. How answers are judged is printed: by the words of the answer in
-    the first line, unless the file's own first line says otherwise. Decoding is greedy whatever the recipe says.
-    "correct", "form" and "both" are shares of the questions that are not sensitive, "declined" of the sensitive ones.
+    QUESTIONS has one JSON object a line: {"question": "…", "answer": "…"}, or a list of answers that are all right;
+    or it is a CSV file with columns of these names. Without it, the held-out questions of the demo. How answers are
+    judged is printed: by the words of the answer in the first line, unless the file's own first line says otherwise.
+    Decoding is greedy whatever the recipe says. "correct", "form" and "both" are shares of the questions that are not
+    sensitive, "declined" of the sensitive ones.
     """
     for path in (plot, answers_file):
         if path:
