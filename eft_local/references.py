@@ -82,7 +82,8 @@ def hub_name(reference: str, folder: Path | None) -> HubName | None:
 def _places(reference: str, folder: Path | None) -> list[Path]:
     """Return where the file of a path may be; an absolute path is one place."""
     path = locations.expanded(reference)
-    return list(dict.fromkeys(place / path for place in (folder or Path.cwd(), locations.models())))
+    places = (folder or Path.cwd(), locations.models())
+    return list(dict.fromkeys(place / path for place in places if place))
 
 
 def _pulled_model(name: HubName, recipe: str | None) -> Path:
@@ -141,7 +142,8 @@ def _is_folder(path: Path) -> bool:
 
 def recipe_names() -> dict[str, Path]:
     """Return every recipe that has a name: the bundled ones and the user's, which win over namesakes."""
-    files = [file for folder in (_BUNDLED, locations.recipes()) for file in sorted(folder.glob("*.toml"))]
+    folders = [folder for folder in (_BUNDLED, locations.recipes()) if folder]
+    files = [file for folder in folders for file in sorted(folder.glob("*.toml"))]
     return {file.stem: file for file in files}
 
 

@@ -249,7 +249,7 @@ def test_ask_joins_words_and_reads_stdin(run: Run) -> None:
 
 
 def test_ask_refuses_a_question_that_is_not_text(run: Run) -> None:
-    assert run("ask", stdin=b"caf\xe9") == (2, "", "eft: the question on stdin is not UTF-8 text (byte 3)\n")
+    assert run("ask", stdin=b"caf\xe9") == (2, "", "eft: stdin is not UTF-8 text (byte 3); convert it first\n")
     assert "empty prompt" in run("ask", stdin=b"\n").err
 
 
@@ -464,7 +464,8 @@ def test_retry_replaces_the_answer_and_reset_forgets(run: Run, emulators: list[F
 
 def test_help_lists_every_slash_command(run: Run) -> None:
     ran = run("chat", stdin=b"/help\n")
-    assert [line.split()[0] for line in ran.err.splitlines()] == [f"/{name}" for name in SLASH_COMMANDS]
+    said = [line.split()[0] for line in ran.err.splitlines()]
+    assert said == [*(f"/{name}" for name in SLASH_COMMANDS), "\\", '"""', "//"]
 
 
 @pytest.mark.parametrize(
@@ -478,7 +479,8 @@ def test_help_lists_every_slash_command(run: Run) -> None:
         (b"/beta", "needs a number"),
         (b"/seed soon", "needs a whole number"),
         (b"/retry", "no question yet"),
-        (b"\xff\xfe", "not UTF-8"),
+        (b"\xff\xfe", "this line is not UTF-8 text (byte 0)"),
+        (b"a\0b", "this line is not text but binary data (byte 1 is zero)"),
         (b"too long", "the context is full"),
     ],
 )

@@ -217,7 +217,11 @@ def test_shards_are_checked_together(tmp_path):
             check_gguf(first)
         else:
             assert words in refusal(first)
+    write_model(second, ModelSpec(metadata={"split.count": 2}))
+    assert f"is part 2 of a model in 2 files; name the first, {first}" in refusal(second)
+    assert "download" not in refusal(second)
     assert "not named" in refusal(first.rename(tmp_path / "model.gguf"))
+    assert refusal(second).endswith(f"name the first, {first}, which is missing")
 
 
 def test_a_trial_passes_sound_files_and_remembers_them(sound, tmp_path):

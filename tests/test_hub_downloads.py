@@ -548,7 +548,7 @@ def test_a_disk_that_fills_up_is_told_and_the_rest_comes_later(
         if self.size < 300_000:
             appended(self, data)
             return
-        with transfer._disk_errors(self.path):
+        with transfer.disk_errors(self.path):
             raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(Partial, "append", full)

@@ -77,6 +77,7 @@ class ChatApp(App[None], inherit_bindings=False):
         self.presets = Presets()
         self.puller = Puller()
         self.typed = typed or Typed(None)
+        self._typed_in = ""  # the chat under which the input's text is kept
         self.loaded: Recipe | None = None
         self.systems: tuple[str, ...] = ()  # what the loaded recipe lets answer
         self._listener = Listener(self)
@@ -163,6 +164,7 @@ class ChatApp(App[None], inherit_bindings=False):
         else:
             self.session.edit(editing, text)
             self.chat.end_edit()
+        self.keep_typed()  # what was sent is not typed any more, whatever happens next
         await self.begin()
 
     async def begin(self) -> None:
@@ -206,7 +208,8 @@ class ChatApp(App[None], inherit_bindings=False):
         self.load(self.session.recipe)
 
     async def delete_chat(self, chat: Chat) -> None:
-        """Delete a chat; it can be brought back."""
+        """Delete a chat; it can be brought back, with what was being typed in it."""
+        self.keep_typed()
         if self.session.chat is not None and chat.id == self.session.chat.id:
             if self.session.unsaved:
                 raise UsageError("this chat is not saved: there is nothing to delete")
@@ -219,7 +222,8 @@ class ChatApp(App[None], inherit_bindings=False):
     async def show_chat(self) -> None:
         """Show the session's chat from its end, and what was being typed in it."""
         self.chat.end_edit()
-        self.chat.composer.restore(self.typed.unsent.get(self._chat_key, ""))
+        self._typed_in = self._typing_key
+        self.chat.composer.restore(self.typed.unsent.get(self._typed_in, ""))
         self.footer.show(Figures())
         await self.chat.show_messages()
         self.show_chats()
@@ -239,9 +243,15 @@ class ChatApp(App[None], inherit_bindings=False):
     def _chat_key(self) -> str:
         return self.session.chat.id if self.session.chat else ""
 
+    @property
+    def _typing_key(self) -> str:
+        """The chat that what is typed belongs to; "" for a new one, and for one that is gone when the app is left."""
+        return "" if self.session.unsaved else self._chat_key
+
     def keep_typed(self) -> None:
-        """Save what is typed and not sent."""
-        self.typed.keep(self._chat_key, self.chat.unsent, self.chat.composer.recalled)
+        """Save what is typed and not sent, for the chat that is open: a new one may have begun since it was saved."""
+        before, self._typed_in = self._typed_in, self._typing_key
+        self.typed.keep(self._typed_in, self.chat.unsent, self.chat.composer.recalled, before=before)
 
     # Models and knobs
 
@@ -396,5 +406,6 @@ class ChatApp(App[None], inherit_bindings=False):
         """Stop what runs, keep what is typed, and leave."""
         self.engine.stop()
         self.puller.stop()
+        self.chat.end_edit()
         self.keep_typed()
         self.exit()

@@ -94,6 +94,8 @@ class ChatPane(Vertical):
     async def show_messages(self) -> None:
         """Show the branch that the session shows; what is not in the prompt any more is dimmed."""
         messages = self.session.messages
+        if self.editing is not None and all(message.id != self.editing for message in messages):
+            self.end_edit()  # another branch is shown, without this question
         await self.transcript.show(messages)
         dropped = {message.id for message in messages[: 2 * self.session.dropped]}
         for view in self.transcript.views:

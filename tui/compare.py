@@ -191,5 +191,5 @@ class CompareScreen(NoticeScreen[Picked | None]):
 def facts(answer: Answer) -> str:
     """Return how an answer ended, how long it is and how fast it came."""
     ends = {"stop": "ended by itself", "length": "cut off", "context": "context full", "cancelled": "stopped"}
-    speed = f"{answer.tokens_per_second:.0f} tokens/s"
-    return f"{len(answer.tokens)} tokens · {speed} · {ends[answer.finish_reason]}"
+    words = [f"{len(answer.tokens)} tokens", f"{answer.tokens_per_second:.0f} tokens/s", ends[answer.finish_reason]]
+    return " · ".join(words if answer.text.strip() else [*words, "empty"])

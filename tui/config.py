@@ -46,20 +46,22 @@ class Config:
         verify(self)
 
 
-def folder() -> Path:
-    """Where the app's settings are."""
-    return locations.recipes().parent
+def folder() -> Path | None:
+    """Where the app's settings are; None for a user without a home folder."""
+    recipes = locations.recipes()
+    return recipes.parent if recipes else None
 
 
-def path() -> Path:
+def path() -> Path | None:
     """The config file, which need not exist."""
-    return folder() / "config.toml"
+    place = folder()
+    return place / "config.toml" if place else None
 
 
 def load(file: Path | None = None, environment: Mapping[str, str] = os.environ) -> Config:
     """Read the config file, if there is one, and the environment. Raises: UsageError naming where and what."""
     file = file or path()
-    values = _table(file)
+    values = _table(file) if file else {}
     with within(f"{file}:"):
         refuse_unknown(values, [each.name for each in fields(Config)])
         Config(**values)

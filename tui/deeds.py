@@ -16,6 +16,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from eft_local import locations
 from eft_local.errors import OutputError, UsageError
 from eft_local.tui import clipboard
 
@@ -75,7 +76,7 @@ def editor(app: ChatApp, _typed: str) -> None:
             raise UsageError(f"the editor {command!r} cannot be started ({error}); set EDITOR") from None
         if code:
             raise UsageError(f"the editor {command!r} ended with {code}; the input is as it was")
-        app.chat.composer.write(file.read_text("utf-8", errors="replace").rstrip("\n"))
+        app.chat.composer.write(file.read_text("utf-8-sig", errors="replace").rstrip("\n"))
     app.refresh()
 
 
@@ -307,7 +308,7 @@ def export(app: ChatApp, typed: str) -> None:
     chat = app.session.chat
     if chat is None:
         raise UsageError("there is nothing to export: this chat is empty")
-    file = Path(typed or f"chat-{chat.id}.md").expanduser()
+    file = locations.expanded(typed or f"chat-{chat.id}.md")
     if file.suffix not in (".md", ".json"):
         raise UsageError(f"/export {typed}: the name must end in .md or .json")
     if file.exists():

@@ -36,20 +36,23 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Inventory:
-    """All entries, recipes first, and the cache's disk.  used: bytes of GGUF models and parts of them; free: bytes."""
+    """All entries, recipes first.  disk: where models are, what they take and what is free, or why there is none."""
 
     entries: tuple[Entry, ...]
-    folder: Path
-    used: int
-    free: int
+    disk: str
 
 
 def inventory() -> Inventory:
     """Read recipes and cache; asks nobody on the network."""
     from eft_local.hub import cache
 
-    folder = cache.default_folder()
-    installed, parts = cache.installed(folder), cache.unfinished(folder)
+    try:
+        folder = cache.default_folder()
+        installed, parts = cache.installed(folder), cache.unfinished(folder)
+        used = sum(model.model.size for model in installed) + sum(part.size for part in parts)
+        disk = f"{size_text(used)} of models in {folder}, {size_text(_free(folder))} free"
+    except EftError as error:  # a cache that cannot be found: recipes with bundled models and files are there
+        installed, parts, disk = [], [], str(error)
     recipes = {name: _recipe(name, installed) for name in sorted(recipe_names())}
     users = {model.reference: [name for name, entry in recipes.items() if model in entry.models] for model in installed}
     models = [
@@ -59,8 +62,7 @@ def inventory() -> Inventory:
     left = [
         Entry(part.repo, f"{size_text(part.size)} of a download that is not complete", parts=(part,)) for part in parts
     ]
-    used = sum(model.model.size for model in installed) + sum(part.size for part in parts)
-    return Inventory((*recipes.values(), *models, *left), folder, used, _free(folder))
+    return Inventory((*recipes.values(), *models, *left), disk)
 
 
 def removal(entry: Entry) -> Removal:

@@ -58,16 +58,28 @@ def run(opening: Opening, config: Config) -> int:
         engine = Engine()
         try:
             session = Session(history, engine, opening.recipe, opening.only, config.record)
-            typed = Typed(locations.chats() / "typed.json" if opening.save else None)
+            folder = locations.chats() if opening.save else None
+            typed = Typed(folder / "typed.json" if folder else None)
+            if opening.save and not warning:
+                typed.forget(lambda chat: is_gone(history, chat))
             app = ChatApp(session, config, typed, warning=warning, chat=chat, own_recipe=opening.own_recipe)
             session.set_system(opening.system)
             sys.setswitchinterval(SWITCH_INTERVAL)
             _collect_seldom()
-            with guarded(locations.cache() / "stderr.log"):
+            with guarded(locations.cached("stderr.log")):
                 app.run()
             return app.return_code or 0
         finally:
             engine.close()
+
+
+def is_gone(history: History, chat: str) -> bool:
+    """Whether a chat cannot be brought back any more."""
+    try:
+        history.chat(chat)
+    except UsageError:
+        return True
+    return False
 
 
 def _collect_seldom() -> None:

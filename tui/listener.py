@@ -93,6 +93,8 @@ class Listener:
         if ours:
             self._app.footer.show(settled(event.answer, drafted, session.used, session.recipe.context))
             self._speak_of_context(event.answer.finish_reason)
+            if event.answer.finish_reason != "cancelled" and not "".join(step.text for step in event.steps).strip():
+                self._app.say("the answer is empty; /retry writes another one")
 
     async def _failed(self, event: Failed) -> None:
         view = self._app.chat.answer_view(self._app.session.writing)

@@ -130,6 +130,8 @@ class AnswerView(MessageView):
             words.append(f"{100 * changed:.0f} % changed")
         if answer.finish_reason and ENDINGS[answer.finish_reason]:
             words.append(ENDINGS[answer.finish_reason])
+        if answer.finish_reason and not self.message.text.strip():
+            words.append("empty")
         return " · ".join([*words, *self._branches()])
 
     def strip(self) -> str:
@@ -152,6 +154,8 @@ class AnswerView(MessageView):
     async def draw(self) -> None:
         """Show what was added."""
         text, self._undrawn = self._undrawn, ""
+        if not text:  # a stream that is stopped before it begins would cancel whoever stops it
+            return
         if self._stream is None:
             self._stream = Prose.get_stream(self._markdown)
         await self._stream.write(visible(text))

@@ -69,8 +69,7 @@ class ModelsScreen(NoticeScreen[None]):
         rows.clear_options()
         rows.add_options(Option(_row(entry)) for entry in found.entries)
         rows.highlighted = min(place, len(found.entries) - 1)
-        disk = f"{size_text(found.used)} of models in {found.folder}, {size_text(found.free)} free"
-        self.query_one("#models-disk", Static).update(disk)
+        self.query_one("#models-disk", Static).update(visible(found.disk))
 
     async def look(self) -> None:
         """Show how the download stands; when it has ended, what there is now."""

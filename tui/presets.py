@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import tomli_w
 
+from eft_local import locations
 from eft_local.checks import nearest
 from eft_local.errors import OutputError, UsageError
 from eft_local.tui import config
@@ -22,7 +23,8 @@ class Presets:
     """The presets of all recipes, read when they are needed and written whole."""
 
     def __init__(self, file: Path | None = None) -> None:
-        self.file = file or config.folder() / "presets.toml"
+        folder = config.folder()
+        self.file = file or (folder / "presets.toml" if folder else None)
 
     def of(self, recipe: Recipe) -> Mapping[str, Mapping[str, Any]]:
         """Return a recipe's presets by name. Raises: UsageError if the file cannot be read."""
@@ -58,20 +60,21 @@ class Presets:
 
     def _read(self) -> dict[str, Any]:
         try:
-            return tomllib.loads(self.file.read_text("utf-8"))
+            return tomllib.loads(self.file.read_text("utf-8-sig")) if self.file else {}
         except FileNotFoundError:
             return {}
         except (OSError, ValueError) as error:
             raise UsageError(f"{self.file}: cannot be read ({error}); correct it, or remove it") from None
 
     def _write(self, table: Mapping[str, Any]) -> None:
-        part = self.file.with_suffix(".part")
+        file = locations.needed(self.file)
+        part = file.with_suffix(".part")
         try:
-            self.file.parent.mkdir(parents=True, exist_ok=True)
+            file.parent.mkdir(parents=True, exist_ok=True)
             part.write_text(tomli_w.dumps(table), "utf-8")
-            part.replace(self.file)
+            part.replace(file)
         except OSError as error:
-            raise OutputError(f"cannot write {self.file}: {error.strerror}") from None
+            raise OutputError(f"cannot write {file}: {error.strerror}") from None
 
 
 def knobs_of(recipe: Recipe) -> dict[str, Any]:

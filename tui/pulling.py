@@ -6,7 +6,7 @@ import threading
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from eft_local.errors import EftError, UsageError
+from eft_local.errors import DownloadError, EftError, UsageError
 from eft_local.hub.pace import Pace, progress
 
 if TYPE_CHECKING:
@@ -57,8 +57,9 @@ class Puller:
 
         try:
             pull(names, report=self._hear, stopped=self._stopped.is_set)
-        except EftError as error:
-            self.error, self.state = error, str(error)
+        except (EftError, OSError) as error:
+            self.error = error if isinstance(error, EftError) else DownloadError(f"the cache cannot be used: {error}")
+            self.state = str(self.error)
         else:
             self.share, self.state = 1.0, "complete and verified"
         finally:

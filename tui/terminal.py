@@ -16,11 +16,13 @@ def can_show() -> bool:
 
 
 @contextmanager
-def guarded(log: Path) -> Iterator[None]:
+def guarded(log: Path | None) -> Iterator[None]:
     """Send file descriptor 2 into a file; Python's own `sys.__stderr__`, on which Textual draws, keeps the terminal.
 
     llama.cpp's log goes to `logging`, but its grammar parser and its assertions write to the descriptor.
+    log: None where nothing can be kept.
     """
+    log = log or Path(os.devnull)
     try:
         log.parent.mkdir(parents=True, exist_ok=True)
         target = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)

@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     from eft_local.emulator import Answer, Step
 
 
+ENDS = {"stop": "ended by itself", "length": "cut off", "context": "context full", "cancelled": "stopped"}
+"""What each finish reason means, in words."""
+
+
 class Printer:
     """Writes an answer to stdout while it comes, without the space that a frame may put before it.
 
@@ -65,6 +69,12 @@ def stream(steps: Iterator[Step], printer: Printer, interrupt: Interrupt, cancel
         finally:
             printer.end()
     return reason or "cancelled"
+
+
+def remark(text: str, reason: str, whose: str = "") -> None:
+    """Say on stderr that an answer is empty, so that nobody waits for it; whoever stopped it knows."""
+    if not text.strip() and reason != "cancelled":
+        output.complain(f"{whose}the answer is empty ({ENDS[reason]})")
 
 
 def as_dict(answer: Answer) -> dict[str, Any]:

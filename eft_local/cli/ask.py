@@ -28,6 +28,7 @@ from eft_local.prompts import conversation
     params=[*STEERING, *SAMPLING],
     epilog=example(
         'eft ask "What is the capital of Peru?"',
+        'cat notes.txt | eft ask "Summarise"',
         'echo "Tell me about Peru" | eft ask --alpha 0.8 --temperature 0 --json',
     ),
 )
@@ -40,8 +41,9 @@ from eft_local.prompts import conversation
 def ask(session: Session, question: tuple[str, ...], only: str, system: str | None, as_json: bool) -> int:
     """Answer one QUESTION on stdout, and write nothing else there.
 
-    Without a QUESTION, or with "-", the question is read from stdin. Ctrl+C ends the answer and keeps what is
-    written.
+    Text that is piped in goes in front of the QUESTION; "-" among its words says where it goes instead, and waits
+    for it however long it takes. Without a QUESTION the text is the question. Ctrl+C ends the answer and keeps what
+    is written.
     """
     messages = conversation(question_text(question), system)
     recipe = session.recipe()
@@ -49,10 +51,12 @@ def ask(session: Session, question: tuple[str, ...], only: str, system: str | No
         if as_json:
             answer = emulator.chat(messages, only=only, on_step=answers.heed(interrupt, emulator.cancel))
             output.write_json(answers.as_dict(answer))
-            reason: str = answer.finish_reason
+            text, reason = answer.text, str(answer.finish_reason)
         else:
-            steps = emulator.stream(messages, only=only, facts=False)
-            reason = answers.stream(steps, answers.Printer(), interrupt, emulator.cancel)
+            steps, printer = emulator.stream(messages, only=only, facts=False), answers.Printer()
+            reason = answers.stream(steps, printer, interrupt, emulator.cancel)
+            text = printer.text
+    answers.remark(text, reason)
     if reason == "context":
         output.complain(answers.context_full(recipe.context))
     return INTERRUPTED if reason == "cancelled" else 0

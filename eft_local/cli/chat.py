@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import click
 from click.core import ParameterSource
 
-from eft_local.cli import answers, failures, output, record, screen
+from eft_local.cli import answers, failures, lines, output, record, screen, stdin
 from eft_local.cli.interrupt import interruptible
 from eft_local.cli.loading import loaded
 from eft_local.cli.options import (
@@ -61,8 +61,9 @@ def chat(
 ) -> int:
     """Chat with a recipe's models: in an app on a terminal, otherwise (or with --plain) one question per line.
 
-    Line by line, answers go to stdout, everything else to stderr. Ctrl+C stops an answer and keeps the chat; at
-    the prompt it leaves, as the end of the input does. /help lists the commands that a line may hold instead.
+    Line by line, answers go to stdout, everything else to stderr. A line that ends with a backslash goes on in the
+    next one, and all lines between two \"\"\" are one question. Ctrl+C stops an answer and keeps the chat; at the
+    prompt it leaves, as the end of the input does. /help lists the commands that a line may hold instead.
     """
     if screen.wanted(plain):
         return screen.open_app(ctx, only=only, system=system, chat=chat_id, resume=resume, save=save)
@@ -113,10 +114,10 @@ class PlainChat:
             self.greet()
         while True:
             try:
-                line = _read_line(interactive)
-                if line is None:
+                typed = lines.read_message(reader(interactive))
+                if typed is None:
                     return code
-                self.obey(line.strip())
+                self.obey(typed)
             except Leave:
                 return code
             except EftError as error:
@@ -132,13 +133,14 @@ class PlainChat:
             question, answer = self.turns[-1]
             output.note(f"> {question}\n{answer.rstrip()}")
 
-    def obey(self, line: str) -> None:
-        """Do what a line says: a command, a question, or nothing if it is empty."""
-        if line.startswith("/"):
-            name, _, argument = line[1:].partition(" ")
-            self.command(name)(self, argument.strip())
-        elif line:
-            self.answer(line)
+    def obey(self, typed: lines.Message) -> None:
+        """Do what was typed: a command, a question (which // begins where its first sign is a slash), or nothing."""
+        text = typed.text
+        if text.startswith("/") and not (typed.literal or text.startswith("//")):
+            name = text[1:].split(maxsplit=1)[0] if text[1:2].strip() else ""
+            self.command(name)(self, text[1 + len(name) :].strip())
+        elif text:
+            self.answer(text if typed.literal or not text.startswith("//") else text[1:])
 
     def command(self, name: str) -> Callable[[PlainChat, str], None]:
         """Return what a slash command does. Raises: UsageError for one that does not exist."""
@@ -169,6 +171,7 @@ class PlainChat:
         finally:
             if printer.text.strip():
                 self.turns.append((question, printer.text))
+        answers.remark(printer.text, reason)
         if reason == "cancelled":
             output.note("(stopped)")
         elif reason == "context":
@@ -245,6 +248,9 @@ def _seed(chat: PlainChat, argument: str) -> None:
 def _help(_chat: PlainChat, _argument: str) -> None:
     for name, command in COMMANDS.items():
         output.note(f"/{name} {command.argument}".ljust(20) + command.help)
+    output.note(r"\ at a line's end".ljust(20) + "go on in the next line")
+    output.note(f"{lines.FENCE} … {lines.FENCE}".ljust(20) + "several lines as they are, as one question")
+    output.note("//".ljust(20) + "a question that begins with a slash")
 
 
 def _leave(_chat: PlainChat, _argument: str) -> None:
@@ -267,27 +273,34 @@ COMMANDS = {
 }
 
 
-def _read_line(interactive: bool) -> str | None:
-    """Return the next line of stdin, None at its end; on a terminal after a prompt.
+def reader(interactive: bool) -> Callable[[str], str | None]:
+    """Return a function that returns the next line of stdin, None at its end; on a terminal after a prompt.
 
-    The prompt never lands in a redirected stdout. Raises: UsageError for a line that is not UTF-8.
+    The prompt never lands in a redirected stdout. It raises UsageError for a line that is not UTF-8.
     """
-    try:
+
+    def read(prompt: str) -> str | None:
         if interactive and sys.stdout.isatty():
-            return _edited_line()
+            return _edited_line(prompt)
         if interactive:
-            sys.stderr.write("> ")
+            sys.stderr.write(prompt)
             sys.stderr.flush()
-        return sys.stdin.buffer.readline().decode("utf-8") or None
+        line = sys.stdin.buffer.readline()
+        return stdin.line(line) if line else None
+
+    return read
+
+
+def _edited_line(prompt: str) -> str | None:
+    with contextlib.suppress(ImportError):
+        import readline  # gives input() editing and recall
+
+        if "libedit" not in (readline.__doc__ or ""):  # which cannot
+            readline.parse_and_bind("set enable-bracketed-paste on")  # several pasted lines are one question
+    try:
+        return input(prompt)
     except UnicodeDecodeError as error:
         raise UsageError(f"this line is not UTF-8 text: {error.object!r}") from None
-
-
-def _edited_line() -> str | None:
-    with contextlib.suppress(ImportError):
-        import readline  # noqa: F401 (gives input() editing and recall)
-    try:
-        return input("> ")
     except EOFError:
         output.note("")
         return None

@@ -42,6 +42,7 @@ NARROWEST_COLUMN = 24  # characters in which prose can still be read
     params=[*STEERING, *SAMPLING],
     epilog=example(
         'eft compare "What is the capital of Peru?"',
+        'cat notes.txt | eft compare "Summarise"',
         'eft compare --systems base,expert,eft,base-tuned --json "What is the capital of Peru?"',
     ),
 )
@@ -61,7 +62,7 @@ def compare(session: Session, question: tuple[str, ...], systems: str, system: s
     """Show the answers of base, expert and mixture to one QUESTION, side by side.
 
     They answer one after the other, each up to 200 tokens unless the recipe or --max-tokens says otherwise:
-    an untuned base seldom ends by itself.
+    an untuned base seldom ends by itself. Text that is piped in is part of the QUESTION, as in 'eft ask'.
     """
     text = question_text(question)
     messages = conversation(text, system)
@@ -76,6 +77,8 @@ def compare(session: Session, question: tuple[str, ...], systems: str, system: s
         output.write_json({"question": text, "systems": {name: answers.as_dict(a) for name, a in answered.items()}})
     else:
         output.write(_side_by_side(answered))
+    for name, answer in answered.items():
+        answers.remark(answer.text, answer.finish_reason, f"{name}: ")
     return INTERRUPTED if interrupt.asked else 0
 
 
@@ -127,6 +130,5 @@ def _side_by_side(answered: dict[str, Answer]) -> str:
 
 def _facts(answer: Answer) -> str:
     """Return how the answer ended, how long it is and how fast it came."""
-    ends = {"stop": "ended by itself", "length": "cut off", "context": "context full", "cancelled": "stopped"}
     speed = f"{answer.tokens_per_second:.0f} tokens/s"
-    return f"{len(answer.tokens)} tokens, {speed}\n{ends[answer.finish_reason]}"
+    return f"{len(answer.tokens)} tokens, {speed}\n{answers.ENDS[answer.finish_reason]}"

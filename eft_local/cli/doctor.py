@@ -88,8 +88,11 @@ def _llama() -> dict[str, Any]:
 def _folders() -> dict[str, dict[str, Any]]:
     from eft_local import locations
 
-    paths: dict[str, Path] = {name: getattr(locations, name)() for name in FOLDERS}
-    return {name: {"path": str(path), "exists": path.is_dir()} for name, path in paths.items()}
+    paths: dict[str, Path | None] = {name: getattr(locations, name)() for name in FOLDERS}
+    return {
+        name: {"path": str(path) if path else None, "exists": path is not None and path.is_dir()}
+        for name, path in paths.items()
+    }
 
 
 def _recipes() -> dict[str, dict[str, str | None]]:
@@ -199,6 +202,8 @@ def _device_line(device: dict[str, Any]) -> str:
 
 
 def _folder_line(name: str, folder: dict[str, Any]) -> str:
+    if folder["path"] is None:
+        return f"{name}: none, as there is no home folder; set EFT_HOME"
     return f"{name}: {folder['path']}" + ("" if folder["exists"] else " (not made yet)")
 
 

@@ -205,10 +205,10 @@ def _marked(hit: Hit) -> str:
     return capture.get()
 
 
-def _write_chats(path: Path, chats: list[Chat]) -> None:
+def _write_chats(path: Path | None, chats: list[Chat]) -> None:
     from eft_local.history import summary
 
-    output.write_json({"path": str(path), "chats": [summary(chat) for chat in chats]})
+    output.write_json({"path": str(path) if path else None, "chats": [summary(chat) for chat in chats]})
 
 
 def _hit(hit: Hit) -> dict[str, Any]:

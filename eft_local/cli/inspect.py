@@ -131,8 +131,8 @@ def inspect(
 
     Tokens are tinted by how far the experts moved the base's distribution there, and underlined where its first
     choice changed. The tables show what base, antiexpert, experts and mixture think of each candidate, and what
-    behaviour and scale added to the antiexpert's log-probability. Without a QUESTION, or with "-", it is read
-    from stdin; --chat takes an answer that is saved, --questions many.
+    behaviour and scale added to the antiexpert's log-probability. Text that is piped in is part of the QUESTION, as
+    in 'eft ask'; --chat takes an answer that is saved, --questions many.
     """
     session = ctx.ensure_object(Session)
     _check(ctx)
@@ -218,7 +218,8 @@ def _written(session: Session, question: str, only: str, system: str | None, *, 
                 stop_if_asked(step)
     if printer:
         printer.end()
-    reason = steps[-1].finish_reason
+    reason = str(steps[-1].finish_reason)
+    answers.remark("".join(step.text for step in steps), reason)
     if reason == "context":
         output.complain(answers.context_full(recipe.context))
     about: Mapping[str, Any] = {**recipe_facts(recipe), "system": only, "seed": seed}

@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from eft_local import locations
+from eft_local.cli import output
 from eft_local.cli.interrupt import Interrupt, interruptible
 from eft_local.errors import Cancelled
 
@@ -20,6 +22,9 @@ def loaded(recipe: Recipe) -> Iterator[Emulator]:
     """Load the recipe's models and free them at the end; Ctrl+C while they load raises Cancelled."""
     from eft_local.emulator import Emulator
 
+    unkept = locations.unkept()
+    if unkept:
+        output.note(f"what is measured here cannot be kept: {unkept}; set EFT_HOME to a folder for it")
     with interruptible() as interrupt, _progress(interrupt) as progress:
         emulator = Emulator.load(recipe, progress=progress)
     with emulator:

@@ -125,7 +125,7 @@ def _target(name: str, path: str | None, force: bool) -> Path:
     """Return the file to write. Raises: UsageError if it is there already, or could not be found by its name."""
     if not name or Path(name).name != name or name.startswith(".") or name.endswith(".toml"):
         raise UsageError(f"{name!r} cannot be a recipe's name: it names a file, without its .toml")
-    file = locations.expanded(path).absolute() if path else locations.recipes() / f"{name}.toml"
+    file = locations.expanded(path).absolute() if path else locations.needed(locations.recipes()) / f"{name}.toml"
     if not names_recipe(file.name):
         raise UsageError(f"{file}: a recipe's file ends in .toml")
     if file.exists() and not force:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from eft_local.cli import output, stdin
 from eft_local.errors import UsageError
 
 if TYPE_CHECKING:
@@ -179,7 +180,7 @@ def _change_text_or_file(looks_like_text: Callable[[str], bool]) -> Keep:
 def read_text(path: Path, what: str) -> str:
     """Return a file's text. Raises: UsageError naming the option or argument that named the file."""
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")  # Windows editors write a byte order mark
     except UnicodeDecodeError as error:
         raise UsageError(f"{what} {path}: not UTF-8 text (byte {error.start})") from error
     except (OSError, ValueError) as error:
@@ -318,17 +319,24 @@ def only_option(command: Decorated) -> Decorated:
 
 
 def question_text(words: tuple[str, ...]) -> str:
-    """Return the question; it is read from stdin when there is none, or only "-". Raises: UsageError."""
-    if words and words != ("-",):
-        text = " ".join(words)
-        try:
-            text.encode()
-        except UnicodeEncodeError:
-            raise UsageError(f"the question is not valid text in this terminal's encoding: {text!r}") from None
-        return text
-    if sys.stdin.isatty():
-        click.echo("Type the question, then Ctrl+D.", err=True)
+    """Return the question: the words, and in front of them what is piped in, with a blank line between.
+
+    A word "-" says where the piped text goes, and waits for it; without words, the piped text is the question.
+    Raises: UsageError.
+    """
     try:
-        return sys.stdin.buffer.read().decode("utf-8").strip()
-    except UnicodeDecodeError as error:
-        raise UsageError(f"the question on stdin is not UTF-8 text (byte {error.start})") from error
+        "".join(words).encode()
+    except UnicodeEncodeError:
+        raise UsageError(f"the question is not valid text in this terminal's encoding: {' '.join(words)!r}") from None
+    if words.count("-") > 1:
+        raise UsageError('"-" stands for the text on stdin and can be given once; put the question into quotes')
+    place = words.index("-") if "-" in words else 0
+    before, after = words[:place], words[place:]
+    if words and "-" not in words:
+        given = stdin.piped()
+    else:
+        after = after[1:]
+        given = stdin.awaited("the text for -" if before or after else "the question")
+        if not given and (before or after):
+            output.note("stdin is empty: the question is asked without it")
+    return "\n\n".join(part for part in (" ".join(before), given, " ".join(after)) if part)

@@ -16,8 +16,9 @@ from eft_local.errors import OutputError
 def prepare() -> None:
     """Let every text be written: what the terminal's encoding lacks is shown as an escape, not as a crash.
 
-    A stream that was closed before the start (`>&-`) leads nowhere.
+    A stream that was closed before the start (`>&-`, `<&-`) leads nowhere.
     """
+    sys.stdin = sys.stdin or Path(os.devnull).open()  # noqa: SIM115 - for as long as the process
     sys.stdout = sys.stdout or Path(os.devnull).open("w")  # noqa: SIM115 - for as long as the process
     sys.stderr = sys.stderr or Path(os.devnull).open("w")  # noqa: SIM115 - for as long as the process
     for stream in (sys.stdout, sys.stderr):

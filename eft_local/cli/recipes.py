@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -49,7 +48,7 @@ def recipes(ctx: click.Context, as_json: bool) -> None:
 def show(name: str) -> None:
     """Print the recipe NAME (or a file) as it is written, after checking it."""
     find_recipe(name)
-    output.write(read_text(recipe_names().get(name, Path(name).expanduser()), "recipe"))
+    output.write(read_text(recipe_names().get(name, locations.expanded(name)), "recipe"))
 
 
 recipes.add_command(new)

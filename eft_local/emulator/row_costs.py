@@ -166,4 +166,4 @@ def _cached(role: LoadedRole) -> Path | None:
             return None
         status = Path(file).stat()
         facts += (str(file), status.st_size, status.st_mtime_ns)
-    return locations.cache() / "row-costs" / f"{hashlib.sha256(repr(facts).encode()).hexdigest()[:32]}.json"
+    return locations.cached("row-costs", f"{hashlib.sha256(repr(facts).encode()).hexdigest()[:32]}.json")

@@ -44,8 +44,10 @@ class History:
     """
 
     def __init__(self, path: Path | None = None) -> None:
-        """path: the file, made at the first write; None is the user's own."""
-        self.path = path or locations.chats() / "chats.db"
+        """path: the file, made at the first write; None is the user's own, which a user without a home lacks."""
+        if path is None and (folder := locations.chats()):
+            path = folder / "chats.db"
+        self.path = path
         self._lock = threading.RLock()
         self._db: sqlite3.Connection | None = None
         self._on_disk = False
@@ -290,14 +292,16 @@ class History:
         """Return the file's connection; while there is no file, what is read is empty."""
         if self._closed:
             raise UsageError("the history is closed; open it again")
+        if writing and self.path is None:
+            raise HistoryError(f"chats cannot be saved: {locations.NO_HOME}; set EFT_HOME to a folder for them")
         if self._db is None or not self._on_disk:
-            on_disk = writing or self.path.exists()
-            if self._db is None or on_disk:
-                db = store.open_file(self.path, writing=writing) if on_disk else store.open_empty()
+            there = self.path if self.path is not None and (writing or self.path.exists()) else None
+            if self._db is None or there:
+                db = store.open_file(there, writing=writing) if there else store.open_empty()
                 if self._db is not None:
                     self._db.close()
-                self._db, self._on_disk = db, on_disk
-                self._file = store.identity(self.path) if on_disk else None
+                self._db, self._on_disk = db, there is not None
+                self._file = store.identity(there) if there else None
         return self._db
 
     def _messages(self, db: sqlite3.Connection, sql: str, key: str | int) -> list[Message]:

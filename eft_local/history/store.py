@@ -99,8 +99,10 @@ def open_empty() -> sqlite3.Connection:
     return db
 
 
-def identity(path: Path) -> tuple[int, int] | None:
+def identity(path: Path | None) -> tuple[int, int] | None:
     """Return what tells a file from another one that takes its name; None if there is none."""
+    if path is None:
+        return None
     try:
         status = path.stat()
     except OSError:
@@ -197,7 +199,7 @@ def _pragma(db: sqlite3.Connection, name: str) -> int:
 
 
 @contextmanager
-def telling(path: Path) -> Iterator[None]:
+def telling(path: Path | None) -> Iterator[None]:
     """Turn SQLite's errors into HistoryError, and texts that cannot be stored into UsageError."""
     try:
         yield
@@ -215,7 +217,7 @@ def _is(error: sqlite3.Error, *codes: int) -> bool:
     return code is not None and code & 0xFF in codes
 
 
-def _told(error: sqlite3.Error, path: Path) -> str:
+def _told(error: sqlite3.Error, path: Path | None) -> str:
     if _is(error, sqlite3.SQLITE_FULL):
         return f"the history {path} cannot be saved: the disk is full; free some space"
     if _is(error, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT):

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from eft_local.errors import ModelNotFoundError
+from eft_local.hub import environment
 from eft_local.hub.names import HubModel, HubName, models_of
 
 MAIN = "main"
@@ -22,10 +23,8 @@ _PREFIX = "models--"
 
 
 def default_folder() -> Path:
-    """Return the cache's folder: HF_HUB_CACHE, or what HF_HOME says, or the platform's."""
-    from huggingface_hub import constants
-
-    return Path(constants.HF_HUB_CACHE)
+    """Return the cache's folder: HF_HUB_CACHE, or what HF_HOME says, or the platform's. Raises: UsageError."""
+    return environment.cache_folder()
 
 
 def repo_folder(cache: Path, repo: str) -> Path:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from eft_local import locations
 from eft_local.errors import DownloadError
+from eft_local.hub import environment
 from eft_local.hub.names import HubName, models_of
 from eft_local.hub.remote import Hub, RemoteFile
 from eft_local.hub.transfer import Patience, Talk
@@ -23,9 +24,7 @@ def header_of(name: HubName, hub: Hub | None = None) -> Path:
     Fetched now unless it is kept; a model in several files has as many headers beside each other.
     Raises: UsageError, ModelNotFoundError, DownloadError.
     """
-    from huggingface_hub import constants
-
-    if constants.is_offline_mode():
+    if environment.constants().is_offline_mode():
         raise DownloadError("HF_HUB_OFFLINE is set")
     if sys.platform == "win32":
         raise DownloadError("files on this system cannot have holes")
@@ -36,7 +35,7 @@ def header_of(name: HubName, hub: Hub | None = None) -> Path:
         _PATIENCE.keep_trying(partial(asked.file, repository.name, repository.commit, path), talk)
         for path in chosen.files
     ]
-    folder = locations.cache() / "headers" / files[0].etag
+    folder = locations.needed(locations.cached("headers", files[0].etag))
     paths = [folder / file.path.rpartition("/")[2] for file in files]
     for file, path in zip(files, paths, strict=True):
         if not path.exists():

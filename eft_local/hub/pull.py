@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Literal, TypeVar
 
 from eft_local.errors import DownloadError
-from eft_local.hub import cache
+from eft_local.hub import cache, environment
 from eft_local.hub.names import HubModel, HubName, models_of, size_text
 from eft_local.hub.remote import Hub, RemoteFile, Repository
-from eft_local.hub.transfer import Patience, Talk, fetch
+from eft_local.hub.transfer import Patience, Talk, disk_errors, fetch
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,9 +74,7 @@ def pull(
     report: called often, in this thread.  stopped: asked often; True ends with Cancelled and keeps what is there.
     Raises: UsageError, ModelNotFoundError, DownloadError, Cancelled.
     """
-    from huggingface_hub import constants
-
-    if constants.is_offline_mode():
+    if environment.constants().is_offline_mode():
         return [_here(name) for name in names]
     return _Pull(hub or Hub.configured(), report, stopped, patience or Patience()).run(names)
 
@@ -214,7 +212,8 @@ class _Pull:
         from huggingface_hub.utils import WeakFileLock
 
         folder = cache.repo_folder(self._hub.folder / ".locks", file.repo)
-        folder.mkdir(parents=True, exist_ok=True)
+        with disk_errors(folder):
+            folder.mkdir(parents=True, exist_ok=True)
         waiting = False
         while True:
             self._talk.check()
@@ -237,10 +236,11 @@ class _Pull:
         if revision == model.repository.commit:
             return
         ref = cache.repo_folder(self._hub.folder, model.repository.name) / "refs" / revision
-        ref.parent.mkdir(parents=True, exist_ok=True)
         new = ref.with_name(f"{ref.name}.{uuid.uuid4().hex[:8]}.tmp")
-        new.write_text(model.repository.commit)
-        new.replace(ref)
+        with disk_errors(ref):
+            ref.parent.mkdir(parents=True, exist_ok=True)
+            new.write_text(model.repository.commit)
+            new.replace(ref)
 
     # Telling
 

@@ -7,7 +7,9 @@ same plain link, for huggingface_hub's Xet client cannot go on where an earlier 
 
 from __future__ import annotations
 
+import os
 import re
+import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urljoin, urlsplit
 
 from eft_local.errors import DownloadError, ModelNotFoundError, UsageError
-from eft_local.hub import cache
+from eft_local.hub import cache, environment
 from eft_local.version import __version__
 
 if TYPE_CHECKING:
@@ -86,11 +88,13 @@ class Hub:
 
     @classmethod
     def configured(cls) -> Hub:
-        """Return the hub of this user: HF_ENDPOINT, HF_TOKEN or the saved login, HF_HUB_CACHE and HF_HOME."""
-        from huggingface_hub import constants, get_token
+        """Return the hub of this user: HF_ENDPOINT, HF_TOKEN or the saved login, HF_HUB_CACHE and HF_HOME.
 
-        token = None if constants.HF_HUB_DISABLE_IMPLICIT_TOKEN else get_token()
-        return cls(constants.ENDPOINT, cache.default_folder(), token)
+        Raises: UsageError if the environment has something that no request could be made with.
+        """
+        folder = cache.default_folder()
+        environment.check_network()
+        return cls(environment.constants().ENDPOINT, folder, environment.token())
 
     def repository(self, repo: str, revision: str | None) -> Repository:
         """Ask for a repository's files. Raises: Hiccup, ModelNotFoundError, DownloadError."""
@@ -215,6 +219,7 @@ class Hub:
     def _told(self, repo: str, revision: str | None, path: str | None = None) -> Iterator[None]:
         """Turn what huggingface_hub raises into errors of ours, or into a Hiccup when trying again may help."""
         from huggingface_hub import errors
+        from socksio import SOCKSError
 
         try:
             yield
@@ -224,9 +229,16 @@ class Hub:
             raise UsageError(f"{repo} is no repository's name: {error}") from None
         except errors.HfHubHTTPError as error:
             raise self._explained(error, repo, revision, path) from None
+        except SOCKSError:  # which the HTTP library lets through
+            way = environment.way_to(self.endpoint)
+            raise Hiccup(
+                f"the connection to {self.endpoint}{way} failed (it does not answer as a SOCKS5 proxy does)"
+            ) from None
         except _transport_error() as error:
             reason = str(error).partition(" (")[0] or type(error).__name__
-            raise Hiccup(f"the connection to {self.endpoint} failed ({reason})") from None
+            failed = f"the connection to {self.endpoint}{environment.way_to(self.endpoint)} failed ({reason})"
+            mend = _mending(error)
+            raise (DownloadError(f"{failed}; {mend}") if mend else Hiccup(failed)) from None
 
     def _explained(self, error: Any, repo: str, revision: str | None, path: str | None) -> Exception:
         """Return what is to be raised for an HTTP error of the hub."""
@@ -295,6 +307,27 @@ def _asked(headers: Mapping[str, str]) -> float | None:
         return max(0.0, (parsedate_to_datetime(value) - datetime.now(UTC)).total_seconds())
     except (TypeError, ValueError):
         return None
+
+
+def _mending(error: BaseException) -> str | None:
+    """Return what to do about a connection that will never be made, None where trying again may help."""
+    causes = [error]
+    while (cause := causes[-1].__cause__ or causes[-1].__context__) is not None and cause not in causes:
+        causes.append(cause)
+    if any(isinstance(cause, ssl.SSLCertVerificationError) for cause in causes):
+        set_for_others = [name for name in ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE") if os.environ.get(name)]
+        unread = f" ({' and '.join(set_for_others)} {'are' if set_for_others[1:] else 'is'} not read)"
+        return "where a company's proxy looks inside, set SSL_CERT_FILE to a file with its certificates" + (
+            unread if set_for_others else ""
+        )
+    if any(isinstance(cause, ssl.SSLError) and cause.reason == "WRONG_VERSION_NUMBER" for cause in causes):
+        return "there is no TLS: perhaps the address of the hub or of the proxy begins with http://, not https://"
+    kind = type(error).__name__  # of httpx or httpx2
+    if kind == "ProxyError" and re.search(r"\b4\d\d\b|auth|username", str(error), re.IGNORECASE):
+        return "a proxy's user and password stand in its address, as http://USER:PASSWORD@proxy:8080"
+    if kind in ("UnsupportedProtocol", "LocalProtocolError"):
+        return "check HF_ENDPOINT and the proxies' variables"
+    return None
 
 
 def _transport_error() -> type[Exception]:

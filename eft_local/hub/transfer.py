@@ -92,7 +92,7 @@ class Partial:
         self.path, self.size = path, 0
         self._wanted = file
         self._digest = self._new_digest()
-        with _disk_errors(path):
+        with disk_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             self._file = path.open("a+b", buffering=0)
         try:
@@ -122,7 +122,7 @@ class Partial:
         if self.size + len(data) > self._wanted.size:
             raise Unusable(f"{self._wanted} was sent with more than its {self._wanted.size} bytes")
         left = memoryview(data)
-        with _disk_errors(self.path):
+        with disk_errors(self.path):
             while left:
                 written = self._file.write(left)
                 self._digest.update(left[:written])
@@ -131,7 +131,7 @@ class Partial:
 
     def empty(self) -> None:
         """Drop everything."""
-        with _disk_errors(self.path):
+        with disk_errors(self.path):
             self._file.truncate(0)
         self.size, self._digest = 0, self._new_digest()
 
@@ -148,7 +148,7 @@ class Partial:
 
     def move(self, blob: Path) -> None:
         """Give the complete file its name in the cache."""
-        with _disk_errors(blob):
+        with disk_errors(blob):
             os.fsync(self._file.fileno())
             self._file.close()
             self.path.replace(blob)
@@ -199,7 +199,7 @@ def _append(hub: Hub, file: RemoteFile, partial: Partial, talk: Talk) -> None:
         raise Hiccup(f"the connection ended after {size_text(partial.size)} of {size_text(file.size)}")
 
 
-class _disk_errors:  # noqa: N801 - a context manager, read like a function
+class disk_errors:  # noqa: N801 - a context manager, read like a function
     """Turn OSErrors of the file system into DownloadErrors that say what to do."""
 
     def __init__(self, path: Path) -> None:

@@ -49,7 +49,7 @@ class Adapter:
         path = Path(path)
         check_adapter(path, model.path)
         if not trusted:
-            try_model(model.path, locations.cache() / "trials", waiting, adapter=path)
+            try_model(model.path, locations.cached("trials"), waiting, adapter=path)
         return cls.load_untried(model, path)
 
     @classmethod

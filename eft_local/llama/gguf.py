@@ -89,6 +89,11 @@ def with_shards(path: Path, model: Gguf) -> dict[str, Tensor]:
 def _shards(path: Path, count: int) -> list[Path]:
     """Return the other files of a model, given its first."""
     name = _SHARD.fullmatch(path.name)
+    if name is not None and int(name[2]) > 1:
+        first = path.with_name(f"{name[1]}-00001-of-{name[3]}.gguf")
+        gone = "" if first.exists() else ", which is missing"
+        part = f"part {int(name[2])} of a model in {count} files"
+        raise ModelFileError(f"{path} is {part}; name the first, {first}{gone}")
     if name is None or int(name[2]) != 1 or int(name[3]) != count:
         raise BrokenGgufError(f"it is one of {count} files but not named …-00001-of-{count:05}.gguf")
     return [path.with_name(f"{name[1]}-{number:05}-of-{count:05}.gguf") for number in range(2, count + 1)]

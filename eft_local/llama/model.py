@@ -65,7 +65,7 @@ class Model:
         check_gguf(path)
         watcher = _ProgressWatcher(progress)
         if not trusted:
-            try_model(path, locations.cache() / "trials", watcher.poll)
+            try_model(path, locations.cached("trials"), watcher.poll)
         model = cls._open(path, watcher, load_mode=_load_mode(mmap, mlock), **library.gpu_params(n_gpu_layers, split))
         model._recall()
         return model

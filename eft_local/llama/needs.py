@@ -143,7 +143,7 @@ def ask(path: Path, asked: Asked, *, trusted: bool = False) -> Needs:
     """
     if asked.kv_type not in KV_TYPES:
         raise UsageError(f"unknown KV cache type {asked.kv_type!r}; use one of {', '.join(KV_TYPES)}")
-    kept = locations.cache() / "needs" / f"{_key(path, asked)}.json" if path.is_file() else None
+    kept = locations.cached("needs", f"{_key(path, asked)}.json") if path.is_file() else None
     with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
         if kept is not None:
             return _needs(json.loads(kept.read_bytes()))

@@ -238,16 +238,16 @@ class Ordered:
         return self._single if rows == 1 else self._several
 
 
-def times_file(path: Path, most: int) -> Path:
-    """Return where it is kept what calls on a model take on this machine."""
+def times_file(path: Path, most: int) -> Path | None:
+    """Return where it is kept what calls on a model take on this machine; None where nothing can be kept."""
     facts = identity((path,)), kernels.installed(), most, os.environ.get("GOMP_SPINCOUNT", SPINS)
-    return locations.cache() / "threads" / f"{hashlib.sha256(repr(facts).encode()).hexdigest()[:32]}.json"
+    return locations.cached("threads", f"{hashlib.sha256(repr(facts).encode()).hexdigest()[:32]}.json")
 
 
-def read_times(path: Path) -> dict[int, dict[int, float]]:
+def read_times(path: Path | None) -> dict[int, dict[int, float]]:
     """Return what `write_times` kept, or nothing."""
     with contextlib.suppress(OSError, ValueError, TypeError, AttributeError):
-        kept = json.loads(path.read_text())
+        kept = json.loads(path.read_text()) if path else {}
         return {int(each): {int(n): float(s) for n, s in times.items()} for each, times in kept.items()}
     return {}
 

@@ -1,0 +1,5 @@
+"""`python -m eft_local` is `eft`."""
+
+from eft_local.cli import main
+
+main()
