@@ -69,7 +69,10 @@ int eft_products_sixteen_lanes(void) {
 
 /* ----------------------------------------------------------------------------------------------------- F16, BF16 */
 
-enum { WIDE = 8 /* columns in registers */ };
+enum {
+    WIDE = 8,     /* columns in registers */
+    SHORT = 1024, /* numbers of a column up to which the next columns are fetched beforehand; longer ones a CPU foresees */
+};
 
 INLINE __m256 eight(int type, const uint16_t *numbers) {
     __m128i halves = _mm_loadu_si128((const __m128i *)numbers);
@@ -98,9 +101,12 @@ INLINE float total(__m256 lanes) {
         size_t x = from;                                                                                               \
         for (; x + WIDE <= to; x += WIDE) {                                                                            \
             const uint16_t *column = columns + x * stride;                                                             \
+            const char *next = (const char *)(column + (k <= SHORT ? WIDE * stride : 0));                              \
             vector s0 = zero, s1 = zero, s2 = zero, s3 = zero, s4 = zero, s5 = zero, s6 = zero, s7 = zero;             \
             for (size_t i = 0; i < k; i += lanes) {                                                                    \
                 const vector values = load(type, row + i);                                                             \
+                for (int line = 0; line < lanes / 4; line++) /* of eight columns, in the order of memory */            \
+                    _mm_prefetch(next + WIDE * 2 * i + 64 * line, _MM_HINT_T0);                                        \
                 s0 = fmadd(load(type, column + i), values, s0);                                                        \
                 s1 = fmadd(load(type, column + stride + i), values, s1);                                               \
                 s2 = fmadd(load(type, column + 2 * stride + i), values, s2);                                           \
