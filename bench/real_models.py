@@ -23,7 +23,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import click
-import llama_cpp
 import platformdirs
 
 from eft_local import locations
@@ -122,6 +121,8 @@ def quantize(source: Path, target: Path, kind: str, *, pure: bool = False) -> No
     pure: all matrices in this type; otherwise llama.cpp gives some a better one, as in the files that people share.
     Raises: ModelFileError.
     """
+    import llama_cpp  # not before eft_local.llama, whose kernels take the place of its own
+
     library.start()
     params = library.fill(
         llama_cpp.llama_model_quantize_default_params(),
