@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol, TypedDict, cast
+from typing import Any, Literal, TypedDict, cast
 
 from eft_local import locations
 from eft_local.checks import shown
 from eft_local.errors import PromptError
+from eft_local.markup import Template, render_marked
 from eft_local.recipe import Frame, Prompt
 
 _ROLES = ("system", "user", "assistant")
@@ -22,25 +24,18 @@ class Message(TypedDict):
     content: str
 
 
-class Template(Protocol):
-    """A compiled chat template. Raises: PromptError if it cannot render these messages."""
-
-    def __call__(self, messages: Sequence[Message], args: Mapping[str, Any]) -> str: ...
-
-
 @dataclass(frozen=True, slots=True)
 class Rendered:
-    """A prompt as text, and how it becomes tokens.
+    """A prompt as text, and what of it is markup, such as <|im_end|>.
 
-    add_special: let the tokeniser add what the vocabulary asks for (BOS).
-    parse_special: read markup such as <|im_end|> as the control tokens it names, rather than as text.
-    ensure_bos: put one BOS in front if the vocabulary adds one and the text lacks it.
+    marked: the same text with every character changed that is not the template's own (see `markup`); None where no
+        template wrote it: then nothing is markup.
+    moved: whether the system text was put before the first user turn, as the template refuses system turns.
     """
 
     text: str
-    add_special: bool
-    parse_special: bool
-    ensure_bos: bool
+    marked: str | None = None
+    moved: bool = False
 
 
 def conversation(
@@ -138,20 +133,36 @@ def _read_template(style: str, folder: Path | None) -> str:
         raise PromptError(f"template {path} cannot be read ({reason}); correct prompt = {shown(style)}") from None
 
 
-def render(prompt: Prompt, messages: Sequence[Message], template: Template | None) -> Rendered:
+def render(
+    prompt: Prompt, messages: Sequence[Message], template: Template | None, controls: Collection[str] = ()
+) -> Rendered:
     """Return the text that a role continues. messages: from `conversation`; template: from `template_for`.
 
+    controls: the texts of the vocabulary's control tokens, which are markup in the template and text in messages.
     The prompt's instructions and examples stand in front, as a system text and as turns of the conversation.
     Raises: PromptError if the template is missing or cannot render these messages.
     """
     messages = _introduced(prompt, messages)
     if prompt.is_framed:
-        text = _framed(prompt.frame, messages)
-        return Rendered(text, add_special=True, parse_special=False, ensure_bos=False)
+        return Rendered(_framed(prompt.frame, messages))
     if template is None:
         raise PromptError(f'prompt = {shown(prompt.style)} needs a template; use prompt = "plain" or a Jinja file')
-    text = template(messages, prompt.template_args)
-    return Rendered(text, add_special=False, parse_special=True, ensure_bos=True)
+    try:
+        return Rendered(*render_marked(template, messages, prompt.template_args, controls))
+    except PromptError:
+        if messages[0]["role"] != "system":
+            raise
+        with suppress(PromptError):
+            moved = _system_moved(messages)
+            return Rendered(*render_marked(template, moved, prompt.template_args, controls), moved=True)
+        raise
+
+
+def _system_moved(messages: Sequence[Message]) -> list[Message]:
+    """Return the conversation with its system text before the first user turn."""
+    system, first, *rest = messages
+    texts = [turn["content"] for turn in (system, first) if turn["content"]]
+    return [{"role": "user", "content": "\n\n".join(texts)}, *rest]
 
 
 def _introduced(prompt: Prompt, messages: Sequence[Message]) -> list[Message]:

@@ -25,6 +25,36 @@ class Rows:
     outputs: int = 1
 
 
+_UNKNOWN, _CONTROL, _LSTRIP, _RSTRIP = 1 << 0, 1 << 3, 1 << 7, 1 << 8
+
+
+@dataclass(frozen=True, slots=True)
+class Special:
+    """A token that is cut out of a text before the rest of it is tokenised.
+
+    attributes: llama.cpp's `llama_token_attr`.
+    """
+
+    text: str
+    token: int
+    attributes: int
+
+    @property
+    def is_control(self) -> bool:
+        """Whether only markup, and never a text, becomes this token."""
+        return bool(self.attributes & (_CONTROL | _UNKNOWN))
+
+    @property
+    def strips_left(self) -> bool:
+        """Whether the white space before it is dropped."""
+        return bool(self.attributes & _LSTRIP)
+
+    @property
+    def strips_right(self) -> bool:
+        """Whether the white space after it is dropped."""
+        return bool(self.attributes & _RSTRIP)
+
+
 class TokenTable(Protocol):
     """What tells two vocabularies apart; a file's header has it too."""
 
@@ -56,6 +86,9 @@ class Vocabulary(TokenTable, Protocol):
 
     def piece(self, token: int) -> bytes:
         """The bytes that this token adds to a text; control tokens add none."""
+
+    def specials(self) -> Sequence[Special]:
+        """Control, unknown and user-defined tokens, the longest text first."""
 
 
 class Evaluator(Protocol):

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from eft_local.errors import PromptError
-from eft_local.prompts import Message, Rendered, Template, conversation, render, template_for
+from eft_local.markup import Messages, Template
+from eft_local.prompts import Rendered, conversation, render, template_for
 from eft_local.recipe import Frame, Prompt
 
 SECOND_TURN = [
@@ -24,10 +25,18 @@ SECOND_TURN = [
 def factory(source: str) -> Template:
     """Stand in for llama.ChatTemplate: shows what it was given."""
 
-    def template(messages: Sequence[Message], args: Mapping[str, Any]) -> str:
-        return source + json.dumps([list(message.values()) for message in messages]) + json.dumps(dict(args))
+    return Shown(source)
 
-    return template
+
+class Shown:
+    literals = ()
+
+    def __init__(self, source: str) -> None:
+        self._source = source
+
+    def __call__(self, messages: Messages, args: Mapping[str, Any]) -> str:
+        shown = json.dumps([list(message.values()) for message in messages], ensure_ascii=False)
+        return self._source + shown + json.dumps(dict(args))
 
 
 def framed(prompt: Prompt, messages: Any, system: str | None = None) -> str:
@@ -91,10 +100,7 @@ def test_a_system_text_is_given_once() -> None:
 def test_plain_is_the_papers_frame() -> None:
     rendered = render(Prompt("plain"), conversation(SECOND_TURN), None)
     assert rendered == Rendered(
-        "Be brief.\n\nQuestion: Capital of Peru?\nAnswer: Lima\n\nQuestion: And {text} of Chile?\nAnswer:",
-        add_special=True,
-        parse_special=False,
-        ensure_bos=False,
+        "Be brief.\n\nQuestion: Capital of Peru?\nAnswer: Lima\n\nQuestion: And {text} of Chile?\nAnswer:", marked=None
     )
 
 
@@ -145,12 +151,9 @@ def test_an_empty_system_text_leaves_no_trace_in_a_frame() -> None:
 def test_chat_renders_the_models_own_template() -> None:
     prompt = Prompt("chat", template_args={"enable_thinking": False})
     template = template_for(prompt, "OWN", factory, None)
-    assert render(prompt, conversation("Hi", ""), template) == Rendered(
-        'OWN[["system", ""], ["user", "Hi"]]{"enable_thinking": false}',
-        add_special=False,
-        parse_special=True,
-        ensure_bos=True,
-    )
+    text = 'OWN[["system", ""], ["user", "Hi"]]{"enable_thinking": false}'
+    marked = text.replace("Hi", "\U00040048\U00040069")
+    assert render(prompt, conversation("Hi", ""), template) == Rendered(text, marked)
 
 
 @pytest.mark.parametrize("style", ["chat", "my.jinja"])

@@ -18,10 +18,12 @@ from eft_local.errors import Cancelled
 from eft_local.llama import Adapter, ChatTemplate, Model
 from eft_local.llama.devices import places
 from eft_local.llama.needs import UBATCH_CPU, Needs
+from eft_local.markup import Template, tokenize_marked
+from eft_local.notices import notice
 from eft_local.planning.planner import Placed
 from eft_local.planning.refusal import check_context, checked_plan
 from eft_local.planning.survey import Seat, loads, rows_at_once, seats, settled
-from eft_local.prompts import Message, Template, render, template_for
+from eft_local.prompts import Message, render, template_for
 from eft_local.protocols import Evaluator, LanguageModel, Vocabulary
 from eft_local.recipe import Placement, Recipe, Role
 from eft_local.references import is_bundled
@@ -54,13 +56,16 @@ class LoadedRole:
 
     def tokens(self, messages: Sequence[Message]) -> list[int]:
         """Return the conversation as this role's prompt. Raises: PromptError."""
-        rendered = render(self.role.prompt, messages, self.template)
-        tokens = self.vocabulary.tokenize(
-            rendered.text, add_special=rendered.add_special, parse_special=rendered.parse_special
-        )
-        bos = self.vocabulary.bos
-        if rendered.ensure_bos and self.vocabulary.add_bos and bos is not None and tokens[:1] != [bos]:
-            tokens.insert(0, bos)
+        vocabulary = self.vocabulary
+        controls = [special.text for special in vocabulary.specials() if special.is_control]
+        rendered = render(self.role.prompt, messages, self.template, controls)
+        if rendered.moved:
+            notice("the chat template of %s takes no system text: it goes before the first question", self.role.model)
+        if rendered.marked is None:
+            return vocabulary.tokenize(rendered.text, add_special=True, parse_special=False)
+        tokens = tokenize_marked(vocabulary, rendered.text, rendered.marked)
+        if vocabulary.add_bos and vocabulary.bos is not None and tokens[:1] != [vocabulary.bos]:
+            tokens.insert(0, vocabulary.bos)
         return tokens
 
     def open(self, *, n_ctx: int, n_seq: int, n_outputs: int) -> Evaluator:

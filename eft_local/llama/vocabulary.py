@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Sequence
+from contextlib import suppress
 from functools import cached_property
 
 import llama_cpp
@@ -10,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from eft_local.errors import EvaluationError
+from eft_local.protocols import Special
 
 
 class LlamaVocabulary:
@@ -91,6 +94,22 @@ class LlamaVocabulary:
     def text(self, token: int | None) -> str:
         """The visible form of a token, special tokens too (`<s>`); empty for None."""
         return "" if token is None else self._piece(token, special=True).decode("utf-8", "replace")
+
+    def specials(self) -> Sequence[Special]:
+        return self._specials
+
+    @cached_property
+    def _specials(self) -> tuple[Special, ...]:
+        attributes = self.attributes()
+        special = llama_cpp.LLAMA_TOKEN_ATTR_CONTROL | llama_cpp.LLAMA_TOKEN_ATTR_UNKNOWN
+        special |= llama_cpp.LLAMA_TOKEN_ATTR_USER_DEFINED
+        found = []
+        for token in np.flatnonzero(attributes & special).tolist():
+            # A text that is not UTF-8 can stand in no prompt; one that is empty stands everywhere and nowhere.
+            with suppress(UnicodeDecodeError):
+                text = (llama_cpp.llama_vocab_get_text(self.handle, token) or b"").decode()
+                found += [Special(text, token, int(attributes[token]))] if text else []
+        return tuple(sorted(found, key=lambda special: -len(special.text.encode())))
 
     def texts(self) -> list[bytes]:
         get = llama_cpp.llama_vocab_get_text
