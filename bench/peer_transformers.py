@@ -27,7 +27,7 @@ from eft_local.prompts import conversation
 from eft_local.questions import read_questions
 from eft_local.recipe import Recipe
 from eft_local.references import demo_questions, find_recipe, resolve_model
-from eft_local.vocabulary import common_width, unused_tokens
+from eft_local.vocabulary import common_tokens
 
 SERVE = "--serve"  # makes this module one of its own processes
 WARM_UP = "What is the capital of Peru?"
@@ -120,8 +120,8 @@ def serve() -> None:
         roles = library.load(recipe, mixed_roles(recipe))
         with Emulator(recipe, roles, library) as emulator:
             tables = {name: loaded.vocabulary for name, loaded in roles.items()}
-            width = common_width(tables)
-            write({"n_vocab": width, "unused": unused_tokens(tables.values(), width).tolist()})
+            common = common_tokens(tables)
+            write({"n_vocab": common.width, "unused": common.hidden.tolist()})
             for line in sys.stdin:
                 write(answer(emulator, roles, **json.loads(line)))
     except EftError as error:

@@ -82,6 +82,9 @@ class Vocabulary(TokenTable, Protocol):
     def is_eog(self, token: int) -> bool:
         """Whether this token ends a generation (EOS, end of turn, ...)."""
 
+    def ends(self) -> Sequence[int]:
+        """Every token that ends a generation; the one that the vocabulary names as such first."""
+
     def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]: ...
 
     def piece(self, token: int) -> bytes:

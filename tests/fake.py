@@ -35,6 +35,9 @@ class AsciiVocabulary:
     def is_eog(self, token: int) -> bool:
         return token in self._ends
 
+    def ends(self) -> list[int]:
+        return sorted(self._ends)
+
     def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
         parts = text.split("<end>") if parse_special else [text]
         tokens = [BOS] if add_special else []

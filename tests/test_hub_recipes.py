@@ -102,7 +102,7 @@ def test_a_header_tells_the_same_tokens_as_llama(ggufs: Path) -> None:
             header = read_vocabulary(ggufs / f"{name}.gguf")
             assert header.texts() == model.vocabulary.texts()
             np.testing.assert_array_equal(header.attributes(), model.vocabulary.attributes())
-            assert compare(model.vocabulary, header) == compare(model.vocabulary, model.vocabulary)
+            assert compare(model.vocabulary, header).width == compare(model.vocabulary, model.vocabulary).width
             facts = read_facts(ggufs / f"{name}.gguf")
             assert (facts.parameters, facts.layers, facts.context) == (model.n_params, model.n_layer, model.n_ctx_train)
             assert facts.chat_template == model.chat_template

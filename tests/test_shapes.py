@@ -172,7 +172,7 @@ def test_added_tokens_are_common_to_all_roles_and_never_win(folder, tokens):
                 z = mix(base, [tuned], [antiexpert], [alpha], beta)
                 assert (z[:, 4096:].max(axis=1) < z[:, :4096].max(axis=1) - 30).all()
         first, *others = [model.vocabulary for model in models]
-        assert [compare(first, other) for other in others] == [N_VOCAB] * 2
+        assert [compare(first, other).width for other in others] == [N_VOCAB] * 2
         assert not np.any(first.attributes()[4096:] & 2)  # llama.cpp's LLAMA_TOKEN_ATTR_UNUSED
         assert verbatim(first, "<extra_5000>")[0] < 4096
         with Model.load(DEMO["base"], trusted=True) as source:

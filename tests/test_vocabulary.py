@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from eft_local.errors import VocabularyMismatchError
-from eft_local.vocabulary import BYTE, CONTROL, NORMAL, UNKNOWN, UNUSED, common_width, compare
+from eft_local.vocabulary import BYTE, CONTROL, NORMAL, UNKNOWN, UNUSED, common_tokens, compare
 
 USER_DEFINED = 1 << 4
 
@@ -47,7 +47,7 @@ def changed(token, text=None, attributes=None):
 
 
 def test_equal_vocabularies_share_their_whole_width():
-    assert compare(Tokens(WORDS), Tokens(WORDS)) == 4
+    assert compare(Tokens(WORDS), Tokens(WORDS)).width == 4
 
 
 @pytest.mark.parametrize("count", [0, 1, 5])
@@ -62,16 +62,16 @@ def test_equal_vocabularies_share_their_whole_width():
 )
 def test_padded_tails_of_any_length_and_name_are_left_out(count, padding):
     padded = Tokens(WORDS + pads(4, count, **padding))
-    assert compare(padded, Tokens(WORDS)) == 4
-    assert compare(Tokens(WORDS), padded) == 4
-    assert compare(padded, Tokens(WORDS + pads(4, 3))) == 4
-    assert compare(padded, padded) == 4
+    assert compare(padded, Tokens(WORDS)).width == 4
+    assert compare(Tokens(WORDS), padded).width == 4
+    assert compare(padded, Tokens(WORDS + pads(4, 3))).width == 4
+    assert compare(padded, padded).width == 4
 
 
 def test_unused_ids_before_the_tail_keep_their_place():
     tokens = [*WORDS, (b"<unused0>", UNUSED | CONTROL), (b"c", NORMAL)]
     renamed = [*WORDS, (b"[PAD4]", UNUSED), (b"c", NORMAL)]
-    assert compare(Tokens(tokens), Tokens(renamed)) == 6
+    assert compare(Tokens(tokens), Tokens(renamed)).width == 6
 
 
 @pytest.mark.parametrize(
@@ -87,8 +87,8 @@ def test_unused_ids_before_the_tail_keep_their_place():
     ],
 )
 def test_attributes_that_do_not_tell(token, attributes):
-    assert compare(Tokens(WORDS), changed(token, attributes=attributes)) == 4
-    assert compare(changed(token, attributes=attributes), Tokens(WORDS)) == 4
+    assert compare(Tokens(WORDS), changed(token, attributes=attributes)).width == 4
+    assert compare(changed(token, attributes=attributes), Tokens(WORDS)).width == 4
 
 
 @pytest.mark.parametrize(
@@ -162,11 +162,11 @@ class Counted(Tokens):
 def test_each_table_is_read_once():
     base, tuned = Counted(WORDS), Counted(WORDS + pads(4, 2))
     roles = {"antiexpert": tuned, "base": base, "kind": tuned, "same": base}
-    assert common_width(roles) == 4
+    assert common_tokens(roles).width == 4
     assert (base.reads, tuned.reads) == (1, 1)
 
 
 def test_the_role_that_differs_is_named():
     base = Tokens(WORDS)
     with pytest.raises(VocabularyMismatchError, match=r"^base \(4 tokens\) and kind \(4 tokens\)"):
-        common_width({"base": base, "antiexpert": Tokens(WORDS), "kind": changed(3, text=b"B"), "last": base})
+        common_tokens({"base": base, "antiexpert": Tokens(WORDS), "kind": changed(3, text=b"B"), "last": base})

@@ -176,12 +176,12 @@ def _check_fit(recipe: Recipe) -> None:
     """Compare the models by their headers. Raises: VocabularyMismatchError, PromptError, ModelFileError."""
     from eft_local.llama.gguf_adapter import check_adapter
     from eft_local.llama.header import read_vocabulary
-    from eft_local.vocabulary import common_width
+    from eft_local.vocabulary import common_tokens
 
     roles = dict(recipe.named_roles())
     paths = {place: model_of(recipe, role) for place, role in roles.items()}
     headers = {file: read_vocabulary(file) for file in dict.fromkeys(paths.values())}
-    common_width({place: headers[file] for place, file in paths.items()})
+    common_tokens({place: headers[file] for place, file in paths.items()})
     for place, role in roles.items():
         adapter = adapter_of(recipe, role)
         if adapter:

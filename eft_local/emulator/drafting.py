@@ -161,6 +161,8 @@ class NgramDrafter:
         draft = Draft()
         found, tokens = _continuation(now.lines[i].history(), now.limits[i])
         for token in tokens:
+            if token >= now.system.n_vocab:  # a prompt may hold what only its role knows
+                break
             guess = Guess(token)
             if not now.length.extend({i: _FOUND[found]}, free=True):
                 draft.next = guess
@@ -276,7 +278,7 @@ def _evaluate(now: Round, drafts: Mapping[int, Draft], rows: Sequence[int]) -> N
     for name, parts in logits.items():
         for draft, part in zip(drafts.values(), parts, strict=True):
             # A copy: the view is gone with the next evaluation, and the mixture needs these rows later.
-            draft.rows[name] += np.split(part[:, : now.system.n_vocab].copy(), len(part))
+            draft.rows[name] += np.split(now.system.common(name, part).copy(), len(part))
 
 
 def _sureness(scores: Floats, scratch: Floats) -> float:

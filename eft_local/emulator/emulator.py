@@ -13,6 +13,7 @@ import numpy as np
 
 from eft_local import checks, memory
 from eft_local.emulator.drafting import DraftingSource
+from eft_local.emulator.ends import Ends
 from eft_local.emulator.loading import (
     Library,
     LoadedRole,
@@ -20,6 +21,7 @@ from eft_local.emulator.loading import (
     compared_roles,
     mixed_roles,
     warn_of_capped_logits,
+    warn_of_own_tokens,
 )
 from eft_local.emulator.mixture import MIXTURE, Mixture
 from eft_local.emulator.results import Answer, Score, Step
@@ -32,7 +34,7 @@ from eft_local.planning.survey import rows_at_once
 from eft_local.prompts import conversation
 from eft_local.recipe import Recipe
 from eft_local.references import find_recipe
-from eft_local.vocabulary import common_width, unused_tokens, verbatim
+from eft_local.vocabulary import Common, common_tokens, verbatim
 
 Prompt = str | Sequence[Mapping[str, object]]
 """A bare string is one user turn; otherwise messages with `role` and `content`."""
@@ -60,9 +62,11 @@ class Emulator:
         self._running: Slots | None = None
         self._written: Line | None = None
         tables = {name: loaded.vocabulary for name, loaded in roles.items()}
-        width = common_width(tables)
-        self._unused = {MIXTURE: unused_tokens(tables.values(), width)}
-        self._mixture = Mixture(width, self._unused[MIXTURE])
+        self._common = {MIXTURE: common_tokens(tables)}
+        self._ends = Ends.among(tables, self._common[MIXTURE], next(iter(recipe.experts)))
+        warn_of_own_tokens(self._common[MIXTURE], self._ends, tables)
+        hidden = self._common[MIXTURE].hidden
+        self._mixture = Mixture(self._common[MIXTURE].width, hidden[hidden != self._ends.token], self._ends)
         warn_of_capped_logits(roles)
         self._drafting = DraftingSource(self._roles)
         self._slots = {MIXTURE: Slots(roles, context=recipe.context, outputs=rows_at_once(self._recipe))}
@@ -215,7 +219,7 @@ class Emulator:
         line = self._line(only, messages_or_prompt, None, 0, ())
         checks.given_text("continuation", continuation)
         with self._answering(only) as (slots, system):
-            tokens = verbatim(system.vocabulary, continuation)
+            tokens = _shared(continuation, self._common_of(only), [self._role(name) for name in system.roles])
             return score(slots, system, line.prompts, tokens, self._recipe)
 
     @property
@@ -281,7 +285,7 @@ class Emulator:
 
     def _checked_prefix(self, only: str, prefix: Sequence[int]) -> tuple[int, ...]:
         """Return the prefix if all its tokens exist: llama.cpp ends the process at one that does not."""
-        n_vocab = self._width(only)
+        n_vocab = self._common_of(only).width
         tokens = tuple(checks.given_integer("a token of prefix", token) for token in prefix)
         for token in tokens:
             if not 0 <= token < n_vocab:
@@ -303,10 +307,7 @@ class Emulator:
     def _role(self, name: str) -> LoadedRole:
         """A loaded role; models under [compare] are loaded when they are first asked for."""
         if name not in self._roles:
-            loaded = self._library.load(self._recipe, {name: compared_roles(self._recipe)[name]})
-            vocabulary = loaded[name].vocabulary
-            self._unused[name] = unused_tokens([vocabulary], vocabulary.n_tokens)
-            self._roles |= loaded
+            self._roles |= self._library.load(self._recipe, {name: compared_roles(self._recipe)[name]})
         return self._roles[name]
 
     def _system(self, only: str) -> System:
@@ -316,22 +317,28 @@ class Emulator:
         speakers = [loaded[name] for name in names if name == "base" or name in self._recipe.experts] or [
             loaded[names[0]]
         ]
+        end = self._ends.token if only == MIXTURE else None
         voice = speakers[-1] if only != MIXTURE else loaded[next(iter(self._recipe.experts))]
-        n_vocab = self._width(only)
+        if end is not None and not voice.vocabulary.is_eog(end):
+            voice = loaded["base"]  # a grammar must know what ends the answer
+        common = self._common_of(only)
         return System(
             roles=names,
             mixture=self._mixture if only == MIXTURE else None,
             vocabulary=voice.vocabulary,
-            n_vocab=n_vocab,
-            unused=self._unused[only if only in self._recipe.compare else MIXTURE],
-            scratch=np.empty(n_vocab, np.float32),
-            ends=lambda token: any(speaker.vocabulary.is_eog(token) for speaker in speakers),
-            sampler=lambda sampling: Sampler(voice.vocabulary, sampling, n_vocab, self._recipe.context),
+            n_vocab=common.width,
+            unused=common.hidden,
+            scratch=np.empty(common.width, np.float32),
+            ends=lambda token: token == end or any(speaker.vocabulary.is_eog(token) for speaker in speakers),
+            sampler=lambda sampling: Sampler(voice.vocabulary, sampling, common.width, self._recipe.context),
         )
 
-    def _width(self, only: str) -> int:
-        """Ids that a system can be sampled from."""
-        return self._role(only).vocabulary.n_tokens if only in self._recipe.compare else self._mixture.n_vocab
+    def _common_of(self, only: str) -> Common:
+        """The ids that a system can be sampled from: of one role alone, all that its own model has."""
+        name = only if only == MIXTURE else self._names(only)[0]
+        if name not in self._common:
+            self._common[name] = common_tokens({"base": self._role(name).vocabulary})
+        return self._common[name]
 
     def _check_open(self) -> None:
         if not self._slots:
@@ -386,6 +393,15 @@ class Emulator:
             cells={name: parallel * longest(name) for name in system.roles},
             outputs=_batch_rows(self._recipe, parallel),
         )
+
+
+def _shared(text: str, common: Common, roles: Sequence[LoadedRole]) -> list[int]:
+    """Return a text in tokens that all roles have: where one cuts it with tokens of its own, as another one does."""
+    for loaded in (roles[-1], *roles):
+        tokens = verbatim(loaded.vocabulary, text)
+        if all(map(common.has, tokens)):
+            return tokens
+    raise UsageError(f"continuation = {checks.shown(text)} holds special tokens that not all models have")
 
 
 def _batch_rows(recipe: Recipe, parallel: int) -> int:

@@ -14,6 +14,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
+from eft_local.emulator.ends import Ends
 from eft_local.errors import Cancelled
 from eft_local.llama import Adapter, ChatTemplate, Model
 from eft_local.llama.devices import places
@@ -27,6 +28,7 @@ from eft_local.prompts import Message, render, template_for
 from eft_local.protocols import Evaluator, LanguageModel, Vocabulary
 from eft_local.recipe import Placement, Recipe, Role
 from eft_local.references import is_bundled
+from eft_local.vocabulary import Common
 
 log = logging.getLogger("eft_local")
 
@@ -243,3 +245,15 @@ def warn_of_capped_logits(roles: Mapping[str, LoadedRole]) -> None:
     capped = {name for name, loaded in roles.items() if getattr(loaded.model, "caps_logits", False)}
     if capped and capped != set(roles):
         log.warning("%s cap their logits and the other roles do not: deltas are on different scales", sorted(capped))
+
+
+def warn_of_own_tokens(common: Common, ends: Ends, vocabularies: Mapping[str, Vocabulary]) -> None:
+    """Warn where a role has special tokens that are not the base's: no answer of the mixture holds them."""
+    for name, difference in common.differences.items():
+        own = [token for token in vocabularies[name].ends() if not common.has(token)]
+        texts = vocabularies[name].texts() if own else []
+        ending = " and ".join(repr(texts[token].decode("utf-8", "replace")) for token in own)
+        notice(
+            "%s has special tokens of its own: %s; these are never offered%s",
+            name, difference, f", but {ending} ends the answer" if own and ends.token is not None else "",
+        )  # fmt: skip

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from eft_local import mix
+from eft_local.emulator.ends import Ends
 from eft_local.emulator.loading import antiexpert_name
 from eft_local.protocols import Floats
 from eft_local.recipe import Recipe
@@ -18,18 +19,23 @@ MIXTURE = "eft"
 class Mixture:
     """Applies a recipe's formula to rows of logits; its buffer is reused from step to step."""
 
-    def __init__(self, n_vocab: int, unused: npt.NDArray[np.intp]) -> None:
-        """n_vocab: ids that all roles have in common; unused: those of them that are padding and never offered."""
+    def __init__(self, n_vocab: int, unused: npt.NDArray[np.intp], ends: Ends | None = None) -> None:
+        """n_vocab: ids that all roles have; unused: those of them that are never offered; ends: of the roles."""
         self.n_vocab = n_vocab
         self._unused = unused
+        self._ends = ends or Ends(None, {})
         self._scores = np.empty((0, n_vocab), np.float32)
+
+    def common(self, name: str, logits: Floats) -> Floats:
+        """Return a role's logits of the ids that all roles have, [rows, n_vocab], from all that its model gave."""
+        return self._ends.fold(name, logits, self.n_vocab)
 
     def scores(self, recipe: Recipe, logits: Mapping[str, Floats]) -> Floats:
         """Return the mixture's scores, float32 [rows, n_vocab], valid until the next call.
 
-        logits: per role, [rows, at least n_vocab]. A row's scores are log-probabilities up to a constant.
+        logits: per role, from `common`. A row's scores are log-probabilities up to a constant.
         """
-        views = {name: rows[:, : self.n_vocab] for name, rows in logits.items()}
+        views = logits
         base = views["base"]
         keep = None
         if recipe.conservative_filter is not None:

@@ -29,7 +29,7 @@ def score(
         chunk = tokens[start : start + slots.outputs]
         slots.push(0, system.roles, chunk[:-1] if start == 0 else tokens[start - 1 : start - 1 + len(chunk)])
         logits = slots.evaluate([0], system.roles, [len(chunk)])
-        rows = {name: logits[name][0][:, : system.n_vocab] for name in system.roles}
+        rows = {name: system.common(name, logits[name][0]) for name in system.roles}
         for name, row in rows.items():
             by_role[name][start : start + len(chunk)] = _logprobs(row, chunk)
         mixture[start : start + len(chunk)] = _logprobs(system.scores(recipe, rows), chunk)

@@ -46,11 +46,15 @@ class System:
     ends: Callable[[int], bool]
     sampler: Callable[[Sampling], Sampler]
 
+    def common(self, name: str, logits: Floats) -> Floats:
+        """Return a role's logits of the ids that may be sampled, [rows, n_vocab], from all that its model gave."""
+        return self.mixture.common(name, logits) if self.mixture else logits[:, : self.n_vocab]
+
     def scores(self, recipe: Recipe, logits: Mapping[str, Floats]) -> Floats:
-        """Return what the next token is sampled from, [rows, n_vocab]."""
+        """Return what the next token is sampled from, [rows, n_vocab]. logits: per role, from `common`."""
         if self.mixture:
             return self.mixture.scores(recipe, logits)
-        scores = logits[self.roles[0]][:, : self.n_vocab]
+        scores = logits[self.roles[0]]
         if self.unused.size:
             scores = scores.copy()
             scores[:, self.unused] = -np.inf
@@ -257,7 +261,8 @@ def _round(
     rest = [name for name in system.roles if name not in drafting_roles]
     for line, draft in zip(live, drafts, strict=True):
         slots.push(line.slot, rest, draft.tokens)
-    logits = slots.evaluate([line.slot for line in live], rest, [len(draft.tokens) + 1 for draft in drafts])
+    evaluated = slots.evaluate([line.slot for line in live], rest, [len(draft.tokens) + 1 for draft in drafts])
+    logits = {name: [system.common(name, part) for part in parts] for name, parts in evaluated.items()}
     outcomes = []
     for i, (line, draft) in enumerate(zip(live, drafts, strict=True)):
         accepted = 0
@@ -323,7 +328,7 @@ def _describe(
     if not (line.facts or line.top):
         return step
     own = MIXTURE if system.mixture else system.roles[0]
-    rows_of_all = {name: row[0, : system.n_vocab] for name, row in rows.items()} | {own: scores}
+    rows_of_all = {name: row[0] for name, row in rows.items()} | {own: scores}
     evidence = Evidence(recipe, rows_of_all, line.top, system.vocabulary.piece, system.ends)
     if line.later:
         return replace(step, evidence=evidence.kept())

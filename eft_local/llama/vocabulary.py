@@ -58,6 +58,15 @@ class LlamaVocabulary:
             found = self._ends[token] = bool(llama_cpp.llama_vocab_is_eog(self.handle, token))
         return found
 
+    def ends(self) -> Sequence[int]:
+        return self._all_ends
+
+    @cached_property
+    def _all_ends(self) -> tuple[int, ...]:
+        own = [] if self.eos is None else [self.eos]
+        tokens = dict.fromkeys([*own, *sorted(special.token for special in self.specials())])
+        return tuple(token for token in tokens if self.is_eog(token))
+
     def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
         """Return the ids of `text`. add_special: with BOS and its like, as the vocabulary says.
 
