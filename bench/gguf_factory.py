@@ -77,6 +77,7 @@ class Tokens:
     bos: int | None = None
     eos: int | None = None
     add_bos: bool = False
+    pre: str | None = "gpt-2"  # of byte-level BPE; None leaves the key out
 
     def padded(self, count: int) -> Tokens:
         """Return the same tokens and `count` unused ids after them."""
@@ -281,8 +282,8 @@ def _add_metadata(writer: gguf.GGUFWriter, spec: ModelSpec) -> None:
 def add_tokens(writer: gguf.GGUFWriter, tokens: Tokens) -> None:
     """Add a tokenizer."""
     writer.add_tokenizer_model(tokens.model)
-    if tokens.model == "gpt2":
-        writer.add_tokenizer_pre("gpt-2")
+    if tokens.model == "gpt2" and tokens.pre:
+        writer.add_tokenizer_pre(tokens.pre)
     writer.add_token_list(tokens.texts)
     writer.add_token_types(tokens.types)
     if tokens.scores is not None:

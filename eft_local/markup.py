@@ -150,6 +150,13 @@ def tokenize_marked(vocabulary: Vocabulary, text: str, marked: str) -> list[int]
     return tokens
 
 
+def controls_named(vocabulary: Vocabulary, texts: Collection[str]) -> frozenset[int]:
+    """Return the control tokens that some of the texts name: what they write is markup, and never part of an answer."""
+    wanted = {text.strip() for text in texts}
+    found = (special for special in vocabulary.specials() if special.is_control) if wanted else ()
+    return frozenset(special.token for special in found if special.text in wanted)
+
+
 def _places(part: str, text: str) -> Iterator[int]:
     at = text.find(part)
     while at >= 0:

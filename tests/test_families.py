@@ -15,8 +15,10 @@ from eft_local.bench.gguf_factory import CHATML, ModelSpec, Shape, Tokens, bpe, 
 from eft_local.emulator import Emulator
 from eft_local.emulator.ends import Ends
 from eft_local.errors import UsageError, VocabularyMismatchError
+from eft_local.llama import Model
+from eft_local.llama.header import Pretokenizer, pretokenizer_warnings
 from eft_local.protocols import Special
-from eft_local.recipe import Expert, Recipe, Role
+from eft_local.recipe import Expert, Prompt, Recipe, Role
 from eft_local.vocabulary import CONTROL, Common
 
 OWN_END = END + 1
@@ -209,8 +211,79 @@ def test_a_grammar_ends_at_the_experts_own_end(tmp_path: Path) -> None:
 
 
 def test_other_text_is_another_family(tmp_path: Path) -> None:
-    with pytest.raises(VocabularyMismatchError, match=r"1 id differs: id 259 is 'Ġthe' \(normal\).*one family"):
+    with pytest.raises(VocabularyMismatchError, match=r"1 id differs: id 260 is 'Ġthe' \(normal\).*one family"):
         Emulator.load(files(tmp_path, BASE, renaming(BASE, "Ġthe", "Ġand")))
     many = adding(SPM, *(f"w{i}" for i in range(40)), kind=1)
     with pytest.raises(VocabularyMismatchError, match="40 ids differ: id 268 is missing in base and 'w0'"):
         Emulator.load(files(tmp_path, SPM, many))
+
+
+# What is worse for it
+
+
+def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.getMessage() for record in caplog.records if record.name == "eft_local"]
+
+
+def test_files_that_do_not_say_how_they_split_text(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    recipe = files(tmp_path, BASE, BASE)
+    write_model(tmp_path / "tuned.gguf", ModelSpec(Shape(n_layer=1), replace(BASE, pre=None)))
+    recipe = recipe.replace(experts={"kind": Expert(model=str(tmp_path / "tuned.gguf"), prompt=Prompt("plain"))})
+    for _ in range(2):
+        Emulator.load(recipe).close()
+    assert warnings(caplog) == [
+        "tuned.gguf does not say how its tokenizer splits text (tokenizer.ggml.pre is missing): it is split in "
+        "llama.cpp's default way, and answers may be worse; convert the model again",
+        "tuned.gguf splits text by the pre-tokenizer 'default' and base.gguf by 'gpt-2': they read the same text in "
+        "other tokens, and answers may be worse; use files that were converted alike",
+    ]
+
+
+def test_names_of_one_pretokenizer(tmp_path: Path) -> None:
+    def said(base: str | None, tuned: str | None, model: str = "gpt2") -> int:
+        roles = {"base": base, "kind": tuned, "small": base}
+        return len(pretokenizer_warnings({n: Pretokenizer(Path(f"{n}.gguf"), model, p) for n, p in roles.items()}))
+
+    assert said("llama-bpe", "llama3") == said("qwen2", "qwen2") == said(None, "default", model="llama") == 0
+    assert said("llama-bpe", "smaug-bpe") == 1
+    assert said("default", None) == 1
+    assert said(None, None) == 3
+
+
+def test_what_llama_warns_of_is_passed_on_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    tokens = adding(bpe(add_bos=True, special=("<|endoftext|>",)), "<|im_end|>", "<PAD>", kind=1)
+    tokens = adding(tokens, "<|stop|>", eos=True)
+    path = write_model(tmp_path / "odd.gguf", ModelSpec(Shape(n_layer=1), tokens))
+    for _ in range(2):
+        Model.load(path).close()
+    said = warnings(caplog)
+    assert len(said) == 2
+    assert said[0].startswith("odd.gguf: llama.cpp warns: control-looking token: ")
+    assert said[0].endswith("its type will be overridden (1 more likewise)")
+    assert said[1] == (
+        "odd.gguf: llama.cpp warns: special_eos_id is not in special_eog_ids - the tokenizer config may be incorrect"
+    )
+
+
+def test_a_context_beyond_training_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    Emulator.load(files(tmp_path, BASE, BASE).replace(context=600)).close()
+    assert "context = 600, but tuned.gguf was trained with 512 tokens: beyond them it may ramble" in warnings(caplog)
+
+
+# Stop strings
+
+
+@pytest.mark.parametrize("only", ["eft", "helpful", "base"])
+@pytest.mark.parametrize("stop", [["<file_sep>"], ["no", " <file_sep>\n"]])
+def test_a_stop_string_that_names_a_control_token_stops_there(only: str, stop: list[str]) -> None:
+    vocabulary = TunedVocabulary(b"<file_sep>", b"<other>")
+    vocabulary._ends = frozenset([END])
+    table = ending_at("Hi", OWN_END, OWN_END + 2)
+    models = {name: FakeModel(table, vocabulary) for name in ("base", "small", "tuned")}
+    with emulator(models, recipe(stop=stop, draft=3)) as emulated:
+        answer = emulated.chat("Where?", only=only)
+        assert (answer.text, answer.finish_reason, len(answer.tokens)) == ("Hi", "stop", 2)
+        emulated.recipe = emulated.recipe.replace(stop=["<other>"])
+        assert emulated.chat("Where?", only=only).finish_reason == "length"
+        emulated.recipe = emulated.recipe.replace(stop=["i"])
+        assert emulated.chat("Where?", only=only).text == "H"

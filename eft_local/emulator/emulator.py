@@ -22,6 +22,7 @@ from eft_local.emulator.loading import (
     mixed_roles,
     warn_of_capped_logits,
     warn_of_own_tokens,
+    warn_of_pretokenizers,
 )
 from eft_local.emulator.mixture import MIXTURE, Mixture
 from eft_local.emulator.results import Answer, Score, Step
@@ -67,6 +68,7 @@ class Emulator:
         warn_of_own_tokens(self._common[MIXTURE], self._ends, tables)
         hidden = self._common[MIXTURE].hidden
         self._mixture = Mixture(self._common[MIXTURE].width, hidden[hidden != self._ends.token], self._ends)
+        warn_of_pretokenizers(roles)
         warn_of_capped_logits(roles)
         self._drafting = DraftingSource(self._roles)
         self._slots = {MIXTURE: Slots(roles, context=recipe.context, outputs=rows_at_once(self._recipe))}

@@ -18,6 +18,7 @@ from eft_local.emulator.ends import Ends
 from eft_local.errors import Cancelled
 from eft_local.llama import Adapter, ChatTemplate, Model
 from eft_local.llama.devices import places
+from eft_local.llama.header import Pretokenizer, pretokenizer_warnings
 from eft_local.llama.needs import UBATCH_CPU, Needs
 from eft_local.markup import Template, tokenize_marked
 from eft_local.notices import notice
@@ -196,7 +197,7 @@ class Library:
     def _loaded(self, recipe: Recipe, role: Role, seat: Seat, progress: LoadProgress | None) -> LoadedRole:
         model, placed = self._models[seat.weights], self._placed[seat.weights]
         if recipe.context > model.n_ctx_train:
-            log.info(
+            notice(
                 "context = %d, but %s was trained with %d tokens: beyond them it may ramble",
                 recipe.context, model.path.name, model.n_ctx_train,
             )  # fmt: skip
@@ -257,3 +258,18 @@ def warn_of_own_tokens(common: Common, ends: Ends, vocabularies: Mapping[str, Vo
             "%s has special tokens of its own: %s; these are never offered%s",
             name, difference, f", but {ending} ends the answer" if own and ends.token is not None else "",
         )  # fmt: skip
+
+
+def warn_of_pretokenizers(roles: Mapping[str, LoadedRole]) -> None:
+    """Warn of files that do not say how they split a text, or split it otherwise than the base's."""
+    named = {
+        name: Pretokenizer(
+            loaded.model.path,
+            loaded.model.metadata.get("tokenizer.ggml.model"),
+            loaded.model.metadata.get("tokenizer.ggml.pre"),
+        )
+        for name, loaded in roles.items()
+        if isinstance(loaded.model, Model)
+    }
+    for warning in pretokenizer_warnings(named):
+        notice("%s", warning)

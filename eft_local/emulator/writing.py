@@ -22,6 +22,7 @@ from eft_local.emulator.slots import Slots
 from eft_local.emulator.text import TextStream
 from eft_local.errors import Cancelled
 from eft_local.llama import Sampler
+from eft_local.markup import controls_named
 from eft_local.planning.survey import rows_at_once
 from eft_local.protocols import Floats, Vocabulary
 from eft_local.recipe import Recipe, Sampling
@@ -83,6 +84,7 @@ class Line:
     wall_seconds: float = 0.0
     cores: CoreMeter = field(default_factory=CoreMeter)
     stream: TextStream = field(default_factory=TextStream)
+    stop_tokens: frozenset[int] = frozenset()
     sampler: Sampler | None = None
     sampling: Sampling | None = None
 
@@ -102,6 +104,7 @@ class Line:
         self.evaluated = slots.begin(slot, self.sequences)
         self.role_seconds = dict.fromkeys(self.prompts, 0.0)
         self.stream = TextStream(sampling.stop, b"".join(map(system.vocabulary.piece, self.prefix)))
+        self.stop_tokens = controls_named(system.vocabulary, sampling.stop)
 
     def choose(self, system: System, scores: Floats, sampling: Sampling, rule: Rule, guess: Guess | None) -> int:
         """Choose the next token by one row of scores, with the samplers that the recipe asks for now."""
@@ -119,6 +122,7 @@ class Line:
             self.close()
             self.sampler, self.sampling = system.sampler(sampling), sampling
             self.stream.stop = sampling.stop
+            self.stop_tokens = controls_named(system.vocabulary, sampling.stop)
             for token in (*self.prefix, *self.tokens):
                 self.sampler.accept(token)
         return self.sampler
@@ -133,7 +137,7 @@ class Line:
 
     def add(self, token: int, system: System, sampling: Sampling) -> str:
         """Append a chosen token; return the text to show, and set `finish_reason` where the answer ends."""
-        if system.ends(token):
+        if system.ends(token) or token in self.stop_tokens:
             self.finish_reason = "stop"
             text = self.stream.flush()
         else:

@@ -37,6 +37,64 @@ _PLAIN_END = frozenset((b"<|tool_response>", b"<|plamo:eos|>"))
 _CORRECTED = _CONTROL_LOOKING | _SHOWN | _PLAIN_END
 
 
+# Names that llama.cpp has for one and the same pre-tokeniser (llama-vocab.cpp, "tokenizer_pre").
+_SAME = {
+    name: names.split()[0]
+    for names in (
+        "llama-bpe llama3 llama-v3 falcon3 falcon-h1 pixtral midm-2.0 lfm2 jina-v5-nano",
+        "gpt-2 phi-2 jina-es jina-de jina-v2-es jina-v2-de gigachat a.x-4.0 mellum modern-bert exaone4",
+        "qwen2 deepseek-r1-qwen kormo f2llmv2 megrez",
+        "gpt-4o llama4 kanana2 talkie",
+        "chatglm-bpe glm4 glm5",
+        "bailingmoe bailingmoe2 llada-moe",
+        "tiny_aya cohere2moe",
+    )
+    for name in names.split()
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Pretokenizer:
+    """How a file says that its tokenizer splits a text at first: (tokenizer.ggml.model, tokenizer.ggml.pre)."""
+
+    path: Path
+    model: str | None
+    pre: str | None
+
+    @property
+    def is_read(self) -> bool:
+        """Whether llama.cpp goes by it: other kinds of tokenizers split in one way."""
+        return self.model == "gpt2"
+
+    @property
+    def used(self) -> str:
+        """What llama.cpp uses, by one name."""
+        name = self.pre or "default"
+        return _SAME.get(name, name)
+
+
+def pretokenizer_warnings(roles: Mapping[str, Pretokenizer]) -> list[str]:
+    """Return what there is to say of roles that split a text otherwise than they were trained to, or than the base.
+
+    roles: by name, "base" among them.
+    """
+    read = {name: each for name, each in roles.items() if each.is_read}
+    said = [
+        f"{path.name} does not say how its tokenizer splits text (tokenizer.ggml.pre is missing): it is split in "
+        "llama.cpp's default way, and answers may be worse; convert the model again"
+        for path in dict.fromkeys(each.path for each in read.values() if not each.pre)
+    ]
+    base = read.get("base")
+    if base is None:
+        return said
+    others = {each.path: each for each in read.values() if each.used != base.used}
+    return said + [
+        f"{other.path.name} splits text by the pre-tokenizer {other.used!r} and {base.path.name} by {base.used!r}: "
+        "they read the same text in other tokens, and answers may be worse; use files that were converted alike"
+        for other in others.values()
+    ]
+
+
 @dataclass(frozen=True, slots=True)
 class HeaderVocabulary:
     """Implements `vocabulary.TokenTable`; its texts take no more memory than in the file.

@@ -5,16 +5,20 @@ from __future__ import annotations
 import ctypes
 import logging
 import os
+import re
 import sys
 import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
+from pathlib import Path
 from typing import Any, TypeVar
 
 import llama_cpp
 import psutil
+
+from eft_local.notices import notice
 
 log = logging.getLogger("eft_local.llama")
 
@@ -84,6 +88,26 @@ def listening() -> Iterator[list[str]]:
         yield heard
     finally:
         _bridge.heard = before
+
+
+# llama.cpp's warnings that speak of worse answers; of the others, some are about speed, some about what it has mended.
+# It also warns of a missing pre-tokenizer and of a context beyond training, which `header` and `loading` do with names.
+_OF_QUALITY = re.compile(
+    r"not in special_eog_ids|control-looking token|bad special token|default special token|EOG token id"
+    r"|newline token|suboptimal|may be degraded"
+)
+
+
+def warn_of_quality(path: Path, lines: Sequence[str]) -> None:
+    """Pass on, once each, what llama.cpp said of a file that makes for worse answers. lines: from `listening`."""
+    said = [line.partition(": ")[2] or line for line in lines if _OF_QUALITY.search(line)]
+    looking = [line for line in said if line.startswith("control-looking")]
+    if len(looking) > 1:
+        more = f" ({len(looking) - 1} more likewise)"
+        said = [line for line in said if line not in looking[1:]]
+        said[said.index(looking[0])] = looking[0] + more
+    for line in said:
+        notice("%s: llama.cpp warns: %s", path.name, " ".join(line.split()))
 
 
 def fill(struct: Struct, **values: Any) -> Struct:

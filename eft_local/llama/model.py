@@ -86,13 +86,15 @@ class Model:
         library.start()
         library.forget_complaints()
         filled = library.fill(llama_cpp.llama_model_default_params(), progress_callback=watcher.callback, **params)
-        handle = llama_cpp.llama_model_load_from_file(os.fsencode(path), filled)
+        with library.listening() as heard:
+            handle = llama_cpp.llama_model_load_from_file(os.fsencode(path), filled)
         if handle is None:
             raise watcher.failure or _load_error(path)
         model = cls(handle, path, bool(filled.n_gpu_layers) and library.supports_gpu_offload())
         if lacking := model._lacking():
             model.close()
             raise UnsupportedModelError(f"{path} {lacking}; use a model that generates text from left to right")
+        library.warn_of_quality(path, heard)
         return model
 
     def _recall(self) -> None:
