@@ -11,11 +11,13 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from itertools import pairwise
 from typing import Any, Protocol
 
 from eft_local.checks import shown
 from eft_local.errors import PromptError
 from eft_local.protocols import Special, Vocabulary
+from eft_local.vocabulary import verbatim
 
 _PLANE = 1 << 16
 _UNASSIGNED = range(4, 14)
@@ -43,7 +45,7 @@ def render_marked(
 ) -> tuple[str, str]:
     """Return a rendered conversation, and the same text with the characters of its contents marked (that is, changed).
 
-    controls: texts of control tokens.
+    controls: texts of the tokens that are markup.
 
     All of the contents is marked, if the template then does the same; if not, all but what the template may look for
     (such as "</think>"); if not, only texts of control tokens. Where it does not even do the same with these, its
@@ -137,7 +139,7 @@ def tokenize_marked(vocabulary: Vocabulary, text: str, marked: str) -> list[int]
         return text[start:stop] != marked[start:stop]
 
     def forges(special: Special) -> bool:
-        return special.is_control and any(forged(at, at + len(special.text)) for at in _places(special.text, text))
+        return special.is_markup and any(forged(at, at + len(special.text)) for at in _places(special.text, text))
 
     if not any(map(forges, present)):
         return vocabulary.tokenize(text, add_special=False, parse_special=True)
@@ -146,8 +148,20 @@ def tokenize_marked(vocabulary: Vocabulary, text: str, marked: str) -> list[int]
         if isinstance(part, int):
             tokens.append(part)
         else:
-            tokens += vocabulary.tokenize(text[slice(*part)], add_special=False, parse_special=False)
+            tokens += tokenize_text(vocabulary, text[slice(*part)], add_special=False)
     return tokens
+
+
+def tokenize_text(vocabulary: Vocabulary, text: str, *, add_special: bool) -> list[int]:
+    """Return the tokens of a text in which nothing is markup. add_special: with BOS, if the vocabulary wants it.
+
+    llama.cpp cuts user-defined tokens out of every text: those that are markup are broken up.
+    """
+    shown = _any_of(s.text for s in vocabulary.specials() if s.is_markup and not s.is_control and s.text in text)
+    cuts = [match.start() + 1 for match in shown.finditer(text)]
+    first, *rest = (text[start:stop] for start, stop in pairwise((0, *cuts, len(text))))
+    tokens = vocabulary.tokenize(first, add_special=add_special, parse_special=False)
+    return tokens + [token for part in rest for token in verbatim(vocabulary, part)]
 
 
 def controls_named(vocabulary: Vocabulary, texts: Collection[str]) -> frozenset[int]:
@@ -186,7 +200,7 @@ def _cut(
     at = start
     while (found := text.find(special.text, at, stop)) >= 0:
         end = found + len(special.text)
-        if special.is_control and forged(found, end):
+        if special.is_markup and forged(found, end):
             at = found + 1
             continue
         left = start + len(text[start:found].rstrip(_SPACES)) if special.strips_left else found

@@ -45,6 +45,11 @@ class Special:
         return bool(self.attributes & (_CONTROL | _UNKNOWN))
 
     @property
+    def is_markup(self) -> bool:
+        """Whether it is a template's to write: control tokens, and such as <|im_start|> that a file calls text."""
+        return self.is_control or (self.text.startswith("<|") and self.text.endswith("|>"))
+
+    @property
     def strips_left(self) -> bool:
         """Whether the white space before it is dropped."""
         return bool(self.attributes & _LSTRIP)

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from fake import END, AsciiVocabulary, FakeModel, emulator, noise, recipe, trio
+from gguf_variants import derive, own_end, refusing, renamed_and_added
 
 from eft_local import notices
 from eft_local.bench.gguf_factory import CHATML, ModelSpec, Shape, Tokens, bpe, spm, write_model
@@ -184,7 +186,7 @@ def files(folder: Path, base: Tokens, tuned: Tokens, **metadata: object) -> Reci
         base=Role(model=str(folder / "base.gguf")),
         antiexpert=Role(model=str(folder / "small.gguf")),
         experts={"kind": Expert(model=str(folder / "tuned.gguf"))},
-    ).replace(temperature=1.0, max_tokens=20, seed=3)
+    ).replace(temperature=1.0, max_tokens=20, seed=3, threads=1, threads_batch=1)
 
 
 @pytest.mark.parametrize("name", FINE_TUNES)
@@ -287,3 +289,36 @@ def test_a_stop_string_that_names_a_control_token_stops_there(only: str, stop: l
         assert emulated.chat("Where?", only=only).finish_reason == "length"
         emulated.recipe = emulated.recipe.replace(stop=["i"])
         assert emulated.chat("Where?", only=only).text == "H"
+
+
+# A real model's
+
+
+@pytest.mark.parametrize(
+    ("change", "rows", "drop", "said"),
+    [
+        (renamed_and_added, 1, (), "in kind, id 49152 is missing in base and '<pad>' (control) in kind; these are"),
+        (own_end, 1, (), "these are never offered, but '<|turn_end|>' ends the answer"),
+        (refusing, 0, ("tokenizer.ggml.pre",), "variant.gguf does not say how its tokenizer splits text"),
+    ],
+)
+def test_variants_of_a_real_model(
+    smollm2: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, change: Any, rows: int, drop: Any, said: str
+) -> None:
+    """Beside the file that it was made of, which it cancels out: the mixture is the variant."""
+    variant = derive(smollm2, tmp_path / "variant.gguf", change, rows=rows, drop=drop)
+    recipe = Recipe(
+        name="variants",
+        context=512,
+        base=Role(model=str(smollm2)),
+        antiexpert=Role(model=str(smollm2)),
+        experts={"kind": Expert(model=str(variant))},
+    ).replace(temperature=0, max_tokens=8, draft="off", threads=1, threads_batch=1)
+    asked = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "List three fruits."}]
+    with Emulator.load(recipe) as emulated:
+        answer = emulated.chat(asked)
+        assert answer.text == emulated.chat(asked, only="kind").text
+        assert answer.text
+    assert sum(said in line for line in warnings(caplog)) == 1
+    moved = "variant.gguf takes no system text: it goes before the first question"
+    assert sum(moved in line for line in warnings(caplog)) == (change is refusing)

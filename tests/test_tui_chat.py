@@ -4,7 +4,9 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fake_emulator import FakeEmulator
@@ -325,3 +327,16 @@ async def test_the_chat_is_scrolled_from_the_input(opened: Open, monkeypatch: py
         assert desk.app.chat.composer.has_focus
         await desk.press("pagedown", "pagedown")
         await desk.until(lambda: "word59." in desk.shown)
+
+
+async def test_warnings_of_the_models_are_shown(opened: Open) -> None:
+    """Nobody sees stderr while the app is open."""
+
+    def load(recipe: Any, progress: Any) -> FakeEmulator:
+        for file in ("a", "b"):
+            logging.getLogger("eft_local").warning("%s.gguf does not say how its tokenizer splits text", file)
+        return FakeEmulator.load(recipe, progress=progress)
+
+    async with opened(load=load) as desk:
+        assert "a.gguf does not say" in desk.notice
+        assert "b.gguf does not say" in desk.notice

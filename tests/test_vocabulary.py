@@ -125,13 +125,56 @@ def test_equal_widths_prove_nothing():
 
 
 @pytest.mark.parametrize("padding", [0, 2])
-def test_a_token_that_the_other_lacks_is_a_difference(padding):
-    longer = Tokens([*WORDS, (b"<think>", USER_DEFINED)])
+@pytest.mark.parametrize("kind", [USER_DEFINED, CONTROL])
+def test_special_tokens_that_the_other_lacks_are_told(padding, kind):
+    longer = Tokens([*WORDS, (b"<think>", kind), (b"<pad>", CONTROL)])
     shorter = Tokens(WORDS + pads(4, padding))
-    with pytest.raises(VocabularyMismatchError, match=r"1 id differs: id 4 .*'<think>'"):
-        compare(longer, shorter)
-    with pytest.raises(VocabularyMismatchError, match=r"1 id differs: id 4 .*'<think>'"):
-        compare(shorter, longer)
+    assert compare(longer, shorter).own.tolist() == [4, 5]
+    assert compare(shorter, longer).own.tolist() == [4, 5]
+    common = common_tokens({"base": shorter, "kind": longer})
+    assert common.width == 4 + padding
+    assert common.hidden.tolist() == [4, 5][:padding]
+    assert [token for token in range(-1, 8) if common.has(token)] == [0, 1, 2, 3]
+    assert list(common.differences) == ["kind"]
+    assert "id 5 is " in common.differences["kind"]
+
+
+def test_special_tokens_of_another_name_are_told():
+    reserved = [
+        *WORDS,
+        (b"<|r0|>", CONTROL),
+        (b"<|r1|>", CONTROL),
+        (b"<|r2|>", CONTROL),
+        (b"<|r3|>", CONTROL),
+        WORDS[3],
+    ]
+    named = [
+        *WORDS,
+        *((b"<|n%d|>" % i, kind) for i, kind in enumerate((CONTROL, UNKNOWN, USER_DEFINED, UNUSED))),
+        WORDS[3],
+    ]
+    common = common_tokens({"base": Tokens(reserved), "kind": Tokens(named)})
+    assert (common.width, common.hidden.tolist()) == (9, [4, 5, 6, 7])
+    assert common.differences == {
+        "kind": "id 4 is '<|r0|>' (control) in base and '<|n0|>' (control) in kind, "
+        "id 5 is '<|r1|>' (control) in base and '<|n1|>' (unknown) in kind, "
+        "id 6 is '<|r2|>' (control) in base and '<|n2|>' in kind, and 1 more"
+    }
+
+
+def test_control_tokens_that_a_file_calls_normal_are_no_text():
+    """As llama.cpp leaves "normal" on what it takes for a control token."""
+    odd = Tokens([*WORDS, (b"[PAD]", NORMAL | CONTROL)])
+    assert compare(odd, odd).own.size == 0
+    assert compare(odd, Tokens([*WORDS, (b"<x>", CONTROL)])).own.tolist() == [4]
+
+
+def test_added_text_is_little():
+    words = WORDS + [(b"w%d" % i, NORMAL) for i in range(396)]
+    more = [(b"m%d" % i, NORMAL) for i in range(5)]
+    assert compare(Tokens(words), Tokens(words + more[:4])).own.tolist() == [400, 401, 402, 403]
+    with pytest.raises(VocabularyMismatchError, match=r"5 ids differ: id 400 is missing in base and 'm0' \(normal\)"):
+        compare(Tokens(words), Tokens(words + more))
 
 
 def test_a_padding_name_within_the_vocabulary_is_a_token():

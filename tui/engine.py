@@ -7,6 +7,7 @@ The thread appends events to a buffer and calls nothing of the app; the app drai
 from __future__ import annotations
 
 import itertools
+import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -117,7 +118,14 @@ class Failed:
     error: Exception
 
 
-Event = Loading | Loaded | LoadFailed | Started | Wrote | Known | Finished | Failed
+@dataclass(frozen=True, slots=True)
+class Warned:
+    """The models run, but not as well as they might."""
+
+    text: str
+
+
+Event = Loading | Loaded | LoadFailed | Started | Wrote | Known | Finished | Failed | Warned
 
 
 def load(recipe: Recipe, progress: Progress) -> Emulator:
@@ -135,6 +143,17 @@ class _Job:
     stopped: bool = False
 
 
+class _Warnings(logging.Handler):
+    """Makes events of what is logged as a warning: where the app runs, nobody sees stderr."""
+
+    def __init__(self, events: deque[Event]) -> None:
+        super().__init__(logging.WARNING)
+        self._events = events
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._events.append(Warned(record.getMessage()))
+
+
 class Engine:
     """Loads recipes and writes answers in the order they are asked for; every method returns at once."""
 
@@ -143,6 +162,8 @@ class Engine:
         self._queue: SimpleQueue[_Job | None] = SimpleQueue()
         self._jobs: list[_Job] = []  # queued or running
         self._events: deque[Event] = deque()
+        self._warnings = _Warnings(self._events)
+        logging.getLogger("eft_local").addHandler(self._warnings)
         self._emulator: Emulator | None = None
         self._wanted: Recipe | None = None
         self.watched = False  # somebody looks at the facts of what is written
@@ -191,6 +212,7 @@ class Engine:
         self.stop()
         self._queue.put(None)
         self._thread.join(patience)
+        logging.getLogger("eft_local").removeHandler(self._warnings)
 
     def _add(self, job: _Job) -> None:
         self._jobs.append(job)

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from eft_local.errors import ContextOverflowError, EftError
-from eft_local.tui.engine import Event, Failed, Finished, Known, Loaded, LoadFailed, Loading, Started, Wrote
+from eft_local.tui.engine import Event, Failed, Finished, Known, Loaded, LoadFailed, Loading, Started, Warned, Wrote
 from eft_local.tui.footer import settled
 from eft_local.tui.screens import DecisionScreen
 
@@ -40,6 +40,9 @@ class Listener:
             news |= isinstance(event, Wrote) or (isinstance(event, Known) and session.knew(event))
         if news and session.writing is not None:
             await self._show_written(text, session.writing)
+        warnings = [event.text for event in events if isinstance(event, Warned)]
+        if warnings:
+            self._app.say("\n".join(warnings))
         for event in events:
             try:
                 await self._hear(event)

@@ -20,7 +20,7 @@ from eft_local.llama import Adapter, ChatTemplate, Model
 from eft_local.llama.devices import places
 from eft_local.llama.header import Pretokenizer, pretokenizer_warnings
 from eft_local.llama.needs import UBATCH_CPU, Needs
-from eft_local.markup import Template, tokenize_marked
+from eft_local.markup import Template, tokenize_marked, tokenize_text
 from eft_local.notices import notice
 from eft_local.planning.planner import Placed
 from eft_local.planning.refusal import check_context, checked_plan
@@ -60,12 +60,12 @@ class LoadedRole:
     def tokens(self, messages: Sequence[Message]) -> list[int]:
         """Return the conversation as this role's prompt. Raises: PromptError."""
         vocabulary = self.vocabulary
-        controls = [special.text for special in vocabulary.specials() if special.is_control]
+        controls = [special.text for special in vocabulary.specials() if special.is_markup]
         rendered = render(self.role.prompt, messages, self.template, controls)
         if rendered.moved:
             notice("the chat template of %s takes no system text: it goes before the first question", self.role.model)
         if rendered.marked is None:
-            return vocabulary.tokenize(rendered.text, add_special=True, parse_special=False)
+            return tokenize_text(vocabulary, rendered.text, add_special=True)
         tokens = tokenize_marked(vocabulary, rendered.text, rendered.marked)
         if vocabulary.add_bos and vocabulary.bos is not None and tokens[:1] != [vocabulary.bos]:
             tokens.insert(0, vocabulary.bos)

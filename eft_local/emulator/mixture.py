@@ -35,7 +35,7 @@ class Mixture:
 
         logits: per role, from `common`. A row's scores are log-probabilities up to a constant.
         """
-        views = logits
+        views = {name: rows[:, : self.n_vocab] for name, rows in logits.items()}
         base = views["base"]
         keep = None
         if recipe.conservative_filter is not None:

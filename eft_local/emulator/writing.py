@@ -55,7 +55,7 @@ class System:
         """Return what the next token is sampled from, [rows, n_vocab]. logits: per role, from `common`."""
         if self.mixture:
             return self.mixture.scores(recipe, logits)
-        scores = logits[self.roles[0]]
+        scores = logits[self.roles[0]][:, : self.n_vocab]
         if self.unused.size:
             scores = scores.copy()
             scores[:, self.unused] = -np.inf
