@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+from eft_local.cores import CoreMeter, CoreUse
 from eft_local.errors import Cancelled, UsageError
 from eft_local.questions import Question, Questions, Verdict, judge
 
@@ -87,12 +88,16 @@ class Judged:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What a system did on a question file; tokens are those it wrote, seconds the time that took."""
+    """What a system did on a question file; tokens are those it wrote, seconds the time that took.
+
+    cores: what other programs used of them meanwhile.
+    """
 
     system: System
     answers: tuple[Judged, ...]
     tokens: int
     seconds: float
+    cores: CoreUse | None = None
 
     @property
     def tokens_per_second(self) -> float:
@@ -135,6 +140,7 @@ class Report:
             "tokens": self.tokens,
             "seconds": self.seconds,
             "tokens_per_second": self.tokens_per_second,
+            "cores": self.cores and self.cores.as_dict(),
             "settings": self.system.settings(),
             "by_category": {name: tally.as_dict() for name, tally in self.categories.items()},
         }
@@ -261,7 +267,7 @@ def run(
     Raises: Cancelled after `emulator.cancel()`.
     """
     recipe = emulator.recipe
-    started = time.perf_counter()
+    started, meter = time.perf_counter(), CoreMeter()
     try:
         if system.changes:
             emulator.recipe = recipe.replace(**system.changes)
@@ -275,7 +281,7 @@ def run(
         Judged(question, a.text, a.finish_reason, judge(question, a.text, a.finish_reason, phrase))
         for question, a in zip(questions.items, answers, strict=True)
     )
-    return Report(system, judged, tokens=sum(a.tokens for a in answers), seconds=seconds)
+    return Report(system, judged, tokens=sum(a.tokens for a in answers), seconds=seconds, cores=meter.use())
 
 
 @dataclass(frozen=True, slots=True)

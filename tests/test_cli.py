@@ -601,7 +601,7 @@ def test_eval_json_has_the_promised_keys(run: Run, questions: str) -> None:
     told = run("eval", questions, "--json").json
     assert list(told["systems"]) == ["base", "expert", "eft", "base-tuned"]
     eft = told["systems"]["eft"]
-    assert {"n", "correct", "form", "both", "declined", "tokens_per_second", "by_category"} <= set(eft)
+    assert {"n", "correct", "form", "both", "declined", "tokens_per_second", "cores", "by_category"} <= set(eft)
     assert (eft["n"], eft["correct"], eft["form"], eft["both"], eft["declined"]) == (4, 1, 1, 1, 0)
     assert (told["systems"]["base"]["correct"], told["systems"]["base"]["form"]) == (1, 0)
     assert (told["systems"]["expert"]["correct"], told["systems"]["expert"]["form"]) == (0, 1)
