@@ -19,11 +19,15 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import psutil
+
 from eft_local.bench.samples import spread
+from eft_local.cores import CoreMeter, Reading, read
 
 if TYPE_CHECKING:
     from eft_local.emulator import Emulator
@@ -32,7 +36,6 @@ if TYPE_CHECKING:
 QUESTION = "Tell me about Peru."
 TOKENS = 120
 PEERS = 2
-_OLD_SPINS = "300000"  # libgomp's own
 
 
 def main() -> None:
@@ -49,7 +52,7 @@ def main() -> None:
     parser.add_argument("--serve", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.serve:
-        _serve(options.serve)
+        _serve(options.serve, old=options.before)
         return
     recipe = _recipe(options)
     found = {"recipe": recipe.name, **measure(recipe.to_toml(), options.seconds, options.rounds, old=options.before)}
@@ -82,8 +85,7 @@ class Writer:
     def __init__(self, recipe: str, *, old: bool = False) -> None:
         """recipe: TOML.  old: a thread per core that waits as long as OpenMP does by itself."""
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "eft_local.bench.busy", "--serve", recipe],
-            env=os.environ | ({"GOMP_SPINCOUNT": _OLD_SPINS, "EFT_BENCH_OLD": "1"} if old else {}),
+            [sys.executable, "-m", "eft_local.bench.busy", "--serve", recipe, *(["--before"] if old else [])],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -115,15 +117,17 @@ class Writer:
         self.close()
 
 
-def _serve(toml: str) -> None:
+def _serve(toml: str, *, old: bool) -> None:
     """Load; then, for each line with seconds on stdin, write for so long and print the tokens per second."""
     from eft_local.emulator import Emulator
     from eft_local.llama.library import default_threads
+    from eft_local.llama.waits import Watch
     from eft_local.recipe import Recipe
 
     recipe = Recipe.from_text(toml)
-    if os.environ.get("EFT_BENCH_OLD"):
+    if old:
         recipe = recipe.replace(threads=default_threads())
+        Watch.look = lambda self: None  # type: ignore[method-assign]
     with Emulator.load(recipe) as emulator:
         _write(emulator, 1.0)
         print(0.0, flush=True)
@@ -146,6 +150,7 @@ def _write(emulator: Emulator, seconds: float) -> float:
 def measure(recipe: str, seconds: float, rounds: int, *, old: bool = False) -> dict[str, Any]:
     """Return tokens per second and ratios to the idle machine, each with its spread. recipe: TOML."""
     speeds: dict[str, list[Sequence[float]]] = {}
+    meter = CoreMeter(_read)
 
     def note(situation: str, *found: float) -> None:
         speeds.setdefault(situation, []).append(found)
@@ -164,7 +169,18 @@ def measure(recipe: str, seconds: float, rounds: int, *, old: bool = False) -> d
             with _loops(os.cpu_count() or 1):
                 note("loops", *_together([writer], seconds))
             note("peers", *_together([writer, *peers], seconds))
-    return _ratios(speeds)
+        foreign = meter.use()
+    return _ratios(speeds) | {"foreign": foreign and foreign.as_dict()}
+
+
+def _read() -> Reading:
+    """Read the system's counters; what our own processes work, ended ones included, is ours."""
+    own = psutil.Process()
+    seconds = sum(own.cpu_times()[:4])
+    for child in own.children(recursive=True):
+        with suppress(psutil.NoSuchProcess):
+            seconds += sum(child.cpu_times()[:4])
+    return replace(read(), own=seconds)
 
 
 def _together(writers: Sequence[Writer], seconds: float) -> list[float]:
@@ -218,6 +234,8 @@ def _text(found: Mapping[str, Any]) -> str:
     lines = [f"{found['recipe']}: {speeds['idle']['median']:.1f} tokens/s on the idle machine; medians [extremes]"]
     if "idle_over_before" in found:
         lines.append(f"  idle ÷ a thread per core, long waits  {shown(found['idle_over_before'])}")
+    if found["foreign"] and found["foreign"]["busy"]:
+        lines.append(f"  NOT IDLE: other programs used {found['foreign']['used_by_others']:.1f} cores all the time")
     lines += [
         f"  beside a loop per core ÷ idle         {shown(found['beside_loops'])}",
         f"  three processes, each ÷ idle          {shown(found['beside_peers'])}",

@@ -1,16 +1,13 @@
 """How many threads evaluate: a policy that is tried on machines of arithmetic, without a clock."""
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 
 import numpy as np
 import pytest
 
 from eft_local.llama import Model
-from eft_local.llama.threads import Threads, brief_waits, kind, ladder, read_times, times_file, write_times
+from eft_local.llama.threads import Threads, kind, ladder, read_times, times_file, write_times
 from eft_local.protocols import Rows
 
 Machine = Callable[[int], float]
@@ -229,29 +226,3 @@ def test_a_context_learns_and_obeys(ggufs):
         with model.open(n_ctx=64, n_threads=1) as context:
             context.submit([Rows(0, [40])])
         assert not model.threads._choices
-
-
-@pytest.mark.parametrize("given", [{}, {"GOMP_SPINCOUNT": "7"}, {"OMP_WAIT_POLICY": "active"}])
-def test_the_environment_stays_as_the_user_has_it(monkeypatch, given):
-    for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
-        monkeypatch.delenv(name, raising=False)
-    for name, value in given.items():
-        monkeypatch.setenv(name, value)
-    with brief_waits():
-        assert os.environ.get("GOMP_SPINCOUNT") == ("1000" if not given else given.get("GOMP_SPINCOUNT"))
-    assert {name: os.environ[name] for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY") if name in os.environ} == given
-
-
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="GCC's OpenMP is what Linux has")
-def test_openmp_is_loaded_while_waits_are_brief():
-    """It tells what it has read when it is loaded and OMP_DISPLAY_ENV asks for it."""
-    done = subprocess.run(
-        [sys.executable, "-c", "import eft_local.llama"],
-        env=os.environ | {"OMP_DISPLAY_ENV": "verbose"},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    if "OPENMP DISPLAY ENVIRONMENT" not in done.stderr:
-        pytest.skip("llama.cpp is built without OpenMP")
-    assert "GOMP_SPINCOUNT = '1000'" in done.stderr

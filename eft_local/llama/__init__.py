@@ -1,11 +1,8 @@
 """llama.cpp behind a few classes: the only code of the project that imports llama_cpp."""
 
 from eft_local.llama import kernels
-from eft_local.llama.threads import brief_waits
 
-with brief_waits():  # OpenMP is loaded with llama.cpp
-    kernels.installed()
-    import llama_cpp  # noqa: F401
+kernels.installed()
 
 from eft_local.llama.adapter import Adapter
 from eft_local.llama.context import Context

@@ -21,7 +21,7 @@ from eft_local.errors import (
     UnsupportedModelError,
     UsageError,
 )
-from eft_local.llama import library
+from eft_local.llama import library, waits
 from eft_local.protocols import Adapter, Floats, Rows
 
 if TYPE_CHECKING:
@@ -245,6 +245,7 @@ class Context:
     def _decode(self, rows: list[_Row]) -> None:
         if self._stop:
             raise Cancelled("the evaluation was stopped")
+        waits.watch().look()
         threads = self._threads.choose(len(rows))
         llama_cpp.llama_set_n_threads(self.handle, threads, threads)
         started = time.perf_counter()

@@ -13,8 +13,7 @@ import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import inf
 from pathlib import Path
@@ -22,10 +21,6 @@ from pathlib import Path
 from eft_local import locations
 from eft_local.llama import kernels
 from eft_local.llama.trial import identity
-
-SPINS = 1000
-"""How often a thread of OpenMP looks whether the others are ready before it sleeps, some 30 µs: longer than they take
-on an idle machine, and shorter than a turn of another program on a busy one. GCC's default is 300,000."""
 
 Times = Mapping[int, Mapping[int, float]]
 """Seconds per row, by kind of call and number of threads."""
@@ -38,21 +33,6 @@ _MOST = 4.0  # a number of threads that takes so much longer is tried no more ra
 _CALM, _ALARMED = 0.01, 0.1  # how much of the time may be spent on trying: usually; if unknown, or after a jump
 _PAUSE, _SHORT_PAUSE = 10, 3  # windows between two trials at least
 _BEGIN = 1.0  # seconds of calls that a new process has to its credit
-
-
-@contextmanager
-def brief_waits() -> Iterator[None]:
-    """Let the threads of an OpenMP library that is loaded in here wait briefly, unless the user's environment says how
-    they shall.
-    """
-    if {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & os.environ.keys():
-        yield
-        return
-    os.environ["GOMP_SPINCOUNT"] = str(SPINS)  # read when the library is loaded, not later
-    try:
-        yield
-    finally:
-        del os.environ["GOMP_SPINCOUNT"]
 
 
 def kind(rows: int) -> int:
@@ -240,7 +220,7 @@ class Ordered:
 
 def times_file(path: Path, most: int) -> Path | None:
     """Return where it is kept what calls on a model take on this machine; None where nothing can be kept."""
-    facts = identity((path,)), kernels.installed(), most, os.environ.get("GOMP_SPINCOUNT", SPINS)
+    facts = identity((path,)), kernels.installed(), most
     return locations.cached("threads", f"{hashlib.sha256(repr(facts).encode()).hexdigest()[:32]}.json")
 
 
