@@ -71,7 +71,7 @@ int eft_products_sixteen_lanes(void) {
 
 enum {
     WIDE = 8,     /* columns in registers */
-    SHORT = 1024, /* numbers of a column up to which the next columns are fetched beforehand; longer ones a CPU foresees */
+    SHORT = 1024, /* numbers of a column up to which the CPU does not foresee eight columns side by side */
 };
 
 INLINE __m256 eight(int type, const uint16_t *numbers) {
@@ -94,6 +94,14 @@ INLINE float total(__m256 lanes) {
     return _mm_cvtss_f32(_mm_add_ss(four, _mm_movehdup_ps(four)));
 }
 
+/* Read memory in order, which the CPU foresees. */
+INLINE void touch(const char *bytes, size_t count) {
+    for (size_t at = 0; at < count; at += 64) {
+        int touched;
+        __asm__ volatile("movl %1, %0" : "=r"(touched) : "m"(*(const int *)(bytes + at)));
+    }
+}
+
 /* c[x] for columns from <= x < to. Eight variables, not an array: gcc keeps that in memory. */
 #define ONE_ROW(type, lanes, features, vector, load, fmadd, zero, sum)                                                 \
     features static void one_row_of_##type##_##lanes(size_t from, size_t to, size_t k, const uint16_t *columns,       \
@@ -101,12 +109,15 @@ INLINE float total(__m256 lanes) {
         size_t x = from;                                                                                               \
         for (; x + WIDE <= to; x += WIDE) {                                                                            \
             const uint16_t *column = columns + x * stride;                                                             \
-            const char *next = (const char *)(column + (k <= SHORT ? WIDE * stride : 0));                              \
+            const char *next = stride == k && k <= SHORT ? (const char *)(column + WIDE * k) : NULL;                   \
+            if (next)                                                                                                  \
+                touch((const char *)column, WIDE * 2 * k);                                                             \
             vector s0 = zero, s1 = zero, s2 = zero, s3 = zero, s4 = zero, s5 = zero, s6 = zero, s7 = zero;             \
             for (size_t i = 0; i < k; i += lanes) {                                                                    \
                 const vector values = load(type, row + i);                                                             \
-                for (int line = 0; line < lanes / 4; line++) /* of eight columns, in the order of memory */            \
-                    _mm_prefetch(next + WIDE * 2 * i + 64 * line, _MM_HINT_T0);                                        \
+                if (next)                                                                                              \
+                    for (int line = 0; line < lanes / 4; line++)                                                       \
+                        _mm_prefetch(next + WIDE * 2 * i + 64 * line, _MM_HINT_T0);                                    \
                 s0 = fmadd(load(type, column + i), values, s0);                                                        \
                 s1 = fmadd(load(type, column + stride + i), values, s1);                                               \
                 s2 = fmadd(load(type, column + 2 * stride + i), values, s2);                                           \
