@@ -18,6 +18,7 @@ import pytest
 from fake_emulator import FakeEmulator
 from test_cli import Run, contents, emulators, home, replying, run  # noqa: F401
 
+from eft_local import __version__
 from eft_local.cli import main, stdin
 from eft_local.cli.lines import read_message
 from eft_local.errors import UsageError
@@ -164,6 +165,11 @@ def test_a_closed_stdin_is_an_empty_one(command: str) -> None:
     ran = subprocess.run(f"{eft} {command} <&-", shell=True, capture_output=True, text=True, timeout=60, check=False)
     assert "unexpected" not in ran.stderr
     assert "Traceback" not in ran.stderr
+
+
+def test_the_package_runs_as_the_command() -> None:
+    ran = subprocess.run([sys.executable, "-m", "eft_local", "-V"], capture_output=True, text=True, check=False)
+    assert (ran.returncode, ran.stdout) == (0, f"eft-local {__version__}\n")
 
 
 # Several lines

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from socketserver import BaseRequestHandler, ThreadingTCPServer
 
@@ -114,18 +115,41 @@ def test_a_proxy_that_cannot_be_reached_is_named(hub: Hub, monkeypatch: pytest.M
         pull([NAME], hub, patience=PATIENT)
 
 
-def test_what_is_no_socks_proxy_is_said(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+@contextmanager
+def answering(answer: bytes) -> Iterator[str]:
+    """A server that says the same to everybody; its address."""
+
     class Web(BaseRequestHandler):
         def handle(self) -> None:
-            self.request.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
-            self.request.recv(100)
+            self.request.sendall(answer)
+            self.request.recv(10_000)
 
     with ThreadingTCPServer(("127.0.0.1", 0), Web) as web:
         threading.Thread(target=web.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
-        monkeypatch.setenv("all_proxy", f"socks5://127.0.0.1:{web.server_address[1]}")
+        yield f"127.0.0.1:{web.server_address[1]}"
+        web.shutdown()
+
+
+def test_what_is_no_socks_proxy_is_said(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    with answering(b"HTTP/1.1 400 Bad Request\r\n\r\n") as address:
+        monkeypatch.setenv("all_proxy", f"socks5://{address}")
         with pytest.raises(DownloadError, match=r"\(all_proxy\) failed \(it does not answer as a SOCKS5 proxy does\)"):
             pull([NAME], hub, patience=PATIENT)
-        web.shutdown()
+
+
+@pytest.mark.parametrize("scheme", ["http", "https"])
+def test_a_proxy_that_wants_a_password_is_not_asked_again(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch, scheme: str
+) -> None:
+    with answering(b"HTTP/1.1 407 Proxy Authentication Required\r\nContent-Length: 0\r\n\r\n") as address:
+        monkeypatch.setenv(f"{scheme}_proxy", f"http://user:secret@{address}")
+        asked = Hub(f"{scheme}://127.0.0.1:9", hub.folder)
+        with pytest.raises(DownloadError, match="as http://USER:PASSWORD@proxy:8080") as caught:
+            pull([NAME], asked, patience=PATIENT)
+    told = str(caught.value)
+    assert f"through the proxy http://…@{address} ({scheme}_proxy)" in told
+    assert "in a row" not in told
+    assert "secret" not in told
 
 
 # Values that no request can be made with

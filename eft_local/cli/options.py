@@ -182,7 +182,7 @@ def read_text(path: Path, what: str) -> str:
     try:
         return path.read_text(encoding="utf-8-sig")  # Windows editors write a byte order mark
     except UnicodeDecodeError as error:
-        raise UsageError(f"{what} {path}: not UTF-8 text (byte {error.start})") from error
+        raise UsageError(f"{what} {path}: not UTF-8 text (byte {error.start}); save it as UTF-8") from error
     except (OSError, ValueError) as error:
         raise UsageError(f"{what} {path}: {getattr(error, 'strerror', None) or error}") from error
 

@@ -80,7 +80,8 @@ def token() -> str | None:
         found = get_token()
     except Exception as error:  # a file, or what HF_OIDC_RESOURCE asks for
         reason = "it is not text" if isinstance(error, UnicodeError) else getattr(error, "strerror", None) or error
-        raise UsageError(f"the token of {source} cannot be read ({reason}); `hf auth login` writes another") from None
+        mend = "`hf auth login` writes another, HF_HUB_DISABLE_IMPLICIT_TOKEN=1 goes without"
+        raise UsageError(f"the token of {source} cannot be read ({reason}); {mend}") from None
     if found is not None and re.fullmatch(r"[!-~]+", found) is None:
         raise UsageError(f"the token of {source} has letters that no token has (it is not shown here); correct it")
     return found

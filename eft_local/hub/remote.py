@@ -31,6 +31,7 @@ _BUSY = {408, 425, 429, 500, 502, 503, 504, 520, 522, 524}
 _EXPIRED = {400, 401, 403, 404, 410}  # what file servers answer to a link that is too old
 _MAX_REDIRECTS = 20
 _LONGEST = 40 * 10**9  # bytes asked for at once: the hub's file servers refuse more than 50 GB
+_LOGIN = "a proxy's user and password stand in its address, as http://USER:PASSWORD@proxy:8080"
 _SHA256, _GIT_SHA1 = re.compile(r"[0-9a-f]{64}"), re.compile(r"[0-9a-f]{40}")
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-\d+/(\d+|\*)")
 
@@ -263,6 +264,9 @@ class Hub:
             return ModelNotFoundError(f"there is no repository {repo} on the hub: check its name{hint}")
         if status == 401:
             return DownloadError("the hub refuses your token: `hf auth login` again, or correct HF_TOKEN")
+        if status == 407:
+            way = environment.way_to(self.endpoint)
+            return DownloadError(f"the connection to {self.endpoint}{way} was refused (407): {_LOGIN}")
         if status in _BUSY:
             return Hiccup(f"the hub is busy ({status})", _asked(error.response.headers))
         return DownloadError(f"the hub refuses {repo} ({status}): {error.server_message or 'it does not say why'}")
@@ -324,7 +328,7 @@ def _mending(error: BaseException) -> str | None:
         return "there is no TLS: perhaps the address of the hub or of the proxy begins with http://, not https://"
     kind = type(error).__name__  # of httpx or httpx2
     if kind == "ProxyError" and re.search(r"\b4\d\d\b|auth|username", str(error), re.IGNORECASE):
-        return "a proxy's user and password stand in its address, as http://USER:PASSWORD@proxy:8080"
+        return _LOGIN
     if kind in ("UnsupportedProtocol", "LocalProtocolError"):
         return "check HF_ENDPOINT and the proxies' variables"
     return None
