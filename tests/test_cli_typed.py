@@ -128,6 +128,30 @@ def test_a_pipe_that_nobody_writes_to_is_left_alone(
     )
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells who holds a pipe")
+def test_a_slow_program_in_a_pipeline_is_waited_for(
+    pipe: int, monkeypatch: pytest.MonkeyPatch, emulators: list[FakeEmulator], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert not stdin._is_fed(), "we hold the other end ourselves"
+    slow = [sys.executable, "-c", "import sys; sys.stdin.read(); print('late')"]
+    with subprocess.Popen(slow, stdin=subprocess.PIPE, stdout=pipe) as program:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), pipe)
+        assert stdin._is_fed()
+        assert program.stdin is not None
+        monkeypatch.setattr(stdin, "PATIENCE", 0.01)
+        fed = stdin._is_fed
+
+        def seen_waiting() -> bool:
+            threading.Timer(0.05, program.stdin.close).start()
+            return fed()
+
+        monkeypatch.setattr(stdin, "_is_fed", seen_waiting)
+        with pytest.raises(SystemExit):
+            main(["ask", "Summarise"])
+    assert asked(emulators) == "late\n\nSummarise"
+    assert capsys.readouterr().err == "waiting for text on stdin\n"
+
+
 def test_what_has_begun_to_come_is_read_to_its_end(
     pipe: int, monkeypatch: pytest.MonkeyPatch, emulators: list[FakeEmulator]
 ) -> None:

@@ -5,8 +5,11 @@ from __future__ import annotations
 import io
 import os
 import queue
+import stat
 import sys
 import threading
+from contextlib import suppress
+from pathlib import Path
 
 import click
 
@@ -28,8 +31,9 @@ def piped() -> str:
     """Return the text that comes through a pipe or from a file, "" if there is none.
 
     A program that starts this one may leave its own end of a pipe open and never write to it (ssh, services, editors,
-    CI): after PATIENCE without a byte the text is taken to be absent, and stderr says so. What has begun to come is
-    read to its end. Raises: UsageError if it is no text.
+    CI): after PATIENCE without a byte the text is taken to be absent, and stderr says so. A program in front of this
+    one in a pipeline is waited for, and what has begun to come is read to its end.
+    Raises: UsageError if it is no text.
     """
     if sys.stdin.isatty():
         return ""
@@ -38,13 +42,35 @@ def piped() -> str:
     try:
         first = arrived.get(timeout=min(_NOTICE, PATIENCE))
     except queue.Empty:
-        output.note(f"waiting {PATIENCE:g} s for text on stdin (< /dev/null: there is none; -: wait until it comes)")
+        fed = _is_fed()
+        limit = "" if fed else f" for {PATIENCE:g} s (< /dev/null: there is none; -: wait until it comes)"
+        output.note(f"waiting for text on stdin{limit}")
         try:
-            first = arrived.get(timeout=max(0.0, PATIENCE - _NOTICE))
+            first = arrived.get(timeout=None if fed else max(0.0, PATIENCE - _NOTICE))
         except queue.Empty:
             output.complain("no text came on stdin, so the question is asked without it; with - it is waited for")
             return ""
     return _text(first)
+
+
+def _is_fed() -> bool:
+    """Whether a program holds the other end of the pipe that is none of those that led to this one. Linux can tell."""
+    import psutil  # slow to import, and seldom needed
+
+    try:
+        pipe = os.fstat(sys.stdin.fileno())
+    except OSError:  # a stream without a descriptor
+        return False
+    family = {os.getpid(), *(parent.pid for parent in psutil.Process().parents())}
+    for process in Path("/proc").glob("[0-9]*"):
+        if int(process.name) in family:
+            continue
+        with suppress(OSError):  # it has ended, or is somebody else's
+            for end in (process / "fd").iterdir():
+                with suppress(OSError):
+                    if end.lstat().st_mode & stat.S_IWUSR and os.path.samestat(end.stat(), pipe):
+                        return True
+    return False
 
 
 def awaited(what: str) -> str:
