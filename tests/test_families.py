@@ -285,6 +285,10 @@ def test_a_stop_string_that_names_a_control_token_stops_there(only: str, stop: l
     with emulator(models, recipe(stop=stop, draft=3)) as emulated:
         answer = emulated.chat("Where?", only=only)
         assert (answer.text, answer.finish_reason, len(answer.tokens)) == ("Hi", "stop", 2)
+        steps = list(emulated.stream("Where?", only=only, top=2))
+        assert [[each.ends for each in step.candidates if each.token == step.token] for step in steps] == [
+            [False], [False], [True]
+        ]  # fmt: skip
         emulated.recipe = emulated.recipe.replace(stop=["<other>"])
         assert emulated.chat("Where?", only=only).finish_reason == "length"
         emulated.recipe = emulated.recipe.replace(stop=["i"])

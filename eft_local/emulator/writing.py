@@ -7,6 +7,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -135,9 +136,13 @@ class Line:
         """Return how many tokens the answer may still get."""
         return (self.max_tokens or sampling.max_tokens or math.inf) - len(self.tokens)
 
+    def ends(self, token: int, system: System) -> bool:
+        """Whether a token ends the answer: an end token, or one that a stop string names."""
+        return system.ends(token) or token in self.stop_tokens
+
     def add(self, token: int, system: System, sampling: Sampling) -> str:
         """Append a chosen token; return the text to show, and set `finish_reason` where the answer ends."""
-        if system.ends(token) or token in self.stop_tokens:
+        if self.ends(token, system):
             self.finish_reason = "stop"
             text = self.stream.flush()
         else:
@@ -333,7 +338,8 @@ def _describe(
         return step
     own = MIXTURE if system.mixture else system.roles[0]
     rows_of_all = {name: row[0] for name, row in rows.items()} | {own: scores}
-    evidence = Evidence(recipe, rows_of_all, line.top, system.vocabulary.piece, system.ends)
+    ends = partial(line.ends, system=system)
+    evidence = Evidence(recipe, rows_of_all, line.top, system.vocabulary.piece, ends)
     if line.later:
         return replace(step, evidence=evidence.kept())
     return known([replace(step, evidence=evidence)])[0]
