@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 from eft_local.checks import shown
 from eft_local.errors import PromptError
-from eft_local.protocols import Special, Vocabulary
+from eft_local.protocols import Special, Specials, Vocabulary
 from eft_local.vocabulary import verbatim
 
 _PLANE = 1 << 16
@@ -41,11 +41,11 @@ class Template(Protocol):
 
 
 def render_marked(
-    template: Template, messages: Messages, args: Mapping[str, Any], controls: Collection[str]
+    template: Template, messages: Messages, args: Mapping[str, Any], specials: Specials
 ) -> tuple[str, str]:
     """Return a rendered conversation, and the same text with the characters of its contents marked (that is, changed).
 
-    controls: texts of the tokens that are markup.
+    specials: those that are markup are looked for.
 
     All of the contents is marked, if the template then does the same; if not, all but what the template may look for
     (such as "</think>"); if not, only texts of control tokens. Where it does not even do the same with these, its
@@ -58,7 +58,7 @@ def render_marked(
     contents = [str(message["content"]) for message in messages]
     plane = _free_plane("".join((text, *contents)))
     hide, unhide = _Shift(plane), _Unshift(plane)
-    forged = _any_of(control for control in controls if any(control in content for content in contents))
+    forged = _any_of(special.text for special in specials.within("\0".join(contents)) if special.is_markup)
 
     def rendered(spared: re.Pattern[str]) -> str:
         changed = [{**m, "content": _mark(str(m["content"]), forged, spared, hide)} for m in messages]
@@ -133,7 +133,7 @@ def tokenize_marked(vocabulary: Vocabulary, text: str, marked: str) -> list[int]
 
     marked: the text again, from `render_marked`. Without forged markup the tokens are llama.cpp's own.
     """
-    present = [special for special in vocabulary.specials() if special.text in text]
+    present = vocabulary.specials().within(text)
 
     def forged(start: int, stop: int) -> bool:
         return text[start:stop] != marked[start:stop]
@@ -157,7 +157,7 @@ def tokenize_text(vocabulary: Vocabulary, text: str, *, add_special: bool) -> li
 
     llama.cpp cuts user-defined tokens out of every text: those that are markup are broken up.
     """
-    shown = _any_of(s.text for s in vocabulary.specials() if s.is_markup and not s.is_control and s.text in text)
+    shown = _any_of(s.text for s in vocabulary.specials().within(text) if s.is_markup and not s.is_control)
     cuts = [match.start() + 1 for match in shown.finditer(text)]
     first, *rest = (text[start:stop] for start, stop in pairwise((0, *cuts, len(text))))
     tokens = vocabulary.tokenize(first, add_special=add_special, parse_special=False)

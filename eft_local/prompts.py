@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +12,10 @@ from eft_local import locations
 from eft_local.checks import shown
 from eft_local.errors import PromptError
 from eft_local.markup import Template, render_marked
+from eft_local.protocols import Specials
 from eft_local.recipe import Frame, Prompt
+
+_NO_SPECIALS = Specials()
 
 _ROLES = ("system", "user", "assistant")
 
@@ -134,11 +137,11 @@ def _read_template(style: str, folder: Path | None) -> str:
 
 
 def render(
-    prompt: Prompt, messages: Sequence[Message], template: Template | None, controls: Collection[str] = ()
+    prompt: Prompt, messages: Sequence[Message], template: Template | None, specials: Specials = _NO_SPECIALS
 ) -> Rendered:
     """Return the text that a role continues. messages: from `conversation`; template: from `template_for`.
 
-    controls: the texts of the vocabulary's control tokens, which are markup in the template and text in messages.
+    specials: the vocabulary's, which are markup in the template and text in messages.
     The prompt's instructions and examples stand in front, as a system text and as turns of the conversation.
     Raises: PromptError if the template is missing or cannot render these messages.
     """
@@ -148,13 +151,13 @@ def render(
     if template is None:
         raise PromptError(f'prompt = {shown(prompt.style)} needs a template; use prompt = "plain" or a Jinja file')
     try:
-        return Rendered(*render_marked(template, messages, prompt.template_args, controls))
+        return Rendered(*render_marked(template, messages, prompt.template_args, specials))
     except PromptError:
         if messages[0]["role"] != "system":
             raise
         with suppress(PromptError):
             moved = _system_moved(messages)
-            return Rendered(*render_marked(template, moved, prompt.template_args, controls), moved=True)
+            return Rendered(*render_marked(template, moved, prompt.template_args, specials), moved=True)
         raise
 
 

@@ -6,7 +6,7 @@ so that loops and user interfaces are tested without a GGUF file.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -60,6 +60,25 @@ class Special:
         return bool(self.attributes & _RSTRIP)
 
 
+class Specials:
+    """A vocabulary's special tokens, the longest text first; of equals, the lower id."""
+
+    def __init__(self, specials: Iterable[Special] = ()) -> None:
+        self._all = tuple(sorted(specials, key=lambda special: (-len(special.text.encode()), special.token)))
+        self._begun: dict[str, list[Special]] = {}  # thousands may begin alike, and stand in no text
+        for special in self._all:
+            self._begun.setdefault(special.text[:4], []).append(special)
+
+    def __iter__(self) -> Iterator[Special]:
+        return iter(self._all)
+
+    def within(self, text: str) -> list[Special]:
+        """Return those whose text stands in this one, in order."""
+        alike = [group for beginning, group in self._begun.items() if beginning in text]
+        found = [special for group in alike for special in group if special.text in text]
+        return sorted(found, key=lambda special: (-len(special.text.encode()), special.token))
+
+
 class TokenTable(Protocol):
     """What tells two vocabularies apart; a file's header has it too."""
 
@@ -95,8 +114,8 @@ class Vocabulary(TokenTable, Protocol):
     def piece(self, token: int) -> bytes:
         """The bytes that this token adds to a text; control tokens add none."""
 
-    def specials(self) -> Sequence[Special]:
-        """Control, unknown and user-defined tokens, the longest text first."""
+    def specials(self) -> Specials:
+        """Control, unknown and user-defined tokens."""
 
 
 class Evaluator(Protocol):

@@ -10,7 +10,7 @@ from eft_local.emulator import Emulator
 from eft_local.emulator.loading import LoadedRole, mixed_roles
 from eft_local.errors import Cancelled, ContextOverflowError, UsageError
 from eft_local.markup import Template
-from eft_local.protocols import Rows, Special
+from eft_local.protocols import Rows, Special, Specials
 from eft_local.recipe import Expert, Prompt, Recipe, Role
 
 NORMAL, CONTROL, UNUSED = 1 << 2, 1 << 3, 1 << 1
@@ -56,8 +56,8 @@ class AsciiVocabulary:
         padding = self.n_tokens - END - 1
         return np.array([NORMAL] * BOS + [CONTROL] * 2 + [UNUSED] * padding, np.int32)
 
-    def specials(self) -> list[Special]:
-        return [Special("<end>", END, CONTROL)]
+    def specials(self) -> Specials:
+        return Specials([Special("<end>", END, CONTROL)])
 
 
 class FakeContext:

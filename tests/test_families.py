@@ -19,7 +19,7 @@ from eft_local.emulator.ends import Ends
 from eft_local.errors import UsageError, VocabularyMismatchError
 from eft_local.llama import Model
 from eft_local.llama.header import Pretokenizer, pretokenizer_warnings
-from eft_local.protocols import Special
+from eft_local.protocols import Special, Specials
 from eft_local.recipe import Expert, Prompt, Recipe, Role
 from eft_local.vocabulary import CONTROL, Common
 
@@ -41,8 +41,9 @@ class TunedVocabulary(AsciiVocabulary):
     def attributes(self) -> np.ndarray:
         return np.concatenate([AsciiVocabulary().attributes(), np.full(len(self._own), CONTROL, np.int32)])
 
-    def specials(self) -> list[Special]:
-        return [*super().specials(), *(Special(t.decode(), OWN_END + i, CONTROL) for i, t in enumerate(self._own))]
+    def specials(self) -> Specials:
+        own = (Special(text.decode(), OWN_END + i, CONTROL) for i, text in enumerate(self._own))
+        return Specials([*super().specials(), *own])
 
     def piece(self, token: int) -> bytes:
         return b"" if token > END else super().piece(token)

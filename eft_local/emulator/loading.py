@@ -60,8 +60,7 @@ class LoadedRole:
     def tokens(self, messages: Sequence[Message]) -> list[int]:
         """Return the conversation as this role's prompt. Raises: PromptError."""
         vocabulary = self.vocabulary
-        controls = [special.text for special in vocabulary.specials() if special.is_markup]
-        rendered = render(self.role.prompt, messages, self.template, controls)
+        rendered = render(self.role.prompt, messages, self.template, vocabulary.specials())
         if rendered.moved:
             notice("the chat template of %s takes no system text: it goes before the first question", self.role.model)
         if rendered.marked is None:

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from eft_local.errors import EvaluationError
-from eft_local.protocols import Special
+from eft_local.protocols import Special, Specials
 
 
 class LlamaVocabulary:
@@ -104,11 +104,11 @@ class LlamaVocabulary:
         """The visible form of a token, special tokens too (`<s>`); empty for None."""
         return "" if token is None else self._piece(token, special=True).decode("utf-8", "replace")
 
-    def specials(self) -> Sequence[Special]:
+    def specials(self) -> Specials:
         return self._specials
 
     @cached_property
-    def _specials(self) -> tuple[Special, ...]:
+    def _specials(self) -> Specials:
         attributes = self.attributes()
         special = llama_cpp.LLAMA_TOKEN_ATTR_CONTROL | llama_cpp.LLAMA_TOKEN_ATTR_UNKNOWN
         special |= llama_cpp.LLAMA_TOKEN_ATTR_USER_DEFINED
@@ -118,7 +118,7 @@ class LlamaVocabulary:
             with suppress(UnicodeDecodeError):
                 text = (llama_cpp.llama_vocab_get_text(self.handle, token) or b"").decode()
                 found += [Special(text, token, int(attributes[token]))] if text else []
-        return tuple(sorted(found, key=lambda special: -len(special.text.encode())))
+        return Specials(found)
 
     def texts(self) -> list[bytes]:
         get = llama_cpp.llama_vocab_get_text
