@@ -21,6 +21,7 @@ from eft_local.checks import (
     verify,
 )
 from eft_local.errors import RecipeError
+from eft_local.json_schema import compiled
 
 
 def _schema_text(value: Any) -> str:
@@ -28,7 +29,7 @@ def _schema_text(value: Any) -> str:
     if isinstance(value, Mapping):
         return json.dumps(toml_value(value), ensure_ascii=False)
     schema = text().accept(value)
-    if not isinstance(json.loads(schema), dict):
+    if not isinstance(json.loads(schema), dict | bool):
         raise ValueError
     return str(schema)
 
@@ -54,10 +55,11 @@ class Sampling:
     dry_multiplier: 0 turns DRY off; dry_base, dry_allowed_length, dry_penalty_last_n as in llama.cpp.
     xtc_probability: 0 turns XTC off; xtc_threshold as in llama.cpp.
     logit_bias: token id (digits) or token text → what is added to its logit.
-    grammar: GBNF text.  json_schema: JSON text, or a table in TOML; only one of the two.
+    grammar: GBNF text.  json_schema: JSON text, or a table in TOML; only one of the two. The answer is then JSON on
+        one line that matches the schema (draft 2020-12); what cannot be enforced is refused by the keyword's name.
     seed: None draws a new one for each answer.  max_tokens: None writes to an end token or the context's end.
     stop: texts that end an answer; they are not part of it.
-    Raises: RecipeError for a value outside its range.
+    Raises: RecipeError for a value outside its range, or a JSON schema that cannot be enforced.
     """
 
     temperature: float = checked(number(minimum=0), 0.8)
@@ -77,7 +79,7 @@ class Sampling:
     xtc_threshold: float = checked(number(minimum=0, maximum=1), 0.1)
     logit_bias: Mapping[str, float] = checked(Check(_BIAS_NEED, _token_names), factory=dict)
     grammar: str | None = checked(optional(text(empty=False)), None)
-    json_schema: str | None = checked(optional(Check("a JSON object (text or table)", _schema_text)), None)
+    json_schema: str | None = checked(optional(Check("a JSON schema (text or table)", _schema_text)), None)
     seed: int | None = checked(optional(integer(0, 2**63 - 1)), None)
     max_tokens: int | None = checked(optional(integer(1)), None)
     stop: tuple[str, ...] = checked(texts(), ())
@@ -89,3 +91,5 @@ class Sampling:
                 f"grammar = {shown(self.grammar)} and json_schema = {shown(self.json_schema)}: "
                 "an answer obeys one of them; remove the other"
             )
+        if self.json_schema is not None:
+            compiled(self.json_schema)

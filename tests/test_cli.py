@@ -120,6 +120,9 @@ def test_the_version_is_told(run: Run) -> None:
         (["ask", "--logit-bias", "42", "x"], "TOKEN=NUMBER"),
         (["ask", "--grammar", "missing.gbnf", "x"], "--grammar missing.gbnf: No such file"),
         (["ask", "--json-schema", "missing.json", "x"], "--json-schema missing.json: No such file"),
+        (["ask", "--json-schema", "[1]", "x"], "a JSON schema"),
+        (["ask", "--json-schema", "{", "x"], "a JSON schema"),
+        (["ask", "--json-schema", '{"uniqueItems": true}', "x"], "uniqueItems at # cannot be enforced"),
         (["ask", "--recipe", "demu", "x"], "demo"),
         (["ask", "--recipe", "./missing.toml", "x"], "missing.toml"),
         (["ask", ""], "empty prompt"),
@@ -289,6 +292,8 @@ def test_grammars_and_schemas_may_be_given_as_text(run: Run, emulators: list[Fak
     run("ask", "x", "--json-schema", '{"type": "object"}')
     assert emulators[0].recipe.sampling.grammar == 'root ::= "no"'
     assert emulators[1].recipe.sampling.json_schema == '{"type": "object"}'
+    run("ask", "x", "--json-schema", "true")
+    assert emulators[2].recipe.sampling.json_schema == "true"
 
 
 def test_every_sampling_key_is_an_option() -> None:
@@ -390,6 +395,20 @@ def test_a_full_context_is_told(run: Run, monkeypatch: pytest.MonkeyPatch) -> No
     ran = run("ask", "x")
     assert (ran.code, ran.out) == (0, "so far\n")
     assert "is full: the answer ends here" in ran.err
+
+
+@pytest.mark.parametrize(("text", "complete"), [('{"a": "so f', False), ('{"a": 1}', True)])
+def test_json_that_is_cut_off_is_told(run: Run, monkeypatch: pytest.MonkeyPatch, text: str, complete: bool) -> None:
+    from eft_local.emulator.results import Step
+
+    def cut(self: FakeEmulator, *_: Any, **__: Any) -> Iterator[Step]:
+        yield Step(1, text, finish_reason="length")
+
+    monkeypatch.setattr(FakeEmulator, "stream", cut)
+    ran = run("ask", "--json-schema", "{}", "--max-tokens", "5", "x")
+    assert (ran.code, ran.out) == (0, f"{text}\n")
+    assert ("the JSON is cut off at 5 tokens" in ran.err) is not complete
+    assert "cut off" not in run("ask", "--max-tokens", "5", "x").err
 
 
 def test_interrupts_are_heard_in_another_thread_and_put_back() -> None:

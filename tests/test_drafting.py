@@ -24,6 +24,10 @@ SETTINGS = (
     {"temperature": 0.9, "repeat_penalty": 1.3, "dry_multiplier": 0.5},
     {"temperature": 0.9, "top_k": 5, "xtc_probability": 0.5},
     {"temperature": 1.0, "grammar": "root ::= [a-z ]+"},
+    {
+        "temperature": 1.0,
+        "json_schema": '{"items": {"enum": ["there", "the \\"end\\""]}, "type": "array", "minItems": 3}',
+    },
     {"temperature": 0, "stop": ("t", "ll")},
     {"temperature": 0.8, "conservative_filter": 0.9, "plausibility_mask": 0.05, "beta": 1.3},
 )

@@ -256,7 +256,7 @@ def test_a_json_schema_may_be_a_table() -> None:
         ("temperature = 0.7", "seed = -1", "[sampling] seed = -1: an integer from 0 to"),
         ('stop = ["\\n\\n"]', 'stop = "x"', '[sampling] stop = "x": a list of texts'),
         ('stop = ["\\n\\n"]', 'stop = [""]', "[sampling] stop = ['']: a list of texts"),
-        ("temperature = 0.7", 'json_schema = "{"', '[sampling] json_schema = "{": a JSON object'),
+        ("temperature = 0.7", 'json_schema = "{"', '[sampling] json_schema = "{": a JSON schema'),
         ("temperature = 0.7", 'json_schema = "{}"\ngrammar = "root"', "an answer obeys one of them"),
         ("temperature = 0.7", "logit_bias = { 5 = nan }", "[sampling] logit_bias = {'5': nan}: a table from"),
         (

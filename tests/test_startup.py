@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-HEAVY = ("llama_cpp", "textual", "huggingface_hub")
+HEAVY = ("llama_cpp", "llguidance", "textual", "huggingface_hub")
 
 
 def loaded_by(code: str) -> set[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from contextlib import closing
 from typing import TYPE_CHECKING, Any, cast
 
@@ -12,6 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator
 
     from eft_local.emulator import Answer, Step
+    from eft_local.recipe import Recipe
 
 
 ENDS = {"stop": "ended by itself", "length": "cut off", "context": "context full", "cancelled": "stopped"}
@@ -97,6 +99,18 @@ def as_dict(answer: Answer) -> dict[str, Any]:
             "overhead": answer.overhead_ms,
         },
     }
+
+
+def json_cut_off(recipe: Recipe, reason: str, text: str) -> str | None:
+    """Return the line for JSON that ends before it is complete; None for all other answers."""
+    if reason != "length" or recipe.sampling.json_schema is None:
+        return None
+    try:
+        json.loads(text)
+    except ValueError:
+        limit = recipe.sampling.max_tokens
+        return f"the JSON is cut off at {limit} tokens: raise --max-tokens, or use a schema that allows less"
+    return None
 
 
 def context_full(context: int) -> str:

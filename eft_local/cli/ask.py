@@ -59,4 +59,6 @@ def ask(session: Session, question: tuple[str, ...], only: str, system: str | No
     answers.remark(text, reason)
     if reason == "context":
         output.complain(answers.context_full(recipe.context))
+    elif complaint := answers.json_cut_off(recipe, reason, text):
+        output.complain(complaint)
     return INTERRUPTED if reason == "cancelled" else 0

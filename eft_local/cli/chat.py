@@ -177,6 +177,8 @@ class PlainChat:
         elif reason == "context":
             context = self.emulator.recipe.context
             output.complain(f"the context of {context} tokens is full: the answer ends here; /reset starts anew")
+        elif complaint := answers.json_cut_off(recipe, reason, printer.text):
+            output.complain(complaint)
 
     def messages(self, question: str) -> tuple[Message, ...]:
         """Return the whole conversation with a new question at its end. Raises: PromptError."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -177,6 +178,14 @@ def _change_text_or_file(looks_like_text: Callable[[str], bool]) -> Keep:
     return keep
 
 
+def _looks_like_json(text: str) -> bool:
+    try:
+        json.loads(text)
+    except (ValueError, RecursionError):
+        return text.lstrip().startswith("{")
+    return True
+
+
 def read_text(path: Path, what: str) -> str:
     """Return a file's text. Raises: UsageError naming the option or argument that named the file."""
     try:
@@ -291,8 +300,8 @@ SAMPLING = (
         "--json-schema",
         type=str,
         metavar="FILE|JSON",
-        keep=_change_text_or_file(lambda text: text.lstrip().startswith("{")),
-        help="Only JSON that this schema allows.",
+        keep=_change_text_or_file(_looks_like_json),
+        help="Only JSON that this schema allows, on one line.",
     ),
 )
 

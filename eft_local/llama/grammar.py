@@ -1,16 +1,57 @@
-"""Grammars that constrain an answer: GBNF text, tried where a parser's complaint cannot hurt, and JSON schemas."""
+"""Grammars that constrain an answer: GBNF text, tried first where a parser's complaint cannot hurt."""
 
 from __future__ import annotations
 
+import ctypes
 import subprocess
 import sys
 from functools import lru_cache
+from typing import Any
+
+import llama_cpp
+import numpy as np
+import numpy.typing as npt
 
 from eft_local.errors import UsageError
+from eft_local.llama.candidates import CANDIDATE, pointer, token_data_array
+from eft_local.llama.vocabulary import LlamaVocabulary
 
-_ANY_CHARACTER = r'[^"\\]'
-_ANY_PRINTED_CHARACTER = r'[^"\\\x00-\x1F\x7F]'
 _TIME_LIMIT = 60  # seconds; a busy machine needs some of them to start Python
+
+
+class Grammar:
+    """Implements `sampler.Constraint` with llama.cpp's sampler. Close it before its model."""
+
+    def __init__(self, vocabulary: LlamaVocabulary, text: str) -> None:
+        """text: GBNF. Raises: UsageError for one that llama.cpp does not accept."""
+        self._sampler: Any = llama_cpp.llama_sampler_init_grammar(vocabulary.handle, checked(text).encode(), b"root")
+        if not self._sampler:
+            raise UsageError("llama.cpp does not accept the grammar with this vocabulary; simplify it")
+
+    def allowed(self, ids: npt.NDArray[np.int32]) -> npt.NDArray[np.bool_]:
+        candidates = np.zeros(ids.size, CANDIDATE)
+        candidates["id"] = ids
+        array = token_data_array(pointer(candidates), ids.size)
+        llama_cpp.llama_sampler_apply(self._sampler, ctypes.byref(array))
+        allowed: npt.NDArray[np.bool_] = np.isfinite(candidates["logit"])
+        return allowed
+
+    def accept(self, token: int) -> bool:
+        # llama.cpp would end the process for a token that its grammar forbids.
+        if not self.allowed(np.array([token], np.int32))[0]:
+            return False
+        llama_cpp.llama_sampler_accept(self._sampler, token)
+        return True
+
+    def clone(self) -> Grammar:
+        twin = Grammar.__new__(Grammar)
+        twin._sampler = llama_cpp.llama_sampler_clone(self._sampler)
+        return twin
+
+    def close(self) -> None:
+        if self._sampler:
+            llama_cpp.llama_sampler_free(self._sampler)
+        self._sampler = None
 
 
 @lru_cache(maxsize=32)
@@ -34,23 +75,8 @@ def checked(grammar: str) -> str:
     return grammar
 
 
-@lru_cache(maxsize=32)
-def from_json_schema(schema: str) -> str:
-    """Translate a JSON schema (text) to GBNF with llama-cpp-python's converter. Raises: UsageError."""
-    from llama_cpp.llama_grammar import json_schema_to_gbnf
-
-    try:
-        grammar = str(json_schema_to_gbnf(schema))
-    except Exception as error:  # the converter raises whatever its recursive descent runs into
-        raise UsageError(f"the JSON schema cannot be used: {error or type(error).__name__}") from error
-    # The converter lets control characters stand inside strings, where JSON allows none.
-    return grammar.replace(_ANY_CHARACTER, _ANY_PRINTED_CHARACTER)
-
-
 def try_standard_input() -> None:
     """Parse the grammar on standard input as llama.cpp would; the exit status says whether it can."""
-    import llama_cpp
-
     from eft_local.llama import library
 
     library.start()

@@ -7,15 +7,16 @@ import ctypes
 from collections.abc import Iterator
 from contextlib import contextmanager
 from math import isfinite
-from typing import Any
+from typing import Any, Protocol
 
 import llama_cpp
 import numpy as np
 import numpy.typing as npt
 
 from eft_local.errors import EvaluationError, UsageError
-from eft_local.llama import grammar
+from eft_local.llama.candidates import CANDIDATE, pointer, token_data_array
 from eft_local.llama.distribution import Distribution
+from eft_local.llama.grammar import Grammar
 from eft_local.llama.noise import CONSTRAINED, gumbel, key
 from eft_local.llama.vocabulary import LlamaVocabulary
 from eft_local.mix import best
@@ -23,13 +24,28 @@ from eft_local.protocols import Floats, Vocabulary
 from eft_local.sampling import Sampling
 from eft_local.vocabulary import verbatim
 
-_CANDIDATE = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])
 _NOTHING_LEFT = "the models left no token to choose (their logits are NaN or all masked)"
 _DRY_BREAKERS = (b"\n", b":", b'"', b"*")
 
 
+class Constraint(Protocol):
+    """What an answer must obey, and how far it has got: a grammar or a JSON schema. Close it before its model."""
+
+    def allowed(self, ids: npt.NDArray[np.int32]) -> npt.NDArray[np.bool_]:
+        """Return which of these tokens may come next, [n]."""
+
+    def accept(self, token: int) -> bool:
+        """Extend the answer. Return whether the token is allowed; one that is not changes nothing."""
+
+    def clone(self) -> Constraint:
+        """Return a copy with a memory of its own. Close it."""
+
+    def close(self) -> None:
+        """Free everything."""
+
+
 class Sampler:
-    """Chooses the next token from mixed logits and remembers the answer so far (penalties, DRY, grammar).
+    """Chooses the next token from mixed logits and remembers the answer so far (penalties, DRY, grammar or schema).
 
     `pick` leaves that memory alone; `accept` extends it. Close it before its model.
     """
@@ -42,13 +58,14 @@ class Sampler:
         """
         self._sampling = sampling
         self._ids = np.arange(n_vocab, dtype=np.int32)
-        self._candidates = np.zeros(n_vocab, _CANDIDATE)
+        self._candidates = np.zeros(n_vocab, CANDIDATE)
         self._ids_laid, self._logits_laid = self._candidates["id"], self._candidates["logit"]
         self._address = self._candidates.ctypes.data
-        self._pointer = _pointer(self._candidates)
-        self._grammar = self._chain = self._temperature = None
+        self._pointer = pointer(self._candidates)
+        self._constraint: Constraint | None = None
+        self._chain = self._temperature = None
         try:
-            self._grammar = _grammar(vocabulary, sampling)
+            self._constraint = _constraint(vocabulary, sampling)
             self._chain = _chain(vocabulary, sampling, n_vocab, window)
             self._temperature = llama_cpp.llama_sampler_init_temp(sampling.temperature)
         except BaseException:
@@ -69,12 +86,9 @@ class Sampler:
         Raises: EvaluationError if nothing may be chosen.
         """
         self._check(scores)
-        if self.greedy and self._bare:
-            token = int(scores.argmax())
-        else:
-            token = self._draw(scores, seed, position, constrained=False)
+        token = self._draw(scores, seed, position, constrained=False)
         if not self._allowed(np.array([token], np.int32))[0]:
-            # As llama.cpp does: the grammar looks at every candidate only where the free choice breaks it.
+            # As llama.cpp does: a grammar looks at every candidate only where the free choice breaks it.
             token = self._draw(scores, seed, position, constrained=True)
         return token
 
@@ -94,28 +108,36 @@ class Sampler:
         return free.redrawn(forbidden, _softmax(self._left(scores, seed, position, constrained=True)))
 
     def accept(self, token: int) -> None:
-        """Remember a chosen token. Raises: EvaluationError if the grammar forbids it (llama.cpp would abort)."""
-        if self._grammar:
-            if not self._allowed(np.array([token], np.int32))[0]:
-                raise EvaluationError(f"token {token} breaks the grammar")
-            llama_cpp.llama_sampler_accept(self._grammar, token)
+        """Remember a chosen token. Raises: EvaluationError if the grammar or schema forbids it."""
+        if self._constraint and not self._constraint.accept(token):
+            raise EvaluationError(f"token {token} breaks the {self._law}")
         llama_cpp.llama_sampler_accept(self._chain, token)
 
     def clone(self) -> Sampler:
         """Return a copy with a memory of its own. Close it."""
         twin = copy.copy(self)
-        for name in ("_chain", "_temperature", "_grammar"):
+        twin._constraint = self._constraint.clone() if self._constraint else None
+        for name in ("_chain", "_temperature"):
             sampler = getattr(self, name)
             setattr(twin, name, llama_cpp.llama_sampler_clone(sampler) if sampler else None)
         return twin
 
     def close(self) -> None:
-        for sampler in (self._chain, self._temperature, self._grammar):
+        if self._constraint:
+            self._constraint.close()
+        for sampler in (self._chain, self._temperature):
             if sampler:
                 llama_cpp.llama_sampler_free(sampler)
-        self._chain = self._temperature = self._grammar = None
+        self._constraint = self._chain = self._temperature = None
+
+    @property
+    def _law(self) -> str:
+        """What the constraint is called."""
+        return "grammar" if self._sampling.grammar is not None else "JSON schema"
 
     def _draw(self, scores: Floats, seed: int, position: int, *, constrained: bool) -> int:
+        if self.greedy and self._bare:
+            return int((self._lawful(scores) if constrained else scores).argmax())
         left = self._left(scores, seed, position, constrained=constrained)
         ids, logits = left["id"], left["logit"]
         if self.greedy or left.size == 1:
@@ -126,9 +148,7 @@ class Sampler:
 
     def _left(self, scores: Floats, seed: int, position: int, *, constrained: bool) -> npt.NDArray[np.void]:
         """Return the candidates that all samplers leave, with logits at the temperature; valid until the next call."""
-        array = self._fill(scores, 0 if constrained else self._enough)
-        if constrained:
-            llama_cpp.llama_sampler_apply(self._grammar, array)
+        array = self._fill(self._lawful(scores) if constrained else scores)
         llama_cpp.llama_sampler_apply(self._chain, array)
         if not self.greedy:
             if self._sampling.xtc_probability:
@@ -137,17 +157,25 @@ class Sampler:
             llama_cpp.llama_sampler_apply(self._temperature, array)
         left = self._view(array)
         if not left.size or not isfinite(left["logit"].max()):
-            raise EvaluationError(
-                "no token may be chosen here: the grammar allows none of them" if constrained else _NOTHING_LEFT
-            )
+            raise EvaluationError(_NOTHING_LEFT)
         return left
 
-    def _fill(self, scores: Floats, enough: int) -> Any:
-        """Lay out the candidates: the `enough` best; all of them at 0."""
-        ids = best(scores, enough) if enough else self._ids
+    def _lawful(self, scores: Floats) -> Floats:
+        """Return the scores of what the grammar or schema allows, −inf for the rest. Raises: EvaluationError."""
+        lawful = np.where(self._allowed(self._ids), scores, np.float32(-np.inf))
+        if not isfinite(lawful.max()):
+            raise EvaluationError(
+                f"no token may be chosen here: the {self._law} allows none of those that are left; "
+                "turn a plausibility mask off, or allow more"
+            )
+        return lawful
+
+    def _fill(self, scores: Floats) -> Any:
+        """Lay out the candidates: the best where only some of them count, or all."""
+        ids = best(scores, self._enough) if self._enough else self._ids
         self._ids_laid[: ids.size] = ids
-        self._logits_laid[: ids.size] = scores[ids] if enough else scores
-        return ctypes.byref(_token_data_array(self._pointer, ids.size))
+        self._logits_laid[: ids.size] = scores[ids] if self._enough else scores
+        return ctypes.byref(token_data_array(self._pointer, ids.size))
 
     def _view(self, array: Any) -> npt.NDArray[np.void]:
         """The candidates that are left; samplers may shrink, reorder or move the array."""
@@ -155,32 +183,17 @@ class Sampler:
         address = ctypes.cast(struct.data, ctypes.c_void_p).value
         if address == self._address or not struct.size:
             return self._candidates[: struct.size]
-        memory = (ctypes.c_char * (struct.size * _CANDIDATE.itemsize)).from_address(address)
-        return np.frombuffer(memory, _CANDIDATE)
+        memory = (ctypes.c_char * (struct.size * CANDIDATE.itemsize)).from_address(address)
+        return np.frombuffer(memory, CANDIDATE)
 
     def _allowed(self, ids: npt.NDArray[np.int32]) -> npt.NDArray[np.bool_]:
-        """Return which of these tokens the grammar allows, [n]."""
-        if not self._grammar:
-            return np.ones(ids.size, np.bool_)
-        candidates = np.zeros(ids.size, _CANDIDATE)
-        candidates["id"] = ids
-        array = _token_data_array(_pointer(candidates), ids.size)
-        llama_cpp.llama_sampler_apply(self._grammar, ctypes.byref(array))
-        allowed: npt.NDArray[np.bool_] = np.isfinite(candidates["logit"])
-        return allowed
+        """Return which of these tokens the grammar or schema allows, [n]."""
+        return self._constraint.allowed(ids) if self._constraint else np.ones(ids.size, np.bool_)
 
     @staticmethod
     def _check(scores: Floats) -> None:
         if not isfinite(scores.max()):  # NaN if any is: llama.cpp's sorting must not see one
             raise EvaluationError(_NOTHING_LEFT)
-
-
-def _pointer(candidates: npt.NDArray[np.void]) -> Any:
-    return ctypes.cast(candidates.ctypes.data, llama_cpp.llama_token_data_p)
-
-
-def _token_data_array(pointer: Any, size: int) -> llama_cpp.llama_token_data_array:
-    return llama_cpp.llama_token_data_array(data=pointer, size=size, selected=-1, sorted=False)
 
 
 def _softmax(candidates: npt.NDArray[np.void]) -> Distribution:
@@ -209,7 +222,7 @@ def _stages(vocabulary: Vocabulary, s: Sampling, n_vocab: int, window: int) -> I
         last_n = s.dry_penalty_last_n if s.dry_penalty_last_n >= 0 else window
         breakers = (ctypes.c_char_p * len(_DRY_BREAKERS))(*_DRY_BREAKERS)
         yield llama_cpp.llama_sampler_init_dry(
-            _handle(vocabulary), s.dry_multiplier, s.dry_base, s.dry_allowed_length, last_n,
+            _llama(vocabulary).handle, s.dry_multiplier, s.dry_base, s.dry_allowed_length, last_n,
             breakers, len(_DRY_BREAKERS),
         )  # fmt: skip
     if s.temperature == 0:
@@ -249,18 +262,18 @@ def _bias_token(vocabulary: Vocabulary, text: str, n_vocab: int) -> int:
     return tokens[0]
 
 
-def _grammar(vocabulary: Vocabulary, s: Sampling) -> Any:
-    source = s.grammar if s.grammar is not None else s.json_schema and grammar.from_json_schema(s.json_schema)
-    if source is None:
-        return None
-    text = grammar.checked(source).encode()
-    sampler = llama_cpp.llama_sampler_init_grammar(_handle(vocabulary), text, b"root")
-    if not sampler:
-        raise UsageError("llama.cpp does not accept the grammar with this vocabulary; simplify it")
-    return sampler
+def _constraint(vocabulary: Vocabulary, s: Sampling) -> Constraint | None:
+    if s.grammar is not None:
+        return Grammar(_llama(vocabulary), s.grammar)
+    if s.json_schema is not None:
+        # Loaded only where a schema is set.
+        from eft_local.llama.matcher import Matcher
+
+        return Matcher(vocabulary, s.json_schema)
+    return None
 
 
-def _handle(vocabulary: Vocabulary) -> int:
+def _llama(vocabulary: Vocabulary) -> LlamaVocabulary:
     if not isinstance(vocabulary, LlamaVocabulary):
         raise UsageError("grammars and DRY read llama.cpp's own vocabulary; this one is not")
-    return vocabulary.handle
+    return vocabulary
