@@ -33,7 +33,7 @@ class Rendered:
 
     marked: the same text with every character changed that is not the template's own (see `markup`); None where no
         template wrote it: then nothing is markup.
-    moved: whether the system text was put before the first user turn, as the template refuses system turns.
+    moved: whether the system text was put before the first user turn, as the template takes no system turn.
     """
 
     text: str
@@ -150,15 +150,22 @@ def render(
         return Rendered(_framed(prompt.frame, messages))
     if template is None:
         raise PromptError(f'prompt = {shown(prompt.style)} needs a template; use prompt = "plain" or a Jinja file')
+    args = prompt.template_args
+    if messages[0]["role"] == "system" and _takes_no_system(template, messages, args):
+        with suppress(PromptError):  # what the template says of the conversation as it is tells more
+            return Rendered(*render_marked(template, _system_moved(messages), args, specials), moved=True)
+    return Rendered(*render_marked(template, messages, args, specials))
+
+
+def _takes_no_system(template: Template, messages: Sequence[Message], args: Mapping[str, Any]) -> bool:
+    """Whether the template refuses the system turn, or leaves it out without a word."""
     try:
-        return Rendered(*render_marked(template, messages, prompt.template_args, specials))
+        text = template(messages, args)
     except PromptError:
-        if messages[0]["role"] != "system":
-            raise
-        with suppress(PromptError):
-            moved = _system_moved(messages)
-            return Rendered(*render_marked(template, moved, prompt.template_args, specials), moved=True)
-        raise
+        return True
+    with suppress(PromptError):
+        return bool(messages[0]["content"].strip()) and template(messages[1:], args) == text
+    return False
 
 
 def _system_moved(messages: Sequence[Message]) -> list[Message]:

@@ -249,6 +249,15 @@ def test_a_template_that_refuses_a_system_turn(models: dict[str, Model], caplog:
     assert [record.getMessage() for record in caplog.records] == [said]
 
 
+def test_a_template_that_leaves_the_system_turn_out(models: dict[str, Model]) -> None:
+    source = "{% for m in messages if m.role != 'system' %}<|{{ m.role }}|>{{ m.content }}<|end|>{% endfor %}"
+    loaded = role(models["spm"], source)
+    assert loaded.tokens(turns("Hi", system="Be brief.")) == loaded.tokens(turns("Be brief.\n\nHi"))
+    assert loaded.tokens(turns("Hi", system=" ")) == loaded.tokens(turns("Hi"))
+    defaults = role(models["spm"], FAMILIES["chatml"])
+    assert defaults.tokens(turns("Hi", system="Be brief.")) == plainly(defaults, turns("Hi", system="Be brief."))
+
+
 def test_a_template_that_refuses_more_than_the_system_turn(models: dict[str, Model]) -> None:
     loaded = role(models["spm"], "{{ raise_exception('not today') }}")
     with pytest.raises(PromptError, match="the chat template of x cannot render this conversation: not today"):
