@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import comb
 from pathlib import Path
@@ -188,27 +188,31 @@ def table(questions: Questions, studied: Sequence[Studied], answers: Answers) ->
         for each in studied
     }
     lines = [
-        "| per cent [95 % Wilson interval] | n | right | one sentence | both | better / worse than shown, p |",
-        "|---|---|---|---|---|---|",
+        "| per cent [95 % Wilson interval] | n | right | one sentence | both | than shown: right | both |",
+        "|---|---|---|---|---|---|---|",
     ]
     for name, judged in verdicts.items():
         tally = Tally.of(judged.values())
         cells = [_cell(getattr(tally, share), tally.n) for share in ("correct", "form", "both")]
-        lines.append(f"| {name} | {tally.n} | {' | '.join(cells)} | {_versus(judged, verdicts.get(SHOWN, {}))} |")
+        reference = verdicts.get(SHOWN, {})
+        versus = [_versus(judged, reference, share) for share in (_right, _both)] if name != SHOWN else ["", ""]
+        lines.append(f"| {name} | {tally.n} | {' | '.join(cells)} | {' | '.join(versus)} |")
     return "\n".join(lines)
 
 
-def _versus(judged: Mapping[str, Verdict], reference: Mapping[str, Verdict]) -> str:
-    """Return how often "both" holds of one and not of the other, and McNemar's p; empty for the reference itself."""
-    if judged is reference:
-        return ""
-    pairs = [
-        (own.correct and own.form, reference[key].correct and reference[key].form)
-        for key, own in judged.items()
-        if key in reference
-    ]
+def _right(verdict: Verdict) -> bool:
+    return verdict.correct
+
+
+def _both(verdict: Verdict) -> bool:
+    return verdict.correct and verdict.form
+
+
+def _versus(judged: Mapping[str, Verdict], reference: Mapping[str, Verdict], holds: Callable[[Verdict], bool]) -> str:
+    """Return on how many questions something holds of one and not of the other, and McNemar's p."""
+    pairs = [(holds(own), holds(reference[key])) for key, own in judged.items() if key in reference]
     wins, losses = pairs.count((True, False)), pairs.count((False, True))
-    return f"{wins} / {losses}, {sign_test(wins, losses):.2g}"
+    return f"+{wins} −{losses}, p = {sign_test(wins, losses):.2g}"
 
 
 def _cell(count: int, n: int) -> str:

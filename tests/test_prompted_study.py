@@ -57,8 +57,16 @@ def test_the_table_counts_what_each_system_has_answered_and_compares_what_both_h
         [cell.strip() for cell in line.strip("|").split("|")]
         for line in table(questions, studied, answers).splitlines()
     ]
-    assert rows[2] == ["the base alone", "2", "100.0 [34–100]", "0.0 [0–66]", "0.0 [0–66]", "0 / 2, 0.5"]
-    assert rows[3] == [SHOWN, "4", "100.0 [51–100]", "100.0 [51–100]", "100.0 [51–100]", ""]
+    assert rows[2] == [
+        "the base alone",
+        "2",
+        "100.0 [34–100]",
+        "0.0 [0–66]",
+        "0.0 [0–66]",
+        "+0 −0, p = 1",
+        "+0 −2, p = 0.5",
+    ]
+    assert rows[3] == [SHOWN, "4", "100.0 [51–100]", "100.0 [51–100]", "100.0 [51–100]", "", ""]
 
 
 def test_a_run_that_ended_early_is_gone_on_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
