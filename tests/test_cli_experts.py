@@ -59,7 +59,7 @@ def test_a_recipe_with_prompts_from_new(home: Path) -> None:
     made = eft(
         "recipes", "new", "mine", "--base", "demo:base", "--antiexpert", "@base", "--expert", "told=@base",
         "--lora", f"tuned={home / 'lora.gguf'}", "--prompt", "few-shot", "--instructions", "Be brief.",
-        "--example", "a?", "b.", "--example", "c?", "d.", "--no-check", home=home,
+        "--example", "a?", "b.", "--example", "c?", "d.", "--no-check", "--context", "512", home=home,
     )  # fmt: skip
     assert made.returncode == 0, made.stderr
     recipe = Recipe.from_toml(home / "recipes" / "mine.toml")
@@ -69,8 +69,9 @@ def test_a_recipe_with_prompts_from_new(home: Path) -> None:
         "told": ("@base", shots),
         "tuned": ("@antiexpert", shots),
     }
+    assert recipe.alphas == {"told": 0.5, "tuned": 1}, "at 1 the base that is told would answer alone"
     refused = eft("ask", "-r", "mine", "x", home=home)
-    assert (refused.returncode, refused.stderr.count("\n")) == (1, 1)
+    assert (refused.returncode, refused.stderr.count("\n")) == (1, 1), refused.stderr
     assert (
         "lora.gguf is not a usable LoRA adapter for base.gguf: its matrices for 'blk.0.attn_q.weight'" in refused.stderr
     )

@@ -15,6 +15,7 @@ from eft_local.cli.options import Command, example
 from eft_local.errors import EftError, PromptError, UsageError
 from eft_local.recipe import Expert, Prompt, Recipe, Role
 from eft_local.references import adapter_of, model_of, names_recipe, resolve_model
+from eft_local.roles import SAME_WEIGHTS
 
 Answer = TypeVar("Answer")
 
@@ -45,7 +46,11 @@ Answer = TypeVar("Answer")
     multiple=True,
     help="A LoRA adapter for an expert; without --expert, on the antiexpert's weights; repeatable.",
 )
-@click.option("--alpha", type=float, default=1.0, show_default=True, help="Strength of the tuning, for each expert.")
+@click.option(
+    "--alpha",
+    type=float,
+    help="Strength of the tuning, for each expert. [default: 1; 0.5 for a prompted @base beside @base]",
+)
 @click.option("--prompt", metavar="STYLE|FILE", default="chat", show_default=True, help="The experts' prompt.")
 @click.option("--instructions", metavar="TEXT", default="", help="What the experts, and only they, are told in front.")
 @click.option(
@@ -68,7 +73,7 @@ def new(
     antiexpert: str | None,
     experts: tuple[str, ...],
     loras: tuple[str, ...],
-    alpha: float,
+    alpha: float | None,
     prompt: str,
     instructions: str,
     examples: tuple[tuple[str, str], ...],
@@ -100,6 +105,8 @@ def new(
         examples=examples,
         template_args={"enable_thinking": False} if no_thinking else {},
     )
+    aware = antiexpert == "@base" and alpha is None  # context-aware decoding: see bench/RESULTS.md for the 0.5
+    strength = 1.0 if alpha is None else alpha
     recipe = Recipe(
         name=name,
         description=description,
@@ -107,7 +114,12 @@ def new(
         base=Role(model=base),
         antiexpert=Role(model=antiexpert),
         experts={
-            key: Expert(model=_model(model, "", check), lora=adapters.get(key), alpha=alpha, prompt=style)
+            key: Expert(
+                model=_model(model, "", check),
+                lora=adapters.get(key),
+                alpha=0.5 if aware and key not in adapters and model in SAME_WEIGHTS else strength,
+                prompt=style,
+            )
             for key, model in models.items()
         },
         folder=file.parent,
