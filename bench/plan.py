@@ -59,7 +59,7 @@ CASES = (
 def planned(path: Path, case: Case) -> Placed:
     """Return what the plan says of a case on a machine with a CPU only."""
     asked = Asked(
-        cells=case.context * case.n_seq,
+        cells=case.context,
         n_seq=case.n_seq,
         n_outputs=SCORED_ROWS * case.n_seq,
         batch=case.placement.batch,
@@ -82,7 +82,7 @@ def allocated(path: Path, case: Case, mmap: bool) -> dict[str, int]:
         with (
             library.listening() as heard,
             model.open(
-                n_ctx=case.context * case.n_seq,
+                n_ctx=case.context,
                 n_seq=case.n_seq,
                 n_outputs=SCORED_ROWS * case.n_seq,
                 n_batch=placement.batch,
@@ -91,7 +91,7 @@ def allocated(path: Path, case: Case, mmap: bool) -> dict[str, int]:
                 flash_attention=placement.flash_attention,
             ),
         ):
-            figures = read_figures(heard, case.context * case.n_seq)
+            figures = read_figures(heard, case.context)
     return {"weights": weights, "cache": figures.cache + figures.state, "compute": figures.host}
 
 

@@ -126,7 +126,7 @@ class Evaluator(Protocol):
 
     @property
     def n_ctx(self) -> int:
-        """Tokens that all sequences together have room for."""
+        """Tokens that each sequence has room for."""
 
     def length(self, sequence: int) -> int:
         """Tokens of this sequence that the cache holds."""
@@ -192,7 +192,7 @@ class LanguageModel(Protocol):
         adapter: Adapter | None,
         adapter_scale: float,
     ) -> Evaluator:
-        """Make a context of `n_ctx` tokens that `n_seq` sequences share; at most `n_outputs` rows of logits at a time.
+        """Make a context of `n_seq` sequences of `n_ctx` tokens; at most `n_outputs` rows of logits at a time.
 
         adapter: one that was loaded for this model; adapter_scale: times what it changes.
         Raises: OutOfMemoryError.

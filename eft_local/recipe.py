@@ -95,6 +95,9 @@ class Recipe:
         when they stood before; "ngram+expert", "ngram+proxy": the latter where the former has nothing to say.
     draft_rule: "shared-noise", answers are the same as without drafts; or "rejection", speculative sampling's own rule,
         which may take more of a draft: answers have the same distribution, and a seed repeats one only if drafts do.
+    exact: whether an answer must be the same alone and in company, with drafts and without: "always", whatever it
+        costs; "never", what is fastest; "auto", where it costs 5 % at most. Not every model, device and build can be
+        exact: an answer tells (`Answer.exact`).
     about: what the models cost to get and to run.
     compare: further models that stand beside the mixture in comparisons and evaluations, never inside it.
     folder: where relative paths start, None for the working directory; not a TOML key.
@@ -115,6 +118,7 @@ class Recipe:
     draft: int | Literal["auto", "off"] = checked(either(choice("auto", "off"), integer(1, 16)), "auto")
     draft_source: str = checked(choice(*DRAFT_SOURCES), "expert")
     draft_rule: str = checked(choice(*DRAFT_RULES), "shared-noise")
+    exact: Literal["auto", "always", "never"] = checked(choice("auto", "always", "never"), "auto")
     sampling: Sampling = checked(instance(Sampling, "a Sampling"), factory=Sampling)
     about: About = checked(instance(About, "an About"), factory=About)
     compare: Mapping[str, Role] = checked(instance(Mapping, "a table of roles"), factory=dict)
@@ -207,7 +211,13 @@ class Recipe:
             for place, role in self.named_roles()
         )
         antiexperts = (expert.antiexpert or self.antiexpert for expert in self.experts.values())
-        return (self.folder, self.context, roles, tuple(role and self.is_base(role) for role in antiexperts))
+        return (
+            self.folder,
+            self.context,
+            self.exact,
+            roles,
+            tuple(role and self.is_base(role) for role in antiexperts),
+        )
 
     @classmethod
     def from_toml(cls, path: str | Path) -> Recipe:
@@ -251,6 +261,7 @@ class Recipe:
         table |= {key: value for key in mixing if (value := getattr(self, key)) is not None}
         drafts = {key: getattr(self, key) for key in _DRAFTS}
         table |= drafts if defaults or drafts != _DRAFTS else {}
+        table |= {"exact": self.exact} if defaults or self.exact != "auto" else {}
         table["base"] = self.base.table()
         table |= {"antiexpert": self.antiexpert.table()} if self.antiexpert else {}
         table["experts"] = {name: expert.table() for name, expert in self.experts.items()}

@@ -84,7 +84,7 @@ class FakeContext:
         self.model.on_submit(self)
         if self._stopped:
             raise Cancelled("the evaluation was stopped")
-        if sum(map(len, self.tokens)) + sum(len(rows.tokens) for rows in batch) > self.n_ctx:
+        if any(len(self.tokens[rows.sequence]) + len(rows.tokens) > self.n_ctx for rows in batch):
             raise ContextOverflowError("the fake context is full")
         if sum(rows.outputs for rows in batch) > self.n_outputs:
             raise UsageError("too many rows of logits")

@@ -171,9 +171,9 @@ def test_overflow_is_refused_before_anything_is_evaluated(model):
         room = context.n_ctx
         context.submit([Rows(0, [1] * (room - 10)), Rows(1, [1] * 5)])
         with pytest.raises(ContextOverflowError, match=f"{room + 1} tokens"):
-            context.submit([Rows(0, [1] * 3), Rows(1, [1] * 3)])
+            context.submit([Rows(0, [1] * 11), Rows(1, [1] * 3)])
         assert [context.length(0), context.length(1)] == [room - 10, 5]
-        context.submit([Rows(0, [1] * 3), Rows(1, [1] * 2)])
+        context.submit([Rows(0, [1] * 10), Rows(1, [1] * (room - 5))])  # each sequence has a room of its own
 
 
 def test_a_closed_context_says_so(model):

@@ -208,7 +208,8 @@ def test_a_file_that_is_to_be_mapped_need_not_fit() -> None:
 
 def test_roles_that_share_weights_share_them_in_the_plan() -> None:
     two_contexts = Load((ContextNeed(("small",), 1, SMALL), ContextNeed(("lora",), 1, SMALL)), adapters=MB)
-    one_context = Load((ContextNeed(("small", "prompted"), 2, SMALL),))
+    both = replace(SMALL, on_cpu=figures(2 * 10_000, 10 * MB, 0), sequences=2)
+    one_context = Load((ContextNeed(("small", "prompted"), 2, both),))
     apart = plan([two_contexts], [cpu()], 4096).used(cpu())
     together = plan([one_context], [cpu()], 4096).used(cpu())
     assert apart.weights == SMALL.weights.total + MB

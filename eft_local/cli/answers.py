@@ -90,6 +90,7 @@ def as_dict(answer: Answer) -> dict[str, Any]:
         "generated_tokens": len(answer.tokens),
         "tokens_per_second": answer.tokens_per_second,
         "seed": answer.seed,
+        "exact": answer.exact,
         "cores": answer.cores and answer.cores.as_dict(),
         "milliseconds": {
             "roles": {

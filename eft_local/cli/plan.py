@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from eft_local.hub import HubName
     from eft_local.memory import Device
     from eft_local.planning.planner import Load, Placed, Plan
+    from eft_local.planning.survey import Seat
 
 _ALONE = "model"  # the role of a model that is planned without a recipe
 _CONTEXT = 4096  # tokens, for such a model
@@ -57,12 +58,14 @@ def plan(what: str, context: int | None, memory: tuple[str, ...], bandwidth: tup
     """
     from eft_local.llama.devices import places
     from eft_local.planning.planner import plan as planned
+    from eft_local.planning.survey import remembered
 
     given = _numbers("--memory", memory)
     speeds = {name: value * 1e9 for name, value in _numbers("--bandwidth", bandwidth).items()}
-    name, loads, tokens, away = _loads(what, context)
+    name, loads, seated, wish, tokens, away = _loads(what, context)
     found = planned(loads, _with_memory(places(), given), tokens)
-    facts = _facts(name, found, loads, speeds) | {"away": away}
+    on_gpu = {role: found.of(role).on_gpu for role in seated}
+    facts = _facts(name, found, loads, speeds) | {"exact": remembered(seated, on_gpu, tokens, wish), "away": away}
     if as_json:
         output.write_json(facts)
     else:
@@ -72,8 +75,8 @@ def plan(what: str, context: int | None, memory: tuple[str, ...], bandwidth: tup
     return 0 if found.fits else 1
 
 
-def _loads(what: str, context: int | None) -> tuple[str, tuple[Load, ...], int, list[str]]:
-    """Return a name, what has to be loaded, the tokens of context, and what is not here."""
+def _loads(what: str, context: int | None) -> tuple[str, tuple[Load, ...], dict[str, Seat], str, int, list[str]]:
+    """Return a name, what has to be loaded and for whom, how exact, the tokens of context, and what is not here."""
     from eft_local.emulator.loading import mixed_roles
     from eft_local.llama.weights import read_weights
     from eft_local.planning.survey import SCORED_ROWS, Seat, loads, rows_at_once, seats
@@ -85,7 +88,7 @@ def _loads(what: str, context: int | None) -> tuple[str, tuple[Load, ...], int, 
         recipe = find_recipe(what)
         seated = seats(recipe, mixed_roles(recipe), headers.find)
         tokens = context or recipe.context
-        return recipe.name, loads(seated, tokens, rows_at_once(recipe)), tokens, headers.read
+        return recipe.name, loads(seated, tokens, rows_at_once(recipe)), seated, recipe.exact, tokens, headers.read
     try:
         path = resolve_model(what, None)
     except ModelNotFoundError:
@@ -95,7 +98,8 @@ def _loads(what: str, context: int | None) -> tuple[str, tuple[Load, ...], int, 
             raise
         path = found
     tokens = context or min(_CONTEXT, read_weights(path).trained or _CONTEXT)
-    return what, loads({_ALONE: Seat(path, Placement())}, tokens, SCORED_ROWS), tokens, headers.read
+    seated = {_ALONE: Seat(path, Placement())}
+    return what, loads(seated, tokens, SCORED_ROWS), seated, "auto", tokens, headers.read
 
 
 class _Headers:
@@ -211,7 +215,9 @@ def _facts(name: str, plan: Plan, loads: Sequence[Load], speeds: Mapping[str, fl
 def _model_facts(placed: Placed, plan: Plan) -> dict[str, Any]:
     from eft_local.planning.planner import gpus
 
-    figures = [each.figures(plan.context, placed.on_gpu) for each in placed.load.contexts]
+    contexts = placed.load.contexts
+    figures = [each.figures(plan.context, placed.on_gpu) for each in contexts]
+    per_token = (each.cache / each.cells / context.sequences for each, context in zip(figures, contexts, strict=True))
     total = placed.total
     return {
         "roles": list(placed.load.roles),
@@ -219,7 +225,7 @@ def _model_facts(placed: Placed, plan: Plan) -> dict[str, Any]:
         **asdict(total),
         "total": total.total,
         "state": sum(each.state for each in figures),
-        "cache_per_1000_tokens": round(1000 * sum(each.cache / each.cells for each in figures)),
+        "cache_per_1000_tokens": round(1000 * sum(per_token)),
         "layers": placed.load.units - 1,
         "on_gpus": {gpu.name: count for gpu, count in zip(gpus(plan.devices), placed.layers, strict=False) if count},
         "mmap": placed.mmap,
@@ -256,7 +262,7 @@ def _text(facts: dict[str, Any]) -> str:
             f"{_device_name(device['name'])}: {size_text(device['used'])} of {size_text(device['free'])} that are "
             f"free{bound}, {size_text(device['kept'])} of them left alone"
         )
-    lines += [_longest(facts), _speed(facts["speed"])]
+    lines += [_longest(facts), _speed(facts["speed"]), *_exact(facts["exact"])]
     if facts["away"]:
         lines.append(f"planned from headers on the hub: {', '.join(facts['away'])}; eft pull gets the models")
     return "\n".join(lines) + "\n"
@@ -292,6 +298,13 @@ def _measured(speed: dict[str, Any]) -> str:
     if cores and cores["busy"]:
         return f", measured while other programs used {cores['used_by_others']:.1f} of {cores['cores']} cores"
     return ", measured" if speed["measured"] else ""
+
+
+def _exact(exact: Mapping[str, str]) -> list[str]:
+    """Return whether answers are exact: in one line where all roles are alike."""
+    if len(set(exact.values())) == 1:
+        return [f"exact: {next(iter(exact.values()))}"]
+    return [f"exact, {name}: {told}" for name, told in exact.items()]
 
 
 def _speed(speed: dict[str, Any]) -> str:

@@ -19,6 +19,7 @@ from eft_local.emulator.loading import (
     LoadedRole,
     LoadProgress,
     compared_roles,
+    exactness,
     mixed_roles,
     warn_of_capped_logits,
     warn_of_own_tokens,
@@ -117,6 +118,13 @@ class Emulator:
     def roles(self) -> tuple[str, ...]:
         """The roles of the mixture: base, antiexpert, the experts, and own antiexperts as `NAME.antiexpert`."""
         return self._mixed
+
+    @property
+    def exact(self) -> str:
+        """Whether answers of the mixture are the same alone and in company, with drafts and without: "yes", or
+        "no, because …".
+        """
+        return exactness({name: self._roles[name] for name in self._mixed})
 
     @property
     def systems(self) -> tuple[str, ...]:
@@ -332,6 +340,7 @@ class Emulator:
             unused=common.hidden,
             scratch=np.empty(common.width, np.float32),
             ends=lambda token: token == end or any(speaker.vocabulary.is_eog(token) for speaker in speakers),
+            exact=exactness(loaded),
             sampler=lambda sampling: Sampler(voice.vocabulary, sampling, common.width, self._recipe.context),
         )
 
@@ -392,7 +401,7 @@ class Emulator:
             {name: self._role(name) for name in system.roles},
             context=limit,
             slots=parallel,
-            cells={name: parallel * longest(name) for name in system.roles},
+            longest={name: longest(name) for name in system.roles},
             outputs=_batch_rows(self._recipe, parallel),
         )
 

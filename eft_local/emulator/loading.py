@@ -11,20 +11,21 @@ import threading
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from eft_local.emulator.ends import Ends
 from eft_local.errors import Cancelled
-from eft_local.llama import Adapter, ChatTemplate, Model
+from eft_local.llama import Adapter, ChatTemplate, Model, kernels
 from eft_local.llama.devices import places
+from eft_local.llama.exactness import Choice, choose, find
 from eft_local.llama.header import Pretokenizer, pretokenizer_warnings
 from eft_local.llama.needs import UBATCH_CPU, Needs
 from eft_local.markup import Template, tokenize_marked, tokenize_text
 from eft_local.notices import notice
 from eft_local.planning.planner import Placed
 from eft_local.planning.refusal import check_context, checked_plan
-from eft_local.planning.survey import Seat, loads, rows_at_once, seats, settled
+from eft_local.planning.survey import Seat, loads, question, rows_at_once, seats, settled
 from eft_local.prompts import Message, render, template_for
 from eft_local.protocols import Evaluator, LanguageModel, Vocabulary
 from eft_local.recipe import Placement, Recipe, Role
@@ -47,10 +48,16 @@ class LoadedRole:
     template: Template | None = None
     adapter: Adapter | None = None
     needs: Needs | None = None
+    exactness: Choice | None = None
 
     @property
     def vocabulary(self) -> Vocabulary:
         return self.model.vocabulary
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether its logits do not depend on what is evaluated together."""
+        return self.exactness is not None and self.exactness.verdict.exact
 
     @property
     def context_key(self) -> Hashable:
@@ -70,11 +77,11 @@ class LoadedRole:
             tokens.insert(0, vocabulary.bos)
         return tokens
 
-    def open(self, *, n_ctx: int, n_seq: int, n_outputs: int) -> Evaluator:
+    def open(self, *, n_ctx: int, n_seq: int, n_outputs: int, flash_attention: bool | str | None = None) -> Evaluator:
         """Make a context for this role's model. Raises: OutOfMemoryError."""
         placement = self.placement
         if self.needs and not placement.offload:
-            check_context(self.needs, n_ctx, self.role.model)
+            check_context(self.needs, n_ctx, n_seq, self.role.model)
         return self.model.open(
             n_ctx=n_ctx,
             n_seq=n_seq,
@@ -84,7 +91,7 @@ class LoadedRole:
             n_threads=placement.threads,
             n_threads_batch=placement.threads_batch,
             kv_type=placement.kv_type,
-            flash_attention=placement.flash_attention,
+            flash_attention=placement.flash_attention if flash_attention is None else flash_attention,
             adapter=self.adapter,
             adapter_scale=self.role.lora_scale,
         )
@@ -140,7 +147,10 @@ class Library:
             self._place(recipe, new)
             self._open(new, progress)
             _warn_of_copies(seated)
-        return {name: self._loaded(recipe, roles[name], seat, progress) for name, seat in seated.items()}
+        loaded = {name: self._loaded(recipe, roles[name], seat, progress) for name, seat in seated.items()}
+        if new:  # for the whole process
+            kernels.use_exact(any(role.is_exact for role in loaded.values()))
+        return loaded
 
     def _place(self, recipe: Recipe, seated: Mapping[str, Seat]) -> None:
         """Find a place for the weights that are not loaded yet. Raises: OutOfMemoryError."""
@@ -202,7 +212,10 @@ class Library:
             )  # fmt: skip
         template = template_for(role.prompt, model.chat_template, _compiler(model), recipe.folder, str(model.path))
         placement = settled(seat.placement, placed.on_gpu, placed.mmap, recipe.context)
-        return LoadedRole(role, placement, model, template, self._adapter(seat, progress), placed.load.needs)
+        loaded = LoadedRole(role, placement, model, template, self._adapter(seat, progress), placed.load.needs)
+        choice = choose(find(model, question(seat, placement, recipe.context), loaded.open), recipe.exact)
+        placement = replace(placement, flash_attention=choice.way.flash)
+        return replace(loaded, placement=placement, exactness=choice)
 
     def close(self) -> None:
         self._cleanup.close()
@@ -238,6 +251,16 @@ def _compiler(model: Model) -> Callable[[str], Template]:
     return lambda source: ChatTemplate(
         source, bos=vocabulary.text(vocabulary.bos), eos=vocabulary.text(vocabulary.eos), origin=model.path.name
     )
+
+
+def exactness(roles: Mapping[str, LoadedRole]) -> str:
+    """Return "yes" if an answer of these roles is the same alone and in company, or "no, because …"."""
+    for name, loaded in roles.items():
+        if loaded.exactness is None:
+            return f"no, because {name} was not tried"
+        if not loaded.is_exact:
+            return f"no, because of {name}: {loaded.exactness.verdict.reason}"
+    return "yes"
 
 
 def warn_of_capped_logits(roles: Mapping[str, LoadedRole]) -> None:

@@ -95,6 +95,9 @@ class Answer:
     overhead_ms: everything outside llama.cpp: mixing, sampling, text.
     tokens_per_second: after the first token, whose time is the prompt's.
     seed: reproduces the answer.
+    exact: "yes" where tokens do not depend on what else is evaluated: they are the same alone and in a batch, after
+        other answers, with drafts and without, and after a prompt that came at once or in parts; otherwise
+        "no, because …". Empty if nothing was evaluated.
     cores: what other programs used of the cores meanwhile; None where that was too short to tell.
     """
 
@@ -107,6 +110,7 @@ class Answer:
     overhead_ms: float
     tokens_per_second: float
     seed: int
+    exact: str = ""
     cores: CoreUse | None = field(default=None, compare=False)
 
 

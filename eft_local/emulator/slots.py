@@ -68,12 +68,12 @@ class _Sequence:
 class _Group:
     """Roles on the same weights and adapter: one context, whose sequences are numbered role by role.
 
-    cells: tokens that all sequences have room for.  rows: of logits that one evaluation can give at most.
+    room: tokens that each sequence can hold.  rows: of logits that one evaluation can give at most.
     """
 
     evaluator: Evaluator
     roles: list[str]
-    cells: int
+    room: int
     rows: int
 
 
@@ -96,10 +96,10 @@ class Slots:
         *,
         context: int,
         slots: int = 1,
-        cells: Mapping[str, int] | None = None,
+        longest: Mapping[str, int] | None = None,
         outputs: int = 1,
     ) -> None:
-        """cells: tokens that all slots of a role have room for, by role; default context × slots.
+        """longest: tokens that a slot of a role needs room for, by role, if fewer than `context`.
         outputs: rows of logits that `evaluate` can return per slot.
 
         Raises: OutOfMemoryError.
@@ -113,7 +113,7 @@ class Slots:
         self._sequences: dict[tuple[str, int], _Sequence] = {}
         with ExitStack() as cleanup:
             for names in _by_context(roles):
-                room = sum(cells[name] if cells else context * slots for name in names)
+                room = max(longest[name] for name in names) if longest else context
                 rows = len(names) * slots * outputs
                 evaluator = roles[names[0]].open(n_ctx=room, n_seq=len(names) * slots, n_outputs=rows)
                 cleanup.callback(evaluator.close)
@@ -188,28 +188,25 @@ class Slots:
             for index, name in enumerate(names):
                 logits[name] = parts[index * len(slots) : (index + 1) * len(slots)]
             seconds = before + self._count(names, started)
-            if self.advice and evaluated_rows == len(rows):
+            if self.advice and evaluated_rows == len(rows) and len(set(wanted)) == 1:
                 self.advice.learn(names[0], evaluated_rows, seconds)
         return logits
 
     def _submit(self, group: _Group, name: str, batch: list[Rows]) -> int:
-        """Submit a batch; return its rows. Where all give logits there may be more of them, behind the last sequence
-        and forgotten at once: kernels work in fours, and four rows may be sooner done than three.
+        """Submit a batch; return its rows. Where those of one sequence all give logits there may be more of them, which
+        are forgotten at once: kernels work in fours, and four rows may be sooner done than three.
         """
         rows = sum(len(each.tokens) for each in batch)
-        last = batch[-1]
-        more = 0
-        if self.advice and rows == sum(each.outputs for each in batch):
-            more = self.advice.cheapest(name, rows) - rows
-        held = sum(group.evaluator.length(number) for number in range(len(group.roles) * self._slots))
-        if more and rows + more <= group.rows and held + rows + more <= group.cells:
-            batch = [*batch[:-1], Rows(last.sequence, [*last.tokens, *[0] * more], last.outputs + more)]
-        else:
+        if not self.advice or len(batch) > 1 or rows > batch[0].outputs:
+            group.evaluator.submit(batch)
+            return rows
+        sequence, length = batch[0].sequence, group.evaluator.length(batch[0].sequence) + rows
+        more = self.advice.cheapest(name, rows) - rows
+        if rows + more > group.rows or length + more > group.room:
             more = 0
-        length = group.evaluator.length(last.sequence) + len(last.tokens)
-        group.evaluator.submit(batch)
+        group.evaluator.submit([Rows(sequence, [*batch[0].tokens, *[0] * more], rows + more)])
         if more:
-            group.evaluator.rewind(last.sequence, length)
+            group.evaluator.rewind(sequence, length)
         return rows + more
 
     def most_rows(self, name: str) -> int:

@@ -37,6 +37,7 @@ class System:
     vocabulary: gives tokens their text; n_vocab: width of the logits that are sampled from.
     unused: ids below n_vocab that are padding and never offered; scratch: a row to compute in.
     ends: whether a token ends the answer.
+    exact: "yes", or "no, because …": see `Answer.exact`.
     """
 
     roles: tuple[str, ...]
@@ -46,6 +47,7 @@ class System:
     unused: npt.NDArray[np.intp]
     scratch: Floats
     ends: Callable[[int], bool]
+    exact: str
     sampler: Callable[[Sampling], Sampler]
 
     def common(self, name: str, logits: Floats) -> Floats:
@@ -74,6 +76,7 @@ class Line:
     facts: bool = False
     top: int = 0
     later: bool = False
+    exact: str = ""
     slot: int = -1
     tokens: list[int] = field(default_factory=list)
     text: list[str] = field(default_factory=list)
@@ -102,6 +105,7 @@ class Line:
     def begin(self, slots: Slots, slot: int, system: System, sampling: Sampling) -> None:
         """Take a slot. Raises: ContextOverflowError."""
         self.slot = slot
+        self.exact = system.exact
         self.evaluated = slots.begin(slot, self.sequences)
         self.role_seconds = dict.fromkeys(self.prompts, 0.0)
         self.stream = TextStream(sampling.stop, b"".join(map(system.vocabulary.piece, self.prefix)))
@@ -193,6 +197,7 @@ class Line:
             overhead_ms=1000 * (self.wall_seconds - sum(self.role_seconds.values())),
             tokens_per_second=later / seconds if later > 0 and seconds > 0 else 0.0,
             seed=self.seed,
+            exact=self.exact,
             cores=self.cores.use(),
         )
 
@@ -237,14 +242,16 @@ def write(
     unfinished line gets its closing step.
     """
     waiting = deque(lines)
-    free = deque(range(parallel))
+    free = list(range(parallel))
     live: list[Line] = []
     try:
         while waiting or live:
             while waiting and free:
                 line = waiting.popleft()
-                line.begin(slots, free.popleft(), system, recipe().sampling)
+                free.sort()
+                line.begin(slots, free.pop(0), system, recipe().sampling)
                 live.append(line)
+            live.sort(key=lambda line: line.slot)  # neighbours are evaluated in one go
             yield from _round(slots, system, tuple(live), recipe, drafting)
             for line in [line for line in live if line.finish_reason]:
                 live.remove(line)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -22,6 +22,7 @@ from eft_local.errors import (
     UsageError,
 )
 from eft_local.llama import library, waits
+from eft_local.llama.calls import Row, calls
 from eft_local.protocols import Adapter, Floats, Rows
 
 if TYPE_CHECKING:
@@ -37,12 +38,15 @@ _NO_SLOT = 1
 def context_params(
     *, n_ctx: int, n_seq: int, n_outputs: int, n_batch: int, n_ubatch: int, kv_type: str, flash_attention: bool | str
 ) -> llama_cpp.llama_context_params:
-    """Return all of a context's parameters that its size in memory depends on."""
+    """Return all of a context's parameters that its size in memory depends on.
+
+    n_ctx: tokens that each sequence has room for.
+    """
     n_outputs = max(n_outputs, n_seq)  # each sequence has a row in the graphs that it reserves
     n_batch = max(n_batch, n_outputs)  # all rows with logits are read after one evaluation
     return library.fill(
         llama_cpp.llama_context_default_params(),
-        n_ctx=n_ctx,
+        n_ctx=n_ctx * n_seq,
         n_batch=n_batch,
         n_ubatch=min(n_ubatch, n_batch),
         n_seq_max=n_seq,
@@ -51,7 +55,8 @@ def context_params(
         type_k=KV_TYPES[kv_type],
         type_v=KV_TYPES[kv_type],
         flash_attn_type=_FLASH_ATTENTION[flash_attention],
-        kv_unified=True,  # otherwise every sequence gets its share of n_ctx and its own graph
+        # A stream for each sequence: where its tokens lie in one cache, and beside what, would change its logits.
+        kv_unified=False,
         swa_full=True,  # a pruned sliding window could not be rewound
     )
 
@@ -90,7 +95,7 @@ class Context:
         adapter: Adapter | None = None,
         adapter_scale: float = 1.0,
     ) -> None:
-        """Make room for `n_ctx` tokens that `n_seq` sequences share, and for `n_outputs` rows of logits at a time.
+        """Make room for `n_seq` sequences of `n_ctx` tokens, and for `n_outputs` rows of logits at a time.
 
         n_outputs bounds a buffer of n_outputs × n_vocab floats: keep it small. n_threads, n_threads_batch: for calls of
         one row and of more; without them `Model.threads` chooses. adapter: one that was loaded for this
@@ -128,15 +133,16 @@ class Context:
         self.handle = llama_cpp.llama_init_from_model(model.handle, params)
         if not self.handle:
             raise unsuitable_cache(model.path) or OutOfMemoryError(
-                f"llama.cpp could not make a context of {n_ctx} tokens for {model.path} "
+                f"llama.cpp could not make a context of {n_seq * n_ctx} tokens for {model.path} "
                 f"({library.last_complaint() or 'no reason given'}); try a smaller context, "
                 'kv_type = "q8_0", or fewer layers on the GPU'
             )
         if adapter is not None:
             handles = (llama_cpp.llama_adapter_lora_p_ctypes * 1)(adapter.handle)
             llama_cpp.llama_set_adapters_lora(self.handle, handles, 1, (ctypes.c_float * 1)(adapter_scale))
+        self._fills = not model.keeps_recurrent_state
         self._memory = llama_cpp.llama_get_memory(self.handle)
-        self.n_ctx = int(llama_cpp.llama_n_ctx(self.handle))
+        self.n_ctx = int(llama_cpp.llama_n_ctx_seq(self.handle))
         self._batch = _Batch(int(llama_cpp.llama_n_batch(self.handle)))
 
     def length(self, sequence: int) -> int:
@@ -144,25 +150,32 @@ class Context:
 
     def submit(self, batch: Sequence[Rows]) -> None:
         self._check_open()
-        silent, loud = self._new_rows(batch)
-        if len(loud) > self.n_outputs:
-            raise UsageError(f"{len(loud)} rows of logits were asked for; this context has room for {self.n_outputs}")
-        length = sum(self._lengths) + len(silent) + len(loud)
-        if length > self.n_ctx:
-            raise ContextOverflowError(
-                f"{length} tokens do not fit into a context of {self.n_ctx}; "
-                "shorten the conversation or raise `context`"
-            )
+        outputs = sum(rows.outputs for rows in batch)
+        if outputs > self.n_outputs:
+            raise UsageError(f"{outputs} rows of logits were asked for; this context has room for {self.n_outputs}")
+        for rows in batch:
+            if rows.outputs > len(rows.tokens):
+                raise UsageError("more rows of logits were asked for than there are new tokens")
+            length = self._lengths[rows.sequence] + len(rows.tokens)
+            if length > self.n_ctx:
+                raise ContextOverflowError(
+                    f"{length} tokens do not fit into a context of {self.n_ctx}; "
+                    "shorten the conversation or raise `context`"
+                )
+        touched = {rows.sequence for rows in batch}
         try:
-            for chunk in self._chunks(silent, loud):
-                self._decode(chunk)
+            for call in calls(batch, self._lengths, room=self.n_ctx, size=self._batch.size, fill=self._fills):
+                touched |= {row.sequence for row in call}
+                self._decode(call)
             for rows in batch:
                 self._lengths[rows.sequence] += len(rows.tokens)
+            if len(batch) > 1 and self._fills:
+                self._forget_fillings(touched)
         except BaseException:
-            for rows in batch:
-                self.rewind(rows.sequence, self._lengths[rows.sequence])
+            for sequence in touched:
+                self.rewind(sequence, self._lengths[sequence])
             raise
-        self._rows = len(loud)
+        self._rows = outputs
 
     def logits(self) -> Floats:
         self._check_open()
@@ -219,30 +232,11 @@ class Context:
         if not self.handle:
             raise EvaluationError(f"the context on {self.model.path} is closed; load it again")
 
-    def _new_rows(self, batch: Sequence[Rows]) -> tuple[list[_Row], list[_Row]]:
-        """Return the rows without logits, and those with."""
-        silent: list[_Row] = []
-        loud: list[_Row] = []
-        for rows in batch:
-            first = self._lengths[rows.sequence]
-            spoken = len(rows.tokens) - rows.outputs
-            if spoken < 0:
-                raise UsageError("more rows of logits were asked for than there are new tokens")
-            for offset, token in enumerate(rows.tokens):
-                row = (token, first + offset, rows.sequence, offset >= spoken)
-                (loud if row[3] else silent).append(row)
-        return silent, loud
+    def _forget_fillings(self, sequences: set[int]) -> None:
+        for sequence in sequences:
+            llama_cpp.llama_memory_seq_rm(self._memory, sequence, self._lengths[sequence], -1)
 
-    def _chunks(self, silent: list[_Row], loud: list[_Row]) -> Iterator[list[_Row]]:
-        """Split rows into evaluations of at most n_batch tokens; all rows with logits are in the last one."""
-        size = self._batch.size
-        while len(silent) + len(loud) > size:
-            head, silent = silent[:size], silent[size:]
-            yield head
-        if silent or loud:
-            yield silent + loud
-
-    def _decode(self, rows: list[_Row]) -> None:
+    def _decode(self, rows: list[Row]) -> None:
         if self._stop:
             raise Cancelled("the evaluation was stopped")
         waits.watch().look()
@@ -260,9 +254,6 @@ class Context:
                 f"{': ' + library.last_complaint() if library.last_complaint() else ''})"
             )
         self._threads.learn(len(rows), time.perf_counter() - started)
-
-
-_Row = tuple[int, int, int, bool]  # token, position, sequence, whether its logits are wanted
 
 
 class _Batch:
@@ -287,7 +278,7 @@ class _Batch:
             logits=_pointer(self._wanted, ctypes.c_int8),
         )
 
-    def fill(self, rows: list[_Row]) -> llama_cpp.llama_batch:
+    def fill(self, rows: list[Row]) -> llama_cpp.llama_batch:
         # Item by item: most batches have one row, and a prompt takes seconds to evaluate.
         for i, (token, position, sequence, wanted) in enumerate(rows):
             self._tokens[i] = token

@@ -1,9 +1,9 @@
 """Matrix kernels in the place of llama.cpp's own: what several rows cost on an x86-64 CPU, and that they stay exact.
 
-`kernels.c` (interleaved weights: Q4_0, Q4_K) and `products.c` (all others) are compiled with the package where they
-can be. Their functions have the names of llama.cpp's: loaded first, they are what llama.cpp's library finds. They must
-give every row the bits that llama.cpp gives it alone, and that is tried in each process before they may answer;
-otherwise, and with EFT_KERNELS=off, llama.cpp's own do.
+`kernels.c` (interleaved weights: Q4_0, Q4_K), `products.c` (all others) and `attention.c` are compiled with the package
+where they can be. Their functions have the names of llama.cpp's: loaded first, they are what llama.cpp's library finds.
+They must give every row the bits that llama.cpp gives it alone, and that is tried in each process before they may
+answer; otherwise, and with EFT_KERNELS=off, llama.cpp's own do.
 """
 
 from __future__ import annotations
@@ -91,7 +91,14 @@ class Kernels:
         self.ours = {kind: ctypes.cast(getattr(compiled, each.name), GEMM) for kind, each in common.items()}
         self.theirs = {kind: ctypes.cast(getattr(library, each.name), GEMM) for kind, each in common.items()}
         self.one = {kind: ctypes.cast(getattr(library, each.one), GEMM) for kind, each in common.items()}
+        compiled.eft_attention_begin(ctypes.cast(library.ggml_compute_forward_flash_attn_ext, ctypes.c_void_p))
+        compiled.eft_attention_use(ctypes.c_bool(True))
         self.products = Products(compiled, folder)
+
+    def use_exact(self, exact: bool) -> None:
+        """Give every row the bits that it gets alone, or leave several rows to llama.cpp. Not during an evaluation."""
+        self.products.use(exact=exact)
+        self._compiled.eft_attention_use(ctypes.c_bool(exact))
 
     def use(self, kind: str, *, ours: bool) -> None:
         """Let our kernel answer from now on, or llama.cpp's. Not while a model is evaluated."""
@@ -141,7 +148,7 @@ def use_exact(exact: bool) -> None:
     """
     kernels = load()
     if not isinstance(kernels, str):
-        kernels.products.use(exact=exact)
+        kernels.use_exact(exact)
 
 
 def row_by_row() -> tuple[str, ...]:

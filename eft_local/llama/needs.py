@@ -52,7 +52,7 @@ _HOST = re.compile(r"CPU|.*_Host$")
 class Asked:
     """A context as `Model.open` makes it. ubatch None: what suits where the model is.
 
-    cells: tokens that all its sequences have room for together.  plain_beyond: cells beyond which contexts go without
+    cells: tokens that each of its sequences has room for.  plain_beyond: cells beyond which contexts go without
     flash attention, whatever `flash_attention` says of the others; None for no such bound.
     """
 
@@ -73,7 +73,7 @@ class Asked:
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """Bytes of a context with so many cells.
+    """Bytes of a context with so many cells for each sequence.
 
     cache: keys and values, in proportion to the cells.  state: of recurrent layers, whatever the cells.
     outputs: rows of logits.  host, gpu: compute buffers in RAM and on each GPU.
@@ -108,7 +108,7 @@ Curve = tuple[Figures, ...]
 
 
 def at(curve: Curve, cells: int) -> Figures:
-    """Return the figures of a context with room for `cells` tokens."""
+    """Return the figures of a context with room for `cells` tokens in each sequence."""
     cells = -(-cells // _ROUNDED) * _ROUNDED
     for low, high in pairwise(curve):
         if cells <= high.cells:
@@ -125,6 +125,7 @@ class Needs:
     repacks: whether this CPU gets weights in another order, which are copies even where the file is mapped.
     copied: bytes of embeddings that it gets in both orders, as they serve as output matrix too.
     on_cpu, on_gpu, on_both: a context where all layers are in RAM, on GPUs, or some here and some there.
+    sequences: that the context has.
     """
 
     weights: Weights
@@ -133,6 +134,7 @@ class Needs:
     on_cpu: Curve
     on_gpu: Curve
     on_both: Curve
+    sequences: int = 1
 
 
 def ask(path: Path, asked: Asked, *, trusted: bool = False) -> Needs:
@@ -149,7 +151,7 @@ def ask(path: Path, asked: Asked, *, trusted: bool = False) -> Needs:
             return _needs(json.loads(kept.read_bytes()))
     weights = read_weights(path)
     told = _measure(path, asked, weights) if trusted else _ask_child(path, asked, weights)
-    needs = _needs(told | {"weights": asdict(weights)})
+    needs = _needs(told | {"weights": asdict(weights), "sequences": asked.n_seq})
     if kept is not None:
         with contextlib.suppress(OSError):  # it is asked again next time
             kept.parent.mkdir(parents=True, exist_ok=True)
@@ -160,7 +162,7 @@ def ask(path: Path, asked: Asked, *, trusted: bool = False) -> Needs:
 
 
 def _key(path: Path, asked: Asked) -> str:
-    facts = (identity((path,)), asdict(asked), library.supports_gpu_offload())
+    facts = (identity((path,)), "streams", asdict(asked), library.supports_gpu_offload())
     return hashlib.sha256(repr(facts).encode()).hexdigest()[:32]
 
 
@@ -168,7 +170,8 @@ def _needs(told: dict[str, Any]) -> Needs:
     weights = told["weights"]
     curves = {name: tuple(Figures(**each) for each in told[name]) for name in ("on_cpu", "on_gpu", "on_both")}
     copied = weights["tied"] if told["repacks"] and weights["table_kind"] in _repacked_kinds() else 0
-    return Needs(Weights(**weights | {"layers": tuple(weights["layers"])}), told["repacks"], copied, **curves)
+    read = Weights(**weights | {"layers": tuple(weights["layers"])})
+    return Needs(read, told["repacks"], copied, **curves, sequences=told["sequences"])
 
 
 def _repacked_kinds() -> frozenset[int]:

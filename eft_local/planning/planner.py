@@ -40,7 +40,7 @@ class ContextNeed:
         needs = self.needs
         whole = layers > len(needs.weights.layers)
         curve = needs.on_gpu if whole else needs.on_both if layers else needs.on_cpu
-        return at(curve, tokens * self.sequences)
+        return at(curve, tokens)
 
 
 @dataclass(frozen=True, slots=True)

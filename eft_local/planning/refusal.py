@@ -23,17 +23,20 @@ def checked_plan(loads: Sequence[Load], devices: Sequence[Device], context: int)
     return planned
 
 
-def check_context(needs: Needs, cells: int, what: str) -> None:
+def check_context(needs: Needs, tokens: int, sequences: int, what: str) -> None:
     """Refuse a context in RAM that is made after its weights were loaded, if it cannot be had: Linux promises memory
     that it has not, and kills who uses it. Raises: OutOfMemoryError.
+
+    tokens: that each of so many sequences has room for.
     """
-    figures, ours = at(needs.on_cpu, cells), available()
-    needed = figures.cache + figures.state + figures.outputs + figures.host
+    figures, ours = at(needs.on_cpu, tokens), available()
+    held = figures.cache + figures.state + figures.outputs
+    needed = held * sequences // needs.sequences + figures.host
     if needed > ours.free:
         raise OutOfMemoryError(
-            f"not enough memory for a context of {cells} tokens for {what}: {size_text(needed)} are needed, "
-            f"{size_text(ours.free)} are free; write fewer answers side by side, or set a smaller context"
-            + (', or set kv_type = "q8_0"' if _quantises(needs) else "")
+            f"not enough memory for {sequences} × {tokens} tokens of context for {what}: "
+            f"{size_text(needed)} are needed, {size_text(ours.free)} are free; write fewer answers side by side, "
+            "or set a smaller context" + (', or set kv_type = "q8_0"' if _quantises(needs) else "")
         )
 
 

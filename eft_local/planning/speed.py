@@ -30,7 +30,7 @@ def seconds_per_token(placed: Placed, bandwidths: Mapping[str, float], context: 
     cache = 0.0
     for each in load.contexts:
         figures = each.figures(context, placed.on_gpu)
-        cache += figures.cache * filled * each.sequences / figures.cells + figures.state
+        cache += figures.cache * filled / figures.cells + figures.state
     passes = len(load.contexts)
 
     def read(repeating: int, output: bool) -> float:

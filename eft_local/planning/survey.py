@@ -11,6 +11,7 @@ from typing import Literal
 from eft_local.errors import ModelNotFoundError
 from eft_local.hub import HubName
 from eft_local.llama import supports_gpu_offload
+from eft_local.llama.exactness import Question, choose
 from eft_local.llama.needs import UBATCH_CPU, UBATCH_GPU, Asked, ask
 from eft_local.planning.planner import ContextNeed, Load
 from eft_local.recipe import Placement, Recipe, Role
@@ -99,14 +100,14 @@ def loads(seated: Mapping[str, Seat], context: int, rows: int) -> tuple[Load, ..
     def need(names: list[str]) -> ContextNeed:
         seat, count = seated[names[0]], len(names)
         asked = Asked(
-            cells=context * count,
+            cells=context,
             n_seq=count,
             n_outputs=rows * count,
             batch=seat.placement.batch,
             ubatch=seat.placement.ubatch,
             kv_type=seat.placement.kv_type,
             flash_attention=seat.placement.flash_attention,
-            plain_beyond=SHORT * count if _plain_beyond_short(seat.placement) else None,
+            plain_beyond=SHORT if _plain_beyond_short(seat.placement) else None,
         )
         return ContextNeed(tuple(names), count, ask(seat.model, asked, trusted=is_bundled(seat.model)))
 
@@ -142,6 +143,31 @@ def attention(placement: Placement, context: int) -> bool | Literal["auto"]:
 def _plain_beyond_short(placement: Placement) -> bool:
     on_cpu = placement.offload == 0 or not supports_gpu_offload()
     return placement.flash_attention == "auto" and on_cpu and placement.kv_type in PLAIN_KV_TYPES
+
+
+def question(seat: Seat, placement: Placement, context: int) -> Question:
+    """Return what a role's exactness is asked by: it depends on where the model is and how it is evaluated.
+
+    placement: as settled.  Where a recipe leaves it open, both kinds of attention are possible on a CPU.
+    """
+    free = _plain_beyond_short(seat.placement) and not placement.offload
+    flash = (False, True) if free else (placement.flash_attention,)
+    settings = (placement.offload, placement.batch, placement.ubatch, seat.scale)
+    files = (seat.model, seat.adapter) if seat.adapter else (seat.model,)
+    return Question(files, flash, context, placement.kv_type, settings)
+
+
+def remembered(seated: Mapping[str, Seat], on_gpu: Mapping[str, int], context: int, wish: str) -> dict[str, str]:
+    """Return what is known of each role's exactness, without loading anything.
+
+    on_gpu: layers on GPUs, by role; 0 if not named.  wish: a recipe's `exact`.
+    """
+    told: dict[str, str] = {}
+    for name, seat in seated.items():
+        placement = settled(seat.placement, on_gpu.get(name, 0), True, context)
+        ways = question(seat, placement, context).known()
+        told[name] = str(choose(ways, wish)) if ways else "not tried yet; it will be when it is first loaded"
+    return told
 
 
 def settled(placement: Placement, on_gpu: int, mmap: bool, context: int) -> Placement:
