@@ -35,6 +35,7 @@ GEMM = ctypes.CFUNCTYPE(
 )
 """The type of a kernel: n, s, bs, weights, rows, nr, nc; see kernels.c."""
 
+_NEWEST = "eft_attention_begin"  # a function that older sources do not have
 _NEVER = 2**31 - 1
 _VNNI_ROWS = 16
 """From so many rows on llama.cpp's kernels for AVX512-VNNI unpack weights once for all of them, as ours do."""
@@ -171,7 +172,10 @@ def load() -> Kernels | str:
     if not all((folder / name).is_file() for name in ("libggml-cpu.so", "libggml-base.so")):
         return "its library is not where it was expected"
     try:
-        if not ctypes.CDLL(ours.origin).eft_kernels_supported():
+        compiled = ctypes.CDLL(ours.origin)
+        if not hasattr(compiled, _NEWEST):
+            return "ours were compiled from older sources; install eft-local again"
+        if not compiled.eft_kernels_supported():
             return "this CPU has no AVX2"
         return Kernels(ctypes.CDLL(ours.origin, mode=ctypes.RTLD_GLOBAL), folder)
     except (OSError, AttributeError) as error:  # a function that is not there: another llama.cpp
