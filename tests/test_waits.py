@@ -1,16 +1,12 @@
 """How long OpenMP's threads wait: switched by what others use of the cores, with meters and a clock that are given."""
 
 import threading
-import time
-from pathlib import Path
 
-import psutil
 import pytest
 
 from eft_local.cores import CoreMeter, CoreUse
-from eft_local.llama import Context, Model, waits
+from eft_local.llama import waits
 from eft_local.llama.waits import PERIOD, Waits, Watch
-from eft_local.protocols import Rows
 
 
 class Crowd:
@@ -101,25 +97,3 @@ def test_llama_cpps_openmp_can_be_crowded() -> None:
     if parallel is None:
         pytest.skip("llama.cpp is built without GCC's OpenMP")
     parallel(3)
-
-
-def test_threads_that_wait_briefly_leave_their_cores(ggufs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a call's second thread computes after its end is looking for the next one."""
-    parallel = waits.openmp()
-    if parallel is None:
-        pytest.skip("llama.cpp is built without GCC's OpenMP")
-    monkeypatch.setattr(Watch, "look", lambda watch: None)
-    made = Waits(parallel, psutil.cpu_count() or 1)
-
-    def looking(context: Context) -> float:
-        context.submit([Rows(0, [5])])
-        before = time.process_time()
-        time.sleep(0.05)
-        return time.process_time() - before
-
-    with Model.load(ggufs / "small.gguf", trusted=True) as model, model.open(n_ctx=64, n_threads=2) as context:
-        long = [looking(context) for _ in range(4)]
-        made.make(brief=True)
-        brief = [looking(context) for _ in range(4)]
-        made.make(brief=False)
-    assert max(long) > 1e-3 > min(brief)
