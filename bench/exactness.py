@@ -1,4 +1,7 @@
-"""Do drafts change answers, and how much of a draft does each rule take? See bench/README.md."""
+"""Does anything change answers: drafts, company, what came before? And how much of a draft does each rule take?
+
+See bench/README.md.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +10,11 @@ import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 
 import numpy as np
 
+from eft_local.bench import company
 from eft_local.emulator import Answer, Emulator
 from eft_local.llama.noise import gumbel
 from eft_local.questions import read_questions
@@ -170,9 +175,35 @@ def shown(comparison: Comparison) -> str:
     ).rstrip()
 
 
+def _company(options: argparse.Namespace) -> int:
+    """Compare answers alone and in company; return 1 if any differ that should not."""
+    found = []
+    if not options.json:
+        print("differ  answers  tokens  model, recipe, context, temperature, circumstance")
+    for each in company.measure(
+        options.model,
+        options.kind or list(company.KINDS),
+        options.context or (1024, 4096),
+        options.questions,
+        options.max_tokens,
+    ):
+        found.append(each)
+        if not options.json:
+            about = f"{each.model}, {each.kind}, {each.context}, {each.temperature}, {each.circumstance}"
+            print(f"{each.differ:6}  {each.answers:7}  {each.tokens:6}  {about}; exact: {each.exact}", flush=True)
+    if options.json:
+        print(json.dumps([asdict(each) for each in found], indent=2))
+    return int(any(each.differ and each.exact == "yes" for each in found))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m eft_local.bench.exactness", description=__doc__)
     parser.add_argument("--only", choices=("greedy", "sampled", "rules"))
+    parser.add_argument(
+        "--model", type=Path, action="append", help="compare answers alone with those in company, on this file"
+    )
+    parser.add_argument("--kind", choices=company.KINDS, action="append", help="with --model; all, if none is named")
+    parser.add_argument("--context", type=int, action="append", help="with --model; 1024 and 4096, if none is given")
     parser.add_argument("--full", action="store_true", help="every length of drafts for every question")
     parser.add_argument("--contexts", choices=CONTEXTS, action="append", help="both, if none is named")
     parser.add_argument("--source", choices=DRAFT_SOURCES, action="append", help="all of them, if none is named")
@@ -182,6 +213,8 @@ def main() -> None:
     parser.add_argument("--threads", type=int)
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
+    if options.model:
+        sys.exit(_company(options))
     recipe = find_recipe(options.recipe).replace(threads=options.threads)
     held_out = read_questions(demo_questions()).select(split="held-out")
     asked = [question.question for question in held_out.select(limit=options.questions).items]

@@ -53,7 +53,7 @@ _MIDDLE, _LONG = 80, 264
 """Tokens in calls of up to 64 rows, and in one call; the longer are more than what llama.cpp looks at in one piece."""
 _BESIDE = 6
 """Tokens that are evaluated one at a time beside others."""
-TOKENS = _ALONE + len(_FEW) * _ALONE + _MIDDLE + _LONG + 4 * _BESIDE + _BESIDE // 2
+TOKENS = _ALONE + len(_FEW) * _ALONE + _MIDDLE + _LONG + 3 * _BESIDE + _BESIDE // 2
 """That are evaluated in all to find out."""
 
 _COPIED, _DEEP = 64, 1536

@@ -1,0 +1,185 @@
+"""Is an answer the same alone, in company, after others, with drafts, after a prompt in parts? See bench/README.md."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+from eft_local.emulator import Answer, Emulator
+from eft_local.prompts import Message
+from eft_local.recipe import Recipe
+
+KINDS = {
+    "three": ("", "", ""),
+    "prompted": ("", '"@base"', 'instructions = "Answer in one sentence."'),
+    "context": ('"@base"', '"@base"', 'instructions = "Answer like a friendly teacher."'),
+}
+"""One model in all roles: files of their own with one prompt; an expert that is told more; the base as antiexpert."""
+SEED = 7
+TEMPERATURES = (0.0, 0.8)
+PARALLEL = (2, 4, 8)
+DRAFTS: tuple[int | str, ...] = ("auto", 1, 4, 8)
+CHUNK = 16
+"""Rows of one call, where prompts come in parts."""
+TEXT = (
+    "The river rises in the hills, passes three towns and a mill, and reaches the sea after some ninety miles. "
+    "Its water drives a saw, its banks bear willows, and its fish were once the wealth of the county. "
+)
+
+Conversation = list[Message]
+Ask = Callable[[Emulator, Sequence[Conversation]], list[Answer]]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Answers in one circumstance beside those alone.
+
+    exact: what the emulator says.  tokens: in all.  differ: answers with any other token.
+    """
+
+    model: str
+    kind: str
+    context: int
+    temperature: float
+    circumstance: str
+    exact: str
+    answers: int
+    tokens: int
+    differ: int
+
+
+def recipe_on(path: Path, kind: str, context: int, max_tokens: int) -> Recipe:
+    """Return a recipe of one model in all roles."""
+    antiexpert, expert, more = KINDS[kind]
+    own = f'"{path}"'
+    return Recipe.from_text(
+        f"""
+        name = "{kind}"
+        context = {context}
+        draft = 8
+        [base]
+        model = {own}
+        [antiexpert]
+        model = {antiexpert or own}
+        [experts.own]
+        model = {expert or own}
+        prompt = "plain"
+        {more}
+        [sampling]
+        max_tokens = {max_tokens}
+        """
+    )
+
+
+def questions(count: int, longest: int) -> list[Conversation]:
+    """Return questions with texts of very different lengths before them, `longest` tokens or so at most."""
+    asked = ("Where does it rise", "What drives the saw", "Which trees grow there", "What was the wealth of the county")
+    made = []
+    for number in range(count):
+        words = TEXT.split() * 40
+        length = 4 + longest * number * number // (2 * count * count)
+        text = " ".join(words[number : number + length])
+        made.append([Message(role="user", content=f"{text}\n\n{asked[number % len(asked)]}, and why?")])
+    return made
+
+
+def alone(loaded: Emulator, asked: Sequence[Conversation]) -> list[Answer]:
+    """Answer each in contexts of its own."""
+    return [answer for each in asked for answer in loaded.generate([each], seed=SEED)]
+
+
+def after_others(loaded: Emulator, asked: Sequence[Conversation]) -> list[Answer]:
+    return [loaded.chat(each, seed=SEED) for each in asked]
+
+
+def regenerated(loaded: Emulator, asked: Sequence[Conversation]) -> list[Answer]:
+    answers = []
+    for each in asked:
+        loaded.chat(each, seed=SEED)
+        answers.append(loaded.chat(each, seed=SEED))
+    return answers
+
+
+def in_batches(parallel: int) -> Ask:
+    return lambda loaded, asked: loaded.generate(asked, seed=SEED, parallel=parallel)
+
+
+def with_drafts(draft: int | str) -> Ask:
+    def ask(loaded: Emulator, asked: Sequence[Conversation]) -> list[Answer]:
+        plain = loaded.recipe
+        loaded.recipe = plain.replace(draft=draft)
+        try:
+            return after_others(loaded, asked)
+        finally:
+            loaded.recipe = plain
+
+    return ask
+
+
+def second_turns(firsts: Sequence[Answer], asked: Sequence[Conversation]) -> list[Conversation]:
+    return [
+        [
+            *each,
+            Message(role="assistant", content=first.text),
+            Message(role="user", content="And what else?"),
+        ]
+        for each, first in zip(asked, firsts, strict=True)
+    ]
+
+
+def continued(loaded: Emulator, asked: Sequence[Conversation]) -> list[Answer]:
+    """Answer second turns right after their first ones, whose tokens the caches hold."""
+    answers = []
+    for each in asked:
+        loaded.chat(each[:1], seed=SEED)
+        answers.append(loaded.chat(each, seed=SEED))
+    return answers
+
+
+CIRCUMSTANCES: dict[str, Ask] = {
+    "after others": after_others,
+    "regenerated": regenerated,
+    **{f"in batches of {parallel}": in_batches(parallel) for parallel in PARALLEL},
+    **{f"drafts: {draft}": with_drafts(draft) for draft in DRAFTS},
+}
+
+
+def compare(
+    path: Path, kind: str, context: int, asked: Sequence[Conversation], temperature: float, max_tokens: int
+) -> Iterator[Comparison]:
+    """Compare answers in each circumstance with those alone."""
+    recipe = recipe_on(path, kind, context, max_tokens).replace(temperature=temperature)
+
+    def compared(circumstance: str, exact: str, expected: Sequence[Answer], found: Sequence[Answer]) -> Comparison:
+        pairs = list(zip(expected, found, strict=True))
+        differ = sum(left.tokens != right.tokens for left, right in pairs)
+        tokens = sum(len(answer.tokens) for answer in found)
+        return Comparison(path.name, kind, context, temperature, circumstance, exact, len(pairs), tokens, differ)
+
+    with Emulator.load(recipe) as loaded:
+        loaded.recipe = loaded.recipe.replace(draft="off")
+        expected = alone(loaded, asked)
+        for circumstance, ask in CIRCUMSTANCES.items():
+            yield compared(circumstance, loaded.exact, expected, ask(loaded, asked))
+        if kind == "three":
+            found = [loaded.chat(each, only="own", seed=SEED) for each in asked]
+            yield compared("the expert alone", loaded.exact, expected, found)
+        later = second_turns(expected, asked)
+        yield compared("second turns", loaded.exact, alone(loaded, later), continued(loaded, later))
+    with Emulator.load(recipe.replace(batch=CHUNK, ubatch=CHUNK)) as loaded:
+        yield compared("prompts in parts", loaded.exact, expected, after_others(loaded, asked))
+
+
+def measure(
+    paths: Sequence[Path], kinds: Sequence[str], contexts: Sequence[int], count: int, max_tokens: int
+) -> Iterator[Comparison]:
+    """Compare greedy answers, and for a quarter of the questions drawn ones."""
+    for path in paths:
+        for kind in kinds:
+            for context in contexts:
+                asked = questions(count, min(1500, context - 2 * max_tokens - 100))
+                for temperature in TEMPERATURES:
+                    some = asked if temperature == 0 else list(islice(asked, 0, None, 4))
+                    yield from compare(path, kind, context, some, temperature, max_tokens)
