@@ -174,8 +174,8 @@ class Placement:
     batch, ubatch: tokens that one call evaluates, logically and physically. ubatch None is 512 on a GPU and 128 on a
         CPU, where an evaluation stops only between the steps of one ubatch, and larger ones are no faster.
     kv_type: type of the KV cache.
-    flash_attention: true, false, or "auto": on GPUs as llama.cpp decides; on a CPU for short contexts, and for a
-        quantised cache, which needs it.
+    flash_attention: true, false, or "auto": on GPUs as llama.cpp decides; on a CPU what is faster for the model,
+        measured when it is first loaded, but always for a quantised cache, which needs it.
     mmap: map the file instead of reading it; "auto" does so unless this CPU wants the weights in another order, as
         then both the file's pages and the copy would stay in memory.  mlock: keep the weights in RAM.
     """

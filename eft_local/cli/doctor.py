@@ -10,12 +10,15 @@ import sys
 from dataclasses import asdict
 from importlib import metadata, resources
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from eft_local.cli import output
 from eft_local.cli.options import Command, example, json_option
+
+if TYPE_CHECKING:
+    from eft_local.recipe import Recipe
 
 PACKAGES = ("llama-cpp-python", "numpy", "jinja2", "rich", "matplotlib")
 REBUILD = "python -m pip install --force-reinstall --no-cache-dir --no-binary llama-cpp-python llama-cpp-python"
@@ -96,21 +99,40 @@ def _folders() -> dict[str, dict[str, Any]]:
 
 
 def _recipes() -> dict[str, dict[str, str | None]]:
-    """Return for every named recipe its file and what is wrong with it or its models (None: nothing)."""
+    """Return for every named recipe its file, what is wrong with it or its models (None: nothing), and whether its
+    answers are exact, as far as that is known (None: its models are not downloaded, or there may be a GPU).
+    """
     from eft_local.errors import EftError
     from eft_local.references import find_recipe, hub_name, recipe_names, resolve_model
 
     found: dict[str, dict[str, str | None]] = {}
     for name, path in recipe_names().items():
-        found[name] = {"path": str(path), "problem": None}
+        found[name] = {"path": str(path), "problem": None, "exact": None}
         try:
             recipe = find_recipe(name)
             for reference in [each for _, role in recipe.named_roles() for each in role.references.values()]:
                 if hub_name(reference, recipe.folder) is None:  # `eft pull` gets the others
                     resolve_model(reference, recipe.folder)
+            found[name]["exact"] = _exact(recipe)
         except EftError as error:
             found[name]["problem"] = str(error)
     return found
+
+
+def _exact(recipe: Recipe) -> str | None:
+    """Return whether a recipe's answers are exact, as far as that is known where all its models are in RAM."""
+    from eft_local.emulator.loading import mixed_roles
+    from eft_local.errors import EftError
+    from eft_local.llama import supports_gpu_offload
+    from eft_local.planning.survey import remembered, seats
+
+    if supports_gpu_offload():
+        return None
+    try:
+        told = remembered(seats(recipe, mixed_roles(recipe)), {}, recipe.context, recipe.exact)
+    except EftError:
+        return None
+    return next((each for each in told.values() if not each.startswith("yes")), "yes")
 
 
 def _missing(facts: dict[str, Any]) -> Any:
@@ -173,7 +195,7 @@ def _text(facts: dict[str, Any]) -> str:
         *_section("Folders", (_folder_line(name, folder) for name, folder in facts["folders"].items())),
         *_section(
             "Recipes",
-            (f"{name}: {recipe['problem'] or 'ready'}" for name, recipe in facts["recipes"].items()),
+            (f"{name}: {_recipe_line(recipe)}" for name, recipe in facts["recipes"].items()),
         ),
         *_section("Missing", (f"{item['what']}\n    {item['mend']}" for item in facts["missing"])),
     ]
@@ -194,6 +216,11 @@ def _llama_lines(llama: dict[str, Any]) -> list[str]:
         *(f"{backend}: {', '.join(names)}" for backend, names in llama["features"].items()),
         f"matrix kernels: {llama['kernels']}",
     ]
+
+
+def _recipe_line(recipe: dict[str, str | None]) -> str:
+    exact = f"; exact: {recipe['exact']}" if recipe["exact"] else ""
+    return recipe["problem"] or f"ready{exact}"
 
 
 def _device_line(device: dict[str, Any]) -> str:
