@@ -199,8 +199,8 @@ def test_a_model_passes_on_what_it_has_learnt(ggufs, tmp_path, monkeypatch):
         assert model.threads.times == {1: {model.threads.most: 1.0}}
 
 
-@pytest.mark.parametrize("rows", [1, 2, 3, 4, 5, 8, 40, 130])
-@pytest.mark.parametrize("held", [0, 40, 700])
+@pytest.mark.parametrize("rows", [1, 2, 5, 40])
+@pytest.mark.parametrize("held", [0, 700])
 @pytest.mark.parametrize("flash", [False, True])
 def test_logits_do_not_depend_on_the_number_of_threads(ggufs, rows, held, flash):
     if flash and isinstance(kernels.load(), str):
