@@ -6,7 +6,7 @@
 #include <stdbool.h>
 #include <stddef.h>
 
-// ggml-cpu-impl.h
+// The first members of ggml_compute_params (ggml-cpu-impl.h).
 typedef struct {
     int thread, threads;
     size_t size;
@@ -15,7 +15,7 @@ typedef struct {
     bool reference;
 } Params;
 
-typedef void (*Attention)(const Params *, void *);
+typedef void (*Attention)(Params *, void *);
 
 static Attention theirs;
 static bool exact;
@@ -24,8 +24,10 @@ void eft_attention_begin(Attention attention) { theirs = attention; }
 
 void eft_attention_use(bool reference) { exact = reference; }
 
-void ggml_compute_forward_flash_attn_ext(const Params *params, void *result) {
-    Params own = *params;
-    own.reference |= exact;
-    theirs(&own, result);
+// Not a copy with another flag: a later llama.cpp may have more members behind it. Each thread has parameters of its own.
+void ggml_compute_forward_flash_attn_ext(Params *params, void *result) {
+    const bool before = params->reference;
+    params->reference |= exact;
+    theirs(params, result);
+    params->reference = before;
 }
