@@ -413,6 +413,18 @@ def test_answers_of_the_demo_match_and_are_the_same_with_and_without_drafts(temp
             assert people(loaded, questions) == plain
 
 
+@pytest.mark.parametrize("options", [{"plausibility_mask": 0.2}, {"plausibility_top_p": 0.7}])
+def test_plausible_is_what_is_so_among_what_may_be_written(options: dict[str, float]) -> None:
+    """The base would begin with words: of those tokens a schema or grammar allows none."""
+    recipe = find_recipe("demo").replace(threads=1, **options)
+    with Emulator.load(recipe.replace(json_schema=json.dumps(PERSON), draft="off")) as loaded:
+        plain = people(loaded, ["Who are you?"])
+        loaded.recipe = recipe.replace(json_schema=json.dumps(PERSON), draft=4)
+        assert people(loaded, ["Who are you?"]) == plain
+        loaded.recipe = recipe.replace(grammar='root ::= "{" [0-9] "}"')
+        assert loaded.chat("Who are you?").text[::2] == "{}"
+
+
 def test_a_real_model_writes_what_its_question_says(smollm2: Path) -> None:
     recipe = Recipe(
         name="one",

@@ -30,10 +30,13 @@ class Mixture:
         """Return a role's logits of the ids that all roles have, [rows, n_vocab], from all that its model gave."""
         return self._ends.fold(name, logits, self.n_vocab)
 
-    def scores(self, recipe: Recipe, logits: Mapping[str, Floats]) -> Floats:
+    def scores(
+        self, recipe: Recipe, logits: Mapping[str, Floats], lawful: npt.NDArray[np.bool_] | None = None
+    ) -> Floats:
         """Return the mixture's scores, float32 [rows, n_vocab], valid until the next call.
 
         logits: per role, from `common`. A row's scores are log-probabilities up to a constant.
+        lawful: the tokens that a grammar or schema allows, [n_vocab]; plausible is then what is so among them.
         """
         views = {name: rows[:, : self.n_vocab] for name, rows in logits.items()}
         base = views["base"]
@@ -53,6 +56,8 @@ class Mixture:
             out=self._buffer(len(base)),
         )
         if recipe.plausibility_mask is not None or recipe.plausibility_top_p is not None:
+            if lawful is not None and lawful.any():
+                base = np.where(lawful, base, np.float32(-np.inf))
             reference = mix.log_softmax(base) if recipe.plausibility_top_p is not None else base
             scores[~mix.plausible(reference, recipe.plausibility_mask, recipe.plausibility_top_p)] = -np.inf
         if self._unused.size:

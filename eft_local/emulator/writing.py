@@ -54,10 +54,15 @@ class System:
         """Return a role's logits of the ids that may be sampled, [rows, n_vocab], from all that its model gave."""
         return self.mixture.common(name, logits) if self.mixture else logits[:, : self.n_vocab]
 
-    def scores(self, recipe: Recipe, logits: Mapping[str, Floats]) -> Floats:
-        """Return what the next token is sampled from, [rows, n_vocab]. logits: per role, from `common`."""
+    def scores(
+        self, recipe: Recipe, logits: Mapping[str, Floats], lawful: npt.NDArray[np.bool_] | None = None
+    ) -> Floats:
+        """Return what the next token is sampled from, [rows, n_vocab]. logits: per role, from `common`.
+
+        lawful: see `Mixture.scores`.
+        """
         if self.mixture:
-            return self.mixture.scores(recipe, logits)
+            return self.mixture.scores(recipe, logits, lawful)
         scores = logits[self.roles[0]][:, : self.n_vocab]
         if self.unused.size:
             scores = scores.copy()
@@ -117,6 +122,12 @@ class Line:
         token = rule.choose(sampler, scores, self.seed, self.position, guess)
         sampler.accept(token)
         return token
+
+    def lawful(self, system: System, recipe: Recipe) -> npt.NDArray[np.bool_] | None:
+        """Return which tokens a grammar or schema allows next, [n_vocab], where a plausibility mask must know."""
+        if recipe.plausibility_mask is None and recipe.plausibility_top_p is None:
+            return None
+        return self._current_sampler(system, recipe.sampling).lawful()
 
     def draft_sampler(self, system: System, sampling: Sampling) -> Sampler:
         """Return a copy of the line's sampler, which may see tokens that the answer will not have. Close it."""
@@ -285,7 +296,7 @@ def _round(
         for row, guess in enumerate(draft.offers):
             settings = recipe()
             rows = rows_of(draft, logits, i, row)
-            scores = system.scores(settings, rows)[0]
+            scores = system.scores(settings, rows, line.lawful(system, settings))[0]
             token = line.choose(system, scores, settings.sampling, rule, guess)
             text = line.add(token, system, settings.sampling)
             if line.finish_reason is None and rooms[i] <= row:  # it could not be evaluated

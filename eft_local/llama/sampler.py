@@ -107,6 +107,10 @@ class Sampler:
             return free
         return free.redrawn(forbidden, _softmax(self._left(scores, seed, position, constrained=True)))
 
+    def lawful(self) -> npt.NDArray[np.bool_] | None:
+        """Return which tokens the grammar or schema allows next, [n_vocab]; None where there is neither."""
+        return self._allowed(self._ids) if self._constraint else None
+
     def accept(self, token: int) -> None:
         """Remember a chosen token. Raises: EvaluationError if the grammar or schema forbids it."""
         if self._constraint and not self._constraint.accept(token):
@@ -137,7 +141,7 @@ class Sampler:
 
     def _draw(self, scores: Floats, seed: int, position: int, *, constrained: bool) -> int:
         if self.greedy and self._bare:
-            return int((self._lawful(scores) if constrained else scores).argmax())
+            return int((self._restricted(scores) if constrained else scores).argmax())
         left = self._left(scores, seed, position, constrained=constrained)
         ids, logits = left["id"], left["logit"]
         if self.greedy or left.size == 1:
@@ -148,7 +152,7 @@ class Sampler:
 
     def _left(self, scores: Floats, seed: int, position: int, *, constrained: bool) -> npt.NDArray[np.void]:
         """Return the candidates that all samplers leave, with logits at the temperature; valid until the next call."""
-        array = self._fill(self._lawful(scores) if constrained else scores)
+        array = self._fill(self._restricted(scores) if constrained else scores)
         llama_cpp.llama_sampler_apply(self._chain, array)
         if not self.greedy:
             if self._sampling.xtc_probability:
@@ -160,15 +164,12 @@ class Sampler:
             raise EvaluationError(_NOTHING_LEFT)
         return left
 
-    def _lawful(self, scores: Floats) -> Floats:
+    def _restricted(self, scores: Floats) -> Floats:
         """Return the scores of what the grammar or schema allows, −inf for the rest. Raises: EvaluationError."""
-        lawful = np.where(self._allowed(self._ids), scores, np.float32(-np.inf))
-        if not isfinite(lawful.max()):
-            raise EvaluationError(
-                f"no token may be chosen here: the {self._law} allows none of those that are left; "
-                "turn a plausibility mask off, or allow more"
-            )
-        return lawful
+        restricted = np.where(self._allowed(self._ids), scores, np.float32(-np.inf))
+        if not isfinite(restricted.max()):
+            raise EvaluationError(f"no token may be chosen here: the {self._law} allows none of those that are left")
+        return restricted
 
     def _fill(self, scores: Floats) -> Any:
         """Lay out the candidates: the best where only some of them count, or all."""
