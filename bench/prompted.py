@@ -188,7 +188,7 @@ def table(questions: Questions, studied: Sequence[Studied], answers: Answers) ->
         for each in studied
     }
     lines = [
-        "| per cent [95 % Wilson interval] | n | right | one sentence | both | than shown: right | both |",
+        "| per cent [95 % Wilson interval] | n | right | one sentence | both | right, beside shown | both, beside shown |",
         "|---|---|---|---|---|---|---|",
     ]
     for name, judged in verdicts.items():
