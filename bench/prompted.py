@@ -7,8 +7,8 @@ Gemma-3-270M (untuned, Q8_0) answers 200 general questions (`prompted_questions.
 examples; steered by its own Q4_K_M quantisation that is shown them (`weak`: three roles, as `demo-prompted`); and
 steered by itself that is shown them (`aware`: context-aware decoding). α, EFT's conservative filter and the
 plausibility mask are swept. Answers go to a file as they are made, and a later run goes on where it ended: block by
-block of questions, first for the systems that the study is about, then for the rest of the sweeps. An hour of one core
-does the former (Zen 3), two more the latter; the table says of each system how many questions it has answered.
+block of questions, first for the systems that the study is about, then for the rest of the sweeps. A quarter of an hour
+of one core does the former (Zen 3), half an hour the rest; the table says how many questions each system has answered.
 """
 
 from __future__ import annotations
@@ -188,7 +188,8 @@ def table(questions: Questions, studied: Sequence[Studied], answers: Answers) ->
         for each in studied
     }
     lines = [
-        "| per cent [95 % Wilson interval] | n | right | one sentence | both | right, beside shown | both, beside shown |",
+        "| per cent [95 % Wilson interval] | n | right | one sentence | both "
+        "| right, beside shown | both, beside shown |",
         "|---|---|---|---|---|---|---|",
     ]
     for name, judged in verdicts.items():
