@@ -98,6 +98,9 @@ class _FakeEmulator:
             seed=1,
         )
 
+    def prepare(self, *systems: str, progress: Any) -> None:
+        """Nothing is to be loaded."""
+
     def cancel(self) -> None:
         """Nothing runs for long."""
 
@@ -127,7 +130,7 @@ class _TimedEngine(Engine):
 
 
 async def _soak(home: Path, turns: int, *, fake: bool) -> dict[str, float]:
-    engine = _TimedEngine((lambda recipe, progress: _FakeEmulator(recipe)) if fake else load)  # type: ignore[arg-type,return-value]
+    engine = _TimedEngine((lambda recipe, only, progress: _FakeEmulator(recipe)) if fake else load)  # type: ignore[arg-type,return-value]
     chat_length = CHAT_LENGTH if fake else 4  # the demo's contexts hold some four short turns
     measured = _Turns()
     with History(home / f"soak-{fake}.db") as history:

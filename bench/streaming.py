@@ -174,8 +174,8 @@ def _app(recipe: Path) -> None:
 
     load, watch = engine.load, _Stopwatch()
 
-    def timed_load(recipe: Recipe, progress: engine.Progress) -> Emulator:
-        emulator = load(recipe, progress)
+    def timed_load(recipe: Recipe, only: str, progress: engine.Progress) -> Emulator:
+        emulator = load(recipe, only, progress)
         chat = emulator.chat
 
         def timed_chat(*arguments: Any, on_step: Any, **keywords: Any) -> Any:

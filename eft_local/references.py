@@ -15,7 +15,7 @@ from eft_local.roles import Role
 
 _BUNDLED = Path(str(resources.files("eft_local.models")))
 _DEMO = _BUNDLED / "demo"
-_DEMO_PREFIX = "demo:"
+DEMO_PREFIX = "demo:"
 
 
 def resolve_model(reference: str, folder: Path | None, recipe: str | None = None) -> Path:
@@ -27,7 +27,7 @@ def resolve_model(reference: str, folder: Path | None, recipe: str | None = None
     recipe: what `eft pull` is to be told to get, for the error; None is the reference itself.
     Raises: ModelNotFoundError saying where it looked, UsageError if several models in the cache are meant.
     """
-    if reference.startswith(_DEMO_PREFIX):
+    if reference.startswith(DEMO_PREFIX):
         return _demo_model(reference)
     places = _places(reference, folder)
     for place in places:
@@ -71,7 +71,7 @@ def hub_names(recipe: Recipe) -> dict[str, HubName]:
 
 def hub_name(reference: str, folder: Path | None) -> HubName | None:
     """Return what a model's reference names on the hub, None if it names a bundled model or a file or folder here."""
-    if reference.startswith(_DEMO_PREFIX):
+    if reference.startswith(DEMO_PREFIX):
         return None
     places = _places(reference, folder)
     if any(map(_is_file, places)) or _is_folder(places[0]):
@@ -117,10 +117,10 @@ def is_bundled(path: Path) -> bool:
 
 
 def _demo_model(reference: str) -> Path:
-    path = _DEMO / f"{reference.removeprefix(_DEMO_PREFIX)}.gguf"
+    path = _DEMO / f"{reference.removeprefix(DEMO_PREFIX)}.gguf"
     if path.parent == _DEMO and _is_file(path):
         return path
-    there = ", ".join(_DEMO_PREFIX + file.stem for file in sorted(_DEMO.glob("*.gguf")))
+    there = ", ".join(DEMO_PREFIX + file.stem for file in sorted(_DEMO.glob("*.gguf")))
     what = f"there are {there}" if there else "none are there; reinstall eft-local"
     raise ModelNotFoundError(f"model {shown(reference)} is no demo model in {_DEMO}; {what}")
 

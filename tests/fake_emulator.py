@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from types import TracebackType
 from typing import Any
 
@@ -34,21 +34,32 @@ class FakeEmulator:
         self.asked: list[tuple[str, list[dict[str, str]]]] = []
         self.prefixes: list[tuple[int, ...]] = []
         self.obeyed: list[Recipe] = []  # the recipe at each step
+        self.prepared: list[str | Iterable[str]] = []  # what it was loaded for, and what was asked of it
         self.closed = False
         self.cancelled = False
         self.written: Answer | None = None
 
     @classmethod
-    def load(cls, recipe: Recipe, *, progress: Callable[[str, float], bool | None] | None = None) -> FakeEmulator:
+    def load(
+        cls,
+        recipe: Recipe,
+        *,
+        only: str | Iterable[str] = "eft",
+        progress: Callable[[str, float], bool | None] | None = None,
+    ) -> FakeEmulator:
         if progress:
             progress("base", 1.0)
         emulator = cls(recipe)
+        emulator.prepared.append(only)
         cls.loaded.append(emulator)
         return emulator
 
     @property
     def systems(self) -> tuple[str, ...]:
         return ("eft", "base", "antiexpert", "expert", *self.recipe.experts, *self.recipe.compare)
+
+    def prepare(self, only: str, *, progress: Callable[[str, float], bool | None] | None = None) -> None:
+        self.prepared.append(only)
 
     def _words(self, only: str, prompt: Any) -> list[str]:
         messages = [dict(message) for message in conversation(prompt)]

@@ -372,7 +372,7 @@ def test_ctrl_c_keeps_the_partial_answer(run: Run, monkeypatch: pytest.MonkeyPat
 def test_ctrl_c_while_models_load_answers_nothing(
     run: Run, monkeypatch: pytest.MonkeyPatch, emulators: list[FakeEmulator], watched: bool
 ) -> None:
-    def load(recipe: Any, *, progress: Callable[[str, float], bool | None]) -> FakeEmulator:
+    def load(recipe: Any, *, only: Any, progress: Callable[[str, float], bool | None]) -> FakeEmulator:
         signal.raise_signal(signal.SIGINT)
         if watched and not progress("base", 0.5):
             raise errors.Cancelled("loading was cancelled")

@@ -27,13 +27,17 @@ CALL = "from eft_local.cli import main\ntry:\n    main({!r})\nexcept SystemExit:
         CALL.format(["--help"]),
         CALL.format(["ask", "--help"]),
         CALL.format(["eval", "--help"]),
-        CALL.format(["recipes"]),
     ],
 )
 def test_starting_loads_no_engine(code: str) -> None:
     modules = loaded_by(code)
     assert "eft_local" in modules
     assert not modules & set(HEAVY)
+
+
+def test_recipes_are_listed_without_an_engine() -> None:
+    """Whether their models are here, the hub's library knows where to look."""
+    assert not loaded_by(CALL.format(["recipes"])) & {"llama_cpp", "textual"}
 
 
 def test_the_help_of_the_group_imports_no_command() -> None:

@@ -94,7 +94,7 @@ async def test_ctrl_c_climbs_the_ladder(opened: Open, monkeypatch: pytest.Monkey
 
 
 async def test_a_model_that_is_missing_is_told_and_another_recipe_helps(opened: Open) -> None:
-    def load(recipe: Any, progress: Any) -> Any:
+    def load(recipe: Any, only: str, progress: Any) -> Any:
         if recipe.name == "demo":
             raise ModelNotFoundError("model 'x.gguf' is not at /nowhere; put it there")
         return FakeEmulator.load(recipe, progress=progress)
@@ -115,7 +115,7 @@ async def test_a_model_that_is_missing_is_told_and_another_recipe_helps(opened: 
 async def test_loading_can_be_stopped(opened: Open) -> None:
     began = threading.Event()
 
-    def load(recipe: Any, progress: Any) -> Any:
+    def load(recipe: Any, only: str, progress: Any) -> Any:
         began.set()
         while progress("base", 0.5):
             pass

@@ -31,7 +31,7 @@ def app(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ChatApp]:
     )
     memory = SimpleNamespace(memory_info=lambda: SimpleNamespace(rss=123_000_000))
     monkeypatch.setattr(footer.psutil, "Process", lambda: memory)
-    engine = Engine(lambda recipe, progress: FakeEmulator.load(recipe))  # type: ignore[arg-type,return-value]
+    engine = Engine(lambda recipe, only, progress: FakeEmulator.load(recipe))  # type: ignore[arg-type,return-value]
     with History(tmp_path / "chats.db") as history:
         session = Session(history, engine, find_recipe("demo"))
         yield ChatApp(session, Config(threads=1, sidebar=False, theme="textual-dark"), Typed(None))

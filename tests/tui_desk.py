@@ -140,8 +140,8 @@ async def desk(
 ) -> AsyncIterator[Desk]:
     """Run the app on a fake Emulator until its models are loaded."""
 
-    def fake(recipe: Any, progress: Any) -> Any:
-        return FakeEmulator.load(recipe, progress=progress)
+    def fake(recipe: Any, only: str, progress: Any) -> Any:
+        return FakeEmulator.load(recipe, only=only, progress=progress)
 
     engine = Engine(load or fake)
     history = History(home / "chats.db")

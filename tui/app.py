@@ -262,7 +262,7 @@ class ChatApp(App[None], inherit_bindings=False):
         recipe = self.session.recipe = with_threads(recipe, self.config.threads)
         if self.loaded is None or self.loaded.load_key() != recipe.load_key():
             self.loaded = None
-            self.engine.load(recipe)
+            self.engine.load(recipe, self.session.only)
             self.footer.say("loading")
             self.wake()
         self.call_later(self.knobs.rebuild, recipe)

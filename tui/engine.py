@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from eft_local.recipe import Recipe
 
 Progress = Callable[[str, float], bool]
-Load = Callable[["Recipe", Progress], "Emulator"]
+Load = Callable[["Recipe", str, Progress], "Emulator"]
+"""Loads what of a recipe one system needs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,18 +129,23 @@ class Warned:
 Event = Loading | Loaded | LoadFailed | Started | Wrote | Known | Finished | Failed | Warned
 
 
-def load(recipe: Recipe, progress: Progress) -> Emulator:
-    """Load a recipe's models; llama.cpp itself is imported here, in the engine's thread."""
-    from eft_local.emulator import Emulator
+def load(recipe: Recipe, only: str, progress: Progress) -> Emulator:
+    """Load what a system needs of a recipe's models; llama.cpp itself is imported here, in the engine's thread.
 
-    return Emulator.load(recipe, progress=progress)
+    only: the system; one that this recipe does not have means the mixture.
+    """
+    from eft_local.emulator import Emulator
+    from eft_local.emulator.systems import systems_of
+
+    return Emulator.load(recipe, only=only if only in systems_of(recipe) else "eft", progress=progress)
 
 
 @dataclass(eq=False, slots=True)
 class _Job:
-    """What the thread has to do: load a recipe, or write an answer."""
+    """What the thread has to do: load a recipe for a system, or write an answer."""
 
     work: Recipe | Request
+    only: str = "eft"
     stopped: bool = False
 
 
@@ -175,9 +181,9 @@ class Engine:
         """Whether something is queued or running."""
         return bool(self._jobs)
 
-    def load(self, recipe: Recipe) -> None:
-        """Free what is loaded and load a recipe's models."""
-        self._add(_Job(recipe))
+    def load(self, recipe: Recipe, only: str = "eft") -> None:
+        """Free what is loaded and load a recipe's models; those that a system does without, when others are asked."""
+        self._add(_Job(recipe, only))
 
     def write(self, request: Request) -> int:
         """Write an answer; return the number that its events carry."""
@@ -235,6 +241,17 @@ class Engine:
             emulator.close()
 
     def _load_recipe(self, job: _Job, recipe: Recipe) -> None:
+        try:
+            self._free()
+            if job.stopped:
+                raise Cancelled("loading was cancelled")
+            self._emulator = self._load(recipe, job.only, self._progress(job))
+        except Exception as error:
+            self._events.append(LoadFailed(recipe, error))
+        else:
+            self._events.append(Loaded(recipe, tuple(self._emulator.systems)))
+
+    def _progress(self, job: _Job) -> Progress:
         told: Loading | None = None
 
         def progress(role: str, fraction: float) -> bool:
@@ -245,15 +262,7 @@ class Engine:
                 self._events.append(news)
             return not job.stopped
 
-        try:
-            self._free()
-            if job.stopped:
-                raise Cancelled("loading was cancelled")
-            self._emulator = self._load(recipe, progress)
-        except Exception as error:
-            self._events.append(LoadFailed(recipe, error))
-        else:
-            self._events.append(Loaded(recipe, tuple(self._emulator.systems)))
+        return progress
 
     def _write(self, job: _Job, request: Request) -> None:
         emulator = self._emulator
@@ -280,6 +289,7 @@ class Engine:
                 raise EftError("no models are loaded; choose a recipe with /recipe")
             if job.stopped:
                 raise Cancelled("stopped before it began")
+            emulator.prepare(request.only, progress=self._progress(job))
             self._events.append(Started(number))
             emulator.recipe = request.recipe
             answer = emulator.chat(

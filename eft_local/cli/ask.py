@@ -47,7 +47,7 @@ def ask(session: Session, question: tuple[str, ...], only: str, system: str | No
     """
     messages = conversation(question_text(question), system)
     recipe = session.recipe()
-    with loaded(recipe) as emulator, interruptible(emulator.cancel) as interrupt:
+    with loaded(recipe, only) as emulator, interruptible(emulator.cancel) as interrupt:
         if as_json:
             answer = emulator.chat(messages, only=only, on_step=answers.heed(interrupt, emulator.cancel))
             output.write_json(answers.as_dict(answer))

@@ -71,7 +71,7 @@ def chat(
         save = resume or chat_id is not None or sys.stdin.isatty()
     with (
         record.opened(save=save, chat=chat_id, resume=resume) as kept,
-        loaded(_recipe(ctx, kept.chat)) as emulator,
+        loaded(_recipe(ctx, kept.chat), only) as emulator,
     ):
         return PlainChat(emulator, only, system, kept).run()
 

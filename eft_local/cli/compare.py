@@ -70,8 +70,10 @@ def compare(session: Session, question: tuple[str, ...], systems: str, system: s
     if recipe.sampling.max_tokens is None:
         recipe = recipe.replace(max_tokens=DEFAULT_MAX_TOKENS)
     chosen = names(systems)
-    with loaded(recipe) as emulator, interruptible(emulator.cancel) as interrupt:
-        check_systems(chosen, emulator.systems)
+    from eft_local.emulator.systems import systems_of
+
+    check_systems(chosen, systems_of(recipe))
+    with loaded(recipe, chosen) as emulator, interruptible(emulator.cancel) as interrupt:
         answered = dict(_answers(emulator, messages, chosen, interrupt))
     if as_json:
         output.write_json({"question": text, "systems": {name: answers.as_dict(a) for name, a in answered.items()}})

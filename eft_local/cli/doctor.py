@@ -16,6 +16,7 @@ import click
 
 from eft_local.cli import output
 from eft_local.cli.options import Command, example, json_option
+from eft_local.cli.readiness import Readiness, readiness
 
 if TYPE_CHECKING:
     from eft_local.recipe import Recipe
@@ -98,24 +99,29 @@ def _folders() -> dict[str, dict[str, Any]]:
     }
 
 
-def _recipes() -> dict[str, dict[str, str | None]]:
-    """Return for every named recipe its file, what is wrong with it or its models (None: nothing), and whether its
-    answers are exact, as far as that is known (None: its models are not downloaded, or there may be a GPU).
+def _recipes() -> dict[str, dict[str, str | bool | None]]:
+    """Return for every named recipe its file, what is wrong with it or its models (None: nothing), its state, and
+    whether its answers are exact, as far as that is known (None: its models are not downloaded, or there may be a GPU).
     """
     from eft_local.errors import EftError
-    from eft_local.references import find_recipe, hub_name, recipe_names, resolve_model
+    from eft_local.references import find_recipe, recipe_names
 
-    found: dict[str, dict[str, str | None]] = {}
+    found: dict[str, dict[str, str | bool | None]] = {}
     for name, path in recipe_names().items():
-        found[name] = {"path": str(path), "problem": None, "exact": None}
+        exact = None
         try:
             recipe = find_recipe(name)
-            for reference in [each for _, role in recipe.named_roles() for each in role.references.values()]:
-                if hub_name(reference, recipe.folder) is None:  # `eft pull` gets the others
-                    resolve_model(reference, recipe.folder)
-            found[name]["exact"] = _exact(recipe)
+            ready = readiness(recipe)
+            exact = _exact(recipe) if ready.problem is None else None
         except EftError as error:
-            found[name]["problem"] = str(error)
+            ready = Readiness(str(error))
+        found[name] = {
+            "path": str(path),
+            "problem": ready.problem,
+            "pullable": ready.pullable,
+            "state": ready.state,
+            "exact": exact,
+        }
     return found
 
 
@@ -144,6 +150,9 @@ def _missing(facts: dict[str, Any]) -> Any:
         if recipe["problem"] is not None:
             bundled = Path(recipe["path"]).parent == BUNDLED
             mend = _restore() if bundled else f"edit {recipe['path']}"
+            if recipe["pullable"]:
+                yield _item(f"models of recipe {name}", f"eft pull {name}", needed=False)
+                continue
             yield _item(f"recipe {name}: {recipe['problem']}", mend, needed=name == "demo")
     if "demo" not in facts["recipes"]:
         yield _item("the bundled recipe demo", _restore(), needed=True)
@@ -218,9 +227,8 @@ def _llama_lines(llama: dict[str, Any]) -> list[str]:
     ]
 
 
-def _recipe_line(recipe: dict[str, str | None]) -> str:
-    exact = f"; exact: {recipe['exact']}" if recipe["exact"] else ""
-    return recipe["problem"] or f"ready{exact}"
+def _recipe_line(recipe: dict[str, Any]) -> str:
+    return f"{recipe['state']}; exact: {recipe['exact']}" if recipe["exact"] else recipe["state"]
 
 
 def _device_line(device: dict[str, Any]) -> str:

@@ -128,8 +128,11 @@ def evaluate(
     names = evaluation.names(systems) if systems is not None else ("base", "expert", "eft", *recipe.compare)
     recipe, planned = evaluation.plan(recipe, names, alphas=alpha, betas=beta, mixes=mix, steer_first=steer_first)
     tokens = max_tokens or MAX_TOKENS.get(kind, MAX_TOKENS["long"])
-    with loaded(recipe) as emulator, interruptible(emulator.cancel) as interrupt:
-        evaluation.check_systems((system.only for system in planned), emulator.systems)
+    from eft_local.emulator.systems import systems_of
+
+    wanted = tuple(dict.fromkeys(system.only for system in planned))
+    evaluation.check_systems(wanted, systems_of(recipe))
+    with loaded(recipe, wanted) as emulator, interruptible(emulator.cancel) as interrupt:
         finished = _run(emulator, chosen, planned, tokens, parallel, interrupt)
     if as_json:
         output.write_json(reports.as_dict(recipe, chosen, finished))

@@ -207,7 +207,7 @@ def _written(session: Session, question: str, only: str, system: str | None, *, 
     seed = recipe.sampling.seed if recipe.sampling.seed is not None else secrets.randbits(32)
     printer = Printer() if live else None
     steps: list[Step] = []
-    with loaded(recipe) as emulator, interruptible(emulator.cancel) as interrupt:
+    with loaded(recipe, only) as emulator, interruptible(emulator.cancel) as interrupt:
         stop_if_asked = answers.heed(interrupt, emulator.cancel)
         stream = emulator.stream(messages, only=only, seed=seed, top=CANDIDATES)
         with closing(cast("Generator[Step]", stream)):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -18,15 +18,15 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def loaded(recipe: Recipe) -> Iterator[Emulator]:
-    """Load the recipe's models and free them at the end; Ctrl+C while they load raises Cancelled."""
+def loaded(recipe: Recipe, only: str | Iterable[str] = "eft") -> Iterator[Emulator]:
+    """Load what these systems need of a recipe and free it at the end; Ctrl+C while it loads raises Cancelled."""
     from eft_local.emulator import Emulator
 
     unkept = locations.unkept()
     if unkept:
         output.note(f"what is measured here cannot be kept: {unkept}; set EFT_HOME to a folder for it")
     with interruptible() as interrupt, _progress(interrupt) as progress:
-        emulator = Emulator.load(recipe, progress=progress)
+        emulator = Emulator.load(recipe, only=only, progress=progress)
     with emulator:
         if interrupt.asked:  # too late for the progress callback
             raise Cancelled("loading was cancelled")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from eft_local.cli import output
-from eft_local.cli.options import Command, example, json_option
+from eft_local.cli.options import Command, example, json_option, only_option
 from eft_local.errors import DownloadError, ModelNotFoundError, UsageError
 
 if TYPE_CHECKING:
@@ -49,12 +49,15 @@ _UNITS = {"": 1e9, "K": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}
     metavar="[DEVICE=]GB/S",
     help="How fast RAM, or a GPU's memory, is read. RAM is measured, if it is not given.",
 )
+@only_option
 @json_option
-def plan(what: str, context: int | None, memory: tuple[str, ...], bandwidth: tuple[str, ...], as_json: bool) -> int:
+def plan(
+    what: str, context: int | None, memory: tuple[str, ...], bandwidth: tuple[str, ...], only: str, as_json: bool
+) -> int:
     """Show what a RECIPE takes of memory, where each model goes on this machine, the longest context and the speed.
 
     Only metadata is read, nothing is loaded; of models that are not here, the hub is asked for their headers. REF or
-    FILE is a single model. Ends with exit code 1 if it does not fit.
+    FILE is a single model. Ends with exit code 1 if it does not fit into memory, 4 if the models do not fit together.
     """
     from eft_local.llama.devices import places
     from eft_local.planning.planner import plan as planned
@@ -62,7 +65,7 @@ def plan(what: str, context: int | None, memory: tuple[str, ...], bandwidth: tup
 
     given = _numbers("--memory", memory)
     speeds = {name: value * 1e9 for name, value in _numbers("--bandwidth", bandwidth).items()}
-    name, loads, seated, wish, tokens, away = _loads(what, context)
+    name, loads, seated, wish, tokens, away = _loads(what, context, only)
     found = planned(loads, _with_memory(places(), given), tokens)
     on_gpu = {role: found.of(role).on_gpu for role in seated}
     facts = _facts(name, found, loads, speeds) | {"exact": remembered(seated, on_gpu, tokens, wish), "away": away}
@@ -75,10 +78,15 @@ def plan(what: str, context: int | None, memory: tuple[str, ...], bandwidth: tup
     return 0 if found.fits else 1
 
 
-def _loads(what: str, context: int | None) -> tuple[str, tuple[Load, ...], dict[str, Seat], str, int, list[str]]:
+def _loads(
+    what: str, context: int | None, only: str
+) -> tuple[str, tuple[Load, ...], dict[str, Seat], str, int, list[str]]:
     """Return a name, what has to be loaded and for whom, how exact, the tokens of context, and what is not here."""
-    from eft_local.emulator.loading import mixed_roles
+    from eft_local.emulator.loading import compared_roles, mixed_roles
+    from eft_local.emulator.mixture import MIXTURE
+    from eft_local.emulator.systems import roles_of
     from eft_local.llama.weights import read_weights
+    from eft_local.planning.headers import check_headers
     from eft_local.planning.survey import SCORED_ROWS, Seat, loads, rows_at_once, seats
     from eft_local.references import find_recipe, hub_name, names_recipe, resolve_model
     from eft_local.roles import Placement
@@ -86,9 +94,16 @@ def _loads(what: str, context: int | None) -> tuple[str, tuple[Load, ...], dict[
     headers = _Headers()
     if names_recipe(what):
         recipe = find_recipe(what)
-        seated = seats(recipe, mixed_roles(recipe), headers.find)
+        named = mixed_roles(recipe) | compared_roles(recipe)
+        roles = {name: named[name] for name in roles_of(recipe, only)}
+        seated = seats(recipe, roles, headers.find)
+        checked = check_headers(recipe, roles, seated, combined=only == MIXTURE)
         tokens = context or recipe.context
-        return recipe.name, loads(seated, tokens, rows_at_once(recipe)), seated, recipe.exact, tokens, headers.read
+        needed = loads(seated, tokens, rows_at_once(recipe))
+        del checked  # held so far: no header is read twice
+        return recipe.name, needed, seated, recipe.exact, tokens, headers.read
+    if only != MIXTURE:
+        raise UsageError(f"--only {only}: {what} is no recipe and has no roles; leave it out")
     try:
         path = resolve_model(what, None)
     except ModelNotFoundError:

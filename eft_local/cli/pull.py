@@ -32,7 +32,8 @@ _PLAIN_EVERY = 10.0  # the same where no bar can be drawn
 @click.argument("what", metavar="RECIPE|REF...", nargs=-1, required=True)
 @click.option("--json", "as_json", is_flag=True, help="Print what happens as JSON, one object on each line.")
 def pull(what: tuple[str, ...], as_json: bool) -> None:
-    """Download the models of a RECIPE, or single ones: ORG/REPO:Q4_K_M, ORG/REPO/FILE.gguf, with @REVISION if wanted.
+    """Download the models of a RECIPE, or single ones: ORG/REPO:Q4_K_M, ORG/REPO/FILE.gguf, with @REVISION if wanted;
+    hf.co/ORG/REPO:Q4_K_M and addresses of pages on the hub are understood too.
 
     They go into the Hugging Face cache, which other tools share, and are verified against the hub's checksums.
     A download that stopped (Ctrl+C, no network, a full disk) goes on where it stopped when the command is run again.

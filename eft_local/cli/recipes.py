@@ -11,11 +11,13 @@ from eft_local import locations
 from eft_local.cli import output
 from eft_local.cli.new_recipe import new
 from eft_local.cli.options import Command, example, json_option, read_text
+from eft_local.cli.readiness import READY, readiness
 from eft_local.errors import EftError
-from eft_local.references import find_recipe, hub_names, recipe_names
+from eft_local.references import DEMO_PREFIX, find_recipe, hub_names, recipe_names
 
 if TYPE_CHECKING:
     from eft_local.about import About
+    from eft_local.recipe import Recipe
 
 
 @click.group(
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
 def recipes(ctx: click.Context, as_json: bool) -> None:
     """List the recipes that can be loaded by name, the bundled ones and your own, with what their models need.
 
+    It says of each whether its models are here and fit together: headers are read, nothing is loaded.
     'eft pull NAME' downloads a recipe's models, 'eft show NAME' tells which of them are here.
     """
     if ctx.invoked_subcommand is not None:
@@ -37,7 +40,8 @@ def recipes(ctx: click.Context, as_json: bool) -> None:
         return
     width = max((len(row["name"]) for row in rows), default=0)
     for row in rows:
-        details = "; ".join(filter(None, (row["needs"], row["path"] if row["is_own"] else None)))
+        state = "" if row["state"] == READY else row["state"]
+        details = "; ".join(filter(None, (row["needs"], state, row["path"] if row["is_own"] else None)))
         output.write(f"{row['name']:<{width}}  {row['error'] or row['description']}\n")
         if details:
             output.write(f"{'':<{width}}  {details}\n")
@@ -68,6 +72,7 @@ def _rows() -> list[dict[str, Any]]:
             "needs": "",
             "about": None,
             "error": None,
+            "state": "",
         }
         try:
             recipe = find_recipe(name)
@@ -80,9 +85,18 @@ def _rows() -> list[dict[str, Any]]:
                 "hub": list(dict.fromkeys(map(str, hub_names(recipe).values()))),
                 "needs": _needs(recipe.about),
                 "about": asdict(recipe.about),
+                "state": _state(recipe),
             }
         rows.append(row)
     return rows
+
+
+def _state(recipe: Recipe) -> str:
+    """Return whether a recipe's models are here and fit together. Those that came with eft-local are known to."""
+    references = [reference for _, role in recipe.named_roles() for reference in role.references.values()]
+    if all(reference.startswith(DEMO_PREFIX) for reference in references):
+        return READY
+    return readiness(recipe).state
 
 
 def _needs(about: About) -> str:

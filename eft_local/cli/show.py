@@ -10,6 +10,7 @@ import click
 
 from eft_local.cli import output
 from eft_local.cli.options import Command, example, json_option
+from eft_local.cli.readiness import readiness
 from eft_local.errors import EftError
 from eft_local.hub.names import HubName, size_text
 from eft_local.references import find_recipe, hub_name, names_recipe, resolve_model
@@ -148,6 +149,7 @@ def _recipe_facts(recipe: Recipe) -> dict[str, Any]:
         "description": recipe.description,
         "roles": roles,
         "is_here": all(file["path"] for file in _files(roles)),
+        "problem": readiness(recipe).problem,
         "about": asdict(recipe.about),
     }
 
@@ -193,6 +195,8 @@ def _recipe_text(facts: dict[str, Any]) -> str:
         cells = (f"{cell:<{width}}" for cell, width in zip(row, widths, strict=False))
         lines.append(f"  {'  '.join(cells)}  {row[3]}\n")
     lines.append(about_text(about))
+    if facts["is_here"] and facts["problem"]:
+        lines.append(f"cannot be loaded: {facts['problem']}\n")
     if any(file["path"] is None and HubName.parse(file["model"]) for file in _files(facts["roles"])):
         lines.append(f"get the models: eft pull {facts['name']}\n")
     return "".join(lines)

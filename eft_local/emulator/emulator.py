@@ -23,12 +23,12 @@ from eft_local.emulator.loading import (
     mixed_roles,
     warn_of_capped_logits,
     warn_of_own_tokens,
-    warn_of_pretokenizers,
 )
 from eft_local.emulator.mixture import MIXTURE, Mixture
 from eft_local.emulator.results import Answer, Score, Step
 from eft_local.emulator.scoring import score
 from eft_local.emulator.slots import Slots
+from eft_local.emulator.systems import roles_of, systems_of
 from eft_local.emulator.writing import Line, System, write
 from eft_local.errors import BusyError, PromptError, RecipeError, UsageError
 from eft_local.llama import Sampler
@@ -52,45 +52,86 @@ class Emulator:
     """
 
     def __init__(self, recipe: Recipe, roles: Mapping[str, LoadedRole], library: Library | None = None) -> None:
-        """roles: what the formula needs, by name (see `mixed_roles`), loaded; `load` does that.
+        """roles: what the formula needs, by name (see `mixed_roles`), loaded; or none: then each system gets its own
+        when it is first asked.
 
         Raises: VocabularyMismatchError, OutOfMemoryError.
         """
         self._recipe = recipe
         self._library = library or Library()
         self._roles = dict(roles)
-        self._mixed = tuple(roles)
+        self._mixed = tuple(mixed_roles(recipe))
         self._busy = threading.Lock()
         self._running: Slots | None = None
         self._written: Line | None = None
-        tables = {name: loaded.vocabulary for name, loaded in roles.items()}
-        self._common = {MIXTURE: common_tokens(tables)}
-        self._ends = Ends.among(tables, self._common[MIXTURE], next(iter(recipe.experts)))
-        warn_of_own_tokens(self._common[MIXTURE], self._ends, tables)
-        hidden = self._common[MIXTURE].hidden
-        self._mixture = Mixture(self._common[MIXTURE].width, hidden[hidden != self._ends.token], self._ends)
-        warn_of_pretokenizers(roles)
-        warn_of_capped_logits(roles)
+        self._common: dict[str, Common] = {}
+        self._mixture: Mixture | None = None
+        self._ends = Ends(None, {})
+        self._slots: dict[str, Slots] = {}
+        self._closed = False
         self._drafting = DraftingSource(self._roles)
-        self._slots = {MIXTURE: Slots(roles, context=recipe.context, outputs=rows_at_once(self._recipe))}
-        memory.trim()
+        if roles:
+            self._combine()
+            memory.trim()
 
     @classmethod
-    def load(cls, recipe: Recipe | str | Path, *, progress: LoadProgress | None = None) -> Emulator:
-        """Load every role of a recipe, given itself, by name or by path.
+    def load(
+        cls,
+        recipe: Recipe | str | Path,
+        *,
+        only: str | Iterable[str] = MIXTURE,
+        progress: LoadProgress | None = None,
+    ) -> Emulator:
+        """Load a recipe, given itself, by name or by path.
 
+        only: what is to answer (see `systems`), one or several; roles that they do without are not loaded.
         progress: called with a role's name and 0…1, by several threads; returning False cancels.
-        Raises: RecipeError, ModelNotFoundError, ModelFileError, UnsupportedModelError, PromptError,
+        Raises: RecipeError, UsageError, ModelNotFoundError, ModelFileError, UnsupportedModelError, PromptError,
             VocabularyMismatchError, OutOfMemoryError, Cancelled.
         """
         if not isinstance(recipe, Recipe):
             recipe = find_recipe(recipe)
         with ExitStack() as cleanup:
-            library = Library()
-            cleanup.callback(library.close)
-            emulator = cls(recipe, library.load(recipe, mixed_roles(recipe), progress), library)
+            emulator = cls(recipe, {})
+            cleanup.callback(emulator.close)
+            emulator.prepare(*((only,) if isinstance(only, str) else only), progress=progress)
             cleanup.pop_all()
         return emulator
+
+    def prepare(self, *systems: str, progress: LoadProgress | None = None) -> None:
+        """Load what systems need and is not loaded yet; asked unprepared, they do it themselves.
+
+        progress, Raises: as `load`; BusyError.
+        """
+        names = dict.fromkeys(name for system in systems for name in roles_of(self._recipe, system))
+        combined = MIXTURE in systems and self._mixture is None
+        if not combined and self._roles.keys() >= names.keys():
+            return
+        named = mixed_roles(self._recipe) | compared_roles(self._recipe)
+        roles = {name: named[name] for name in names}
+        with self._held():
+            loaded = self._library.load(self._recipe, roles, progress, combined=combined)
+            self._roles |= {name: each for name, each in loaded.items() if name not in self._roles}
+            if combined:
+                self._combine()
+            elif self._mixture is None:
+                for name in names:
+                    self._open_slots(name)
+        memory.trim()
+
+    def _combine(self) -> None:
+        """Make the mixture of roles that are loaded."""
+        roles = {name: self._role(name) for name in self._mixed}
+        common = self._library.common or common_tokens({name: loaded.table for name, loaded in roles.items()})
+        vocabularies = {name: loaded.vocabulary for name, loaded in roles.items()}
+        self._ends = Ends.among(vocabularies, common, next(iter(self._recipe.experts)))
+        warn_of_own_tokens(common, self._ends, vocabularies)
+        warn_of_capped_logits(roles)
+        for name in self._slots.keys() & roles.keys():  # from now on they share the mixture's
+            self._slots.pop(name).close()
+        self._open_slots(MIXTURE)
+        self._common[MIXTURE] = common
+        self._mixture = Mixture(common.width, common.hidden[common.hidden != self._ends.token], self._ends)
 
     @property
     def recipe(self) -> Recipe:
@@ -129,7 +170,7 @@ class Emulator:
     @property
     def systems(self) -> tuple[str, ...]:
         """What `only` accepts."""
-        return (MIXTURE, *self._mixed, "expert", *self._recipe.compare)
+        return systems_of(self._recipe)
 
     def stream(
         self,
@@ -229,7 +270,7 @@ class Emulator:
         line = self._line(only, messages_or_prompt, None, 0, ())
         checks.given_text("continuation", continuation)
         with self._answering(only) as (slots, system):
-            tokens = _shared(continuation, self._common_of(only), [self._role(name) for name in system.roles])
+            tokens = _shared(continuation, self._common_of(only), [self._roles[name] for name in system.roles])
             return score(slots, system, line.prompts, tokens, self._recipe)
 
     @property
@@ -248,6 +289,7 @@ class Emulator:
         for slots in self._slots.values():
             slots.close()
         self._slots = {}
+        self._closed = True
         self._library.close()
 
     def __enter__(self) -> Emulator:
@@ -278,8 +320,9 @@ class Emulator:
         if max_tokens is not None and checks.given_integer("max_tokens", max_tokens) < 1:
             raise UsageError(f"max_tokens = {max_tokens}: at least 1 token must be asked for")
         messages = conversation(messages_or_prompt)
+        self.prepare(only)
         prompts = {}
-        for name in self._names(only):
+        for name in roles_of(self._recipe, only):
             prompts[name] = self._role(name).tokens(messages)
             if not prompts[name]:
                 raise PromptError(f"the prompt of {name} is empty: its template rendered nothing; change it")
@@ -302,26 +345,12 @@ class Emulator:
                 raise UsageError(f"prefix holds the token {token}; the tokens of {only} are 0 … {n_vocab - 1}")
         return tokens
 
-    def _names(self, only: str) -> tuple[str, ...]:
-        """The roles that a system evaluates. Raises: UsageError."""
-        if only == MIXTURE:
-            return self._mixed
-        if only == "expert":
-            return (next(iter(self._recipe.experts)),)
-        if only in self._mixed or only in self._recipe.compare:
-            return (only,)
-        raise UsageError(
-            f"there is no system {only!r} in recipe {self._recipe.name!r}; use one of {', '.join(self.systems)}"
-        )
-
     def _role(self, name: str) -> LoadedRole:
-        """A loaded role; models under [compare] are loaded when they are first asked for."""
-        if name not in self._roles:
-            self._roles |= self._library.load(self._recipe, {name: compared_roles(self._recipe)[name]})
+        """A role that was prepared."""
         return self._roles[name]
 
     def _system(self, only: str) -> System:
-        names = self._names(only)
+        names = roles_of(self._recipe, only)
         loaded = {name: self._role(name) for name in names}
         # What the tuned model calls an end is an end; so is what the base does.
         speakers = [loaded[name] for name in names if name == "base" or name in self._recipe.experts] or [
@@ -346,13 +375,13 @@ class Emulator:
 
     def _common_of(self, only: str) -> Common:
         """The ids that a system can be sampled from: of one role alone, all that its own model has."""
-        name = only if only == MIXTURE else self._names(only)[0]
+        name = only if only == MIXTURE else roles_of(self._recipe, only)[0]
         if name not in self._common:
-            self._common[name] = common_tokens({"base": self._role(name).vocabulary})
+            self._common[name] = common_tokens({"base": self._role(name).table})
         return self._common[name]
 
     def _check_open(self) -> None:
-        if not self._slots:
+        if self._closed:
             raise UsageError("the emulator is closed; load it again")
 
     @contextmanager
@@ -360,9 +389,7 @@ class Emulator:
         self, only: str, lines: Sequence[Line] | None = None, parallel: int = 1
     ) -> Iterator[tuple[Slots, System]]:
         """Hold the emulator for one call, with the contexts that it needs. Raises: BusyError."""
-        if not self._busy.acquire(blocking=False):
-            raise BusyError("another answer is being written; close its stream, or wait, or load a second Emulator")
-        try:
+        with self._held():
             self._check_open()
             system = self._system(only)
             slots = self._own_slots(system) if lines is None else self._batch_slots(system, lines, parallel)
@@ -374,17 +401,28 @@ class Emulator:
                 self._running = None
                 if lines is not None:
                     slots.close()
+
+    @contextmanager
+    def _held(self) -> Iterator[None]:
+        """Hold the emulator. Raises: BusyError."""
+        if not self._busy.acquire(blocking=False):
+            raise BusyError("another answer is being written; close its stream, or wait, or load a second Emulator")
+        try:
+            yield
         finally:
             self._busy.release()
 
     def _own_slots(self, system: System) -> Slots:
         """The contexts that stay open from turn to turn."""
-        mixed = system.roles[0] in self._mixed
-        name = MIXTURE if mixed else system.roles[0]
+        name = MIXTURE if self._mixture and system.roles[0] in self._mixed else system.roles[0]
         if name in self._slots and self._slots[name].outputs < rows_at_once(self._recipe):  # drafts were switched on
             self._slots.pop(name).close()
+        return self._open_slots(name)
+
+    def _open_slots(self, name: str) -> Slots:
+        """Return the contexts of the mixture, which its roles use alone, too; or of one role."""
         if name not in self._slots:
-            roles = {role: self._role(role) for role in (self._mixed if mixed else system.roles)}
+            roles = {role: self._role(role) for role in (self._mixed if name == MIXTURE else (name,))}
             self._slots[name] = Slots(roles, context=self._recipe.context, outputs=rows_at_once(self._recipe))
         return self._slots[name]
 

@@ -19,15 +19,15 @@ from eft_local.errors import Cancelled
 from eft_local.llama import Adapter, ChatTemplate, Model, kernels
 from eft_local.llama.devices import places
 from eft_local.llama.exactness import Choice, choose, find
-from eft_local.llama.header import Pretokenizer, pretokenizer_warnings
 from eft_local.llama.needs import UBATCH_CPU, Needs
 from eft_local.markup import Template, tokenize_marked, tokenize_text
 from eft_local.notices import notice
+from eft_local.planning.headers import check_headers
 from eft_local.planning.planner import Placed
 from eft_local.planning.refusal import check_context, checked_plan
 from eft_local.planning.survey import Seat, loads, question, rows_at_once, seats, settled
 from eft_local.prompts import Message, render, template_for
-from eft_local.protocols import Evaluator, LanguageModel, Vocabulary
+from eft_local.protocols import Evaluator, LanguageModel, TokenTable, Vocabulary
 from eft_local.recipe import Placement, Recipe, Role
 from eft_local.references import is_bundled
 from eft_local.vocabulary import Common
@@ -49,6 +49,7 @@ class LoadedRole:
     adapter: Adapter | None = None
     needs: Needs | None = None
     exactness: Choice | None = None
+    header: TokenTable | None = None
 
     @property
     def vocabulary(self) -> Vocabulary:
@@ -58,6 +59,11 @@ class LoadedRole:
     def is_exact(self) -> bool:
         """Whether its logits do not depend on what is evaluated together."""
         return self.exactness is not None and self.exactness.verdict.exact
+
+    @property
+    def table(self) -> TokenTable:
+        """The tokens, to be compared with another role's: of the file's header, where that was read."""
+        return self.header or self.vocabulary
 
     @property
     def context_key(self) -> Hashable:
@@ -131,25 +137,40 @@ class Library:
         self._models: dict[Hashable, Model] = {}
         self._placed: dict[Hashable, Placed] = {}
         self._adapters: dict[tuple[Hashable, Path], Adapter] = {}
+        self._exact = False
+        self.common: Common | None = None  # of the roles that were last loaded to be combined
         self._cleanup = ExitStack()
 
     def load(
-        self, recipe: Recipe, roles: Mapping[str, Role], progress: LoadProgress | None = None
+        self,
+        recipe: Recipe,
+        roles: Mapping[str, Role],
+        progress: LoadProgress | None = None,
+        *,
+        combined: bool = False,
     ) -> dict[str, LoadedRole]:
         """Load roles by name, their models at the same time, then their adapters.
 
-        Raises: ModelNotFoundError, PromptError, OutOfMemoryError if they do not fit into what is free, and what
-            `Model.load` and `Adapter.load` raise; nothing stays open of what failed.
+        combined: whether their logits are combined, so that their tokens must agree; headers tell, before anything is
+            loaded.
+        Raises: ModelNotFoundError, PromptError, VocabularyMismatchError, OutOfMemoryError if they do not fit into what
+            is free, and what `Model.load` and `Adapter.load` raise; nothing stays open of what failed.
         """
         seated = seats(recipe, roles)
+        headers = check_headers(recipe, roles, seated, combined=combined)
+        self.common = headers.common or self.common
         new = {name: seat for name, seat in seated.items() if seat.weights not in self._models}
         if new:
             self._place(recipe, new)
             self._open(new, progress)
             _warn_of_copies(seated)
-        loaded = {name: self._loaded(recipe, roles[name], seat, progress) for name, seat in seated.items()}
+        loaded = {
+            name: replace(self._loaded(recipe, roles[name], seat, progress), header=headers.vocabularies[name])
+            for name, seat in seated.items()
+        }
+        self._exact |= any(role.is_exact for role in loaded.values())
         if new:  # for the whole process
-            kernels.use_exact(any(role.is_exact for role in loaded.values()))
+            kernels.use_exact(self._exact)
         return loaded
 
     def _place(self, recipe: Recipe, seated: Mapping[str, Seat]) -> None:
@@ -280,18 +301,3 @@ def warn_of_own_tokens(common: Common, ends: Ends, vocabularies: Mapping[str, Vo
             "%s has special tokens of its own: %s; these are never offered%s",
             name, difference, f", but {ending} ends the answer" if own and ends.token is not None else "",
         )  # fmt: skip
-
-
-def warn_of_pretokenizers(roles: Mapping[str, LoadedRole]) -> None:
-    """Warn of files that do not say how they split a text, or split it otherwise than the base's."""
-    named = {
-        name: Pretokenizer(
-            loaded.model.path,
-            loaded.model.metadata.get("tokenizer.ggml.model"),
-            loaded.model.metadata.get("tokenizer.ggml.pre"),
-        )
-        for name, loaded in roles.items()
-        if isinstance(loaded.model, Model)
-    }
-    for warning in pretokenizer_warnings(named):
-        notice("%s", warning)

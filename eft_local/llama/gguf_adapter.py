@@ -7,7 +7,6 @@ llama.cpp's `convert_lora_to_gguf.py`. A `trial` finds what nobody thought of.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable, Mapping
 from math import isfinite
 from pathlib import Path
@@ -15,8 +14,7 @@ from pathlib import Path
 from eft_local.errors import ModelFileError, UnsupportedModelError
 from eft_local.llama.gguf import check_weight, open_gguf, refusal, with_shards
 from eft_local.llama.gguf_reader import BrokenGgufError, Gguf, Tensor
-
-log = logging.getLogger("eft_local")
+from eft_local.notices import notice
 
 _FLOAT32 = 6
 _TOKEN_EMBEDDING, _OUTPUT = "token_embd.weight", "output.weight"
@@ -50,7 +48,7 @@ def check_adapter(path: Path, model: Path) -> None:
     except BrokenGgufError as error:
         raise refusal(path, error, f"LoRA adapter for {model.name}", "use one that was made for this model") from None
     if ignored := [name for name in adapter.tensors if name.endswith("_norm.weight")]:
-        log.warning("%s changes %d norms, which llama.cpp leaves as they are (%s, …)", path, len(ignored), ignored[0])
+        notice("%s changes %d norms, which llama.cpp leaves as they are (%s, …)", path, len(ignored), ignored[0])
 
 
 def _check_kind(adapter: Gguf) -> None:

@@ -102,7 +102,7 @@ class Tensor:
         return prod(self.shape) // block * size
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, weakref_slot=True, eq=False)
 class Gguf:
     """A file's header."""
 

@@ -1,0 +1,67 @@
+"""What must be known of a recipe's models before any of them is loaded, read from the headers of their files."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from eft_local.llama import ChatTemplate
+from eft_local.llama.gguf import check_gguf
+from eft_local.llama.gguf_adapter import check_adapter
+from eft_local.llama.gguf_reader import Gguf
+from eft_local.llama.header import HeaderVocabulary, Pretokenizer, pretokenizer_warnings, read_vocabulary
+from eft_local.notices import notice
+from eft_local.planning.survey import Seat
+from eft_local.prompts import template_for
+from eft_local.recipe import Recipe, Role
+from eft_local.vocabulary import Common, common_tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Headers:
+    """vocabularies: by role; those on one file share its.  files: while these are held, none is read again.
+    common: what the tokens of roles that are combined have in common; None if none are.
+    """
+
+    vocabularies: Mapping[str, HeaderVocabulary]
+    common: Common | None
+    files: tuple[Gguf, ...]
+
+
+def check_headers(recipe: Recipe, roles: Mapping[str, Role], seated: Mapping[str, Seat], *, combined: bool) -> Headers:
+    """Return the headers of models after checking that these can do what a recipe wants of them.
+
+    roles: what runs, by name, and `seated` on what.
+    combined: whether their logits are combined, so that their tokens must agree ([compare] stands apart).
+    Warns, once, of tokenizers that split texts in other ways than they were trained to, or than the base's.
+    Raises: ModelFileError, UnsupportedModelError, PromptError, VocabularyMismatchError.
+    """
+    files = {seat.model.resolve(): seat.model for seat in seated.values()}
+    held = tuple(map(check_gguf, files.values()))
+    read = {resolved: read_vocabulary(path) for resolved, path in files.items()}
+    vocabularies = {name: read[seat.model.resolve()] for name, seat in seated.items()}
+    together = {name: each for name, each in vocabularies.items() if combined and name not in recipe.compare}
+    common = common_tokens(together) if together else None
+    for name, seat in seated.items():
+        if seat.adapter:
+            check_adapter(seat.adapter, seat.model)
+        _check_template(recipe, roles[name], seat, vocabularies[name])
+    _warn_of_pretokenizers(together)
+    for name, each in vocabularies.items():
+        _warn_of_pretokenizers({name: each})
+    return Headers(vocabularies, common, held)
+
+
+def _warn_of_pretokenizers(vocabularies: Mapping[str, HeaderVocabulary]) -> None:
+    named = {name: Pretokenizer(each.path, each.model, each.pre) for name, each in vocabularies.items()}
+    for warning in pretokenizer_warnings(named):
+        notice("%s", warning)
+
+
+def _check_template(recipe: Recipe, role: Role, seat: Seat, header: HeaderVocabulary) -> None:
+    """Raises: PromptError if there is no template, or it does not parse."""
+
+    def compiled(source: str) -> ChatTemplate:
+        return ChatTemplate(source, bos="", eos="", origin=seat.model.name)
+
+    template_for(role.prompt, header.chat_template, compiled, recipe.folder, str(seat.model))
