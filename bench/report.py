@@ -97,6 +97,7 @@ def text(benchmark: Benchmark) -> str:
         f"recipe {about['recipe']}{shape}; greedy; drafts by {about['draft_source']}; "
         f"{benchmark.seconds / 60:.1f} minutes",
         place(about["machine"]),
+        *(f"exact, {name}: {told}" for name, told in about.get("exact", {}).items()),
         *_busy(benchmark.cores),
         f"weights: {models}; the process holds {_size(memory.process)}",
         "Medians [quartiles]; ratios are taken question by question, or token by token. "

@@ -209,6 +209,7 @@ def _measured(recipe: Recipe, plan: Plan, about: dict[str, Any], show: Show, sta
             if stopped:
                 raise Cancelled("stopped before there was a result")
             raise UsageError("every answer ended with its first token: there is nothing to measure")
+        about = about | {"exact": {name: str(role.exactness) for name, role in roles.items()}}
         return measurement.result(about, time.perf_counter() - started), stopped
 
 

@@ -127,11 +127,14 @@ def _recipes() -> dict[str, dict[str, str | bool | None]]:
 
 def _exact(recipe: Recipe) -> str | None:
     """Return whether a recipe's answers are exact, as far as that is known where all its models are in RAM."""
-    from eft_local.emulator.loading import mixed_roles
     from eft_local.errors import EftError
-    from eft_local.llama import supports_gpu_offload
-    from eft_local.planning.survey import remembered, seats
 
+    try:
+        from eft_local.emulator.loading import mixed_roles
+        from eft_local.llama import supports_gpu_offload
+        from eft_local.planning.survey import remembered, seats
+    except (ImportError, OSError, RuntimeError):  # told of elsewhere
+        return None
     if supports_gpu_offload():
         return None
     try:
