@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from gguf import GGUFReader
 
-from eft_local.bench.gguf_factory import CHATML, ModelSpec, bpe, spm, write_model
+from eft_local.bench.gguf_factory import CHATML, ModelSpec, Shape, bpe, spm, write_model
 from eft_local.references import demo_questions
 
 EFT = [sys.executable, "-c", "from eft_local.cli import main; main()"]
@@ -32,8 +32,8 @@ def trio(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A recipe of tiny models with random weights, which talk nonsense until the context's end."""
     folder = tmp_path_factory.mktemp("trio")
     for seed, name in enumerate(("base", "small", "tuned")):
-        write_model(folder / f"{name}.gguf", ModelSpec(seed=seed, template=CHATML))
-    write_model(folder / "other.gguf", ModelSpec(tokens=spm(), template=CHATML))
+        write_model(folder / f"{name}.gguf", ModelSpec(Shape(n_ctx=100_000), seed=seed, template=CHATML))
+    write_model(folder / "other.gguf", ModelSpec(Shape(n_ctx=100_000), tokens=spm(), template=CHATML))
     (folder / "broken.gguf").write_bytes((folder / "base.gguf").read_bytes()[:5000])
     recipe = '[base]\nmodel = "base.gguf"\n[antiexpert]\nmodel = "small.gguf"\n[experts.tuned]\nmodel = "tuned.gguf"\n'
     recipe += "[sampling.logit_bias]\n" + "".join(f"{end} = -100.0\n" for end in ENDS)  # answers are long
