@@ -202,6 +202,7 @@ def test_what_was_left_out_is_loaded_when_it_is_asked(ggufs: Path, monkeypatch: 
     with Emulator.load(recipe, only="base") as emulator:
         assert emulator.chat("hello", only="base").tokens == expected["base"]
         assert opened == ["base"]
+        assert emulator.exact
         assert emulator.generate(["hello"], only="base")[0].tokens == expected["base"]
         assert emulator.chat("hello", only="expert").tokens == expected["kind"]
         assert opened == ["base", "tuned"]

@@ -165,7 +165,7 @@ class Emulator:
         """Whether answers of the mixture are the same alone and in company, with drafts and without: "yes", or
         "no, because …".
         """
-        return exactness({name: self._roles[name] for name in self._mixed})
+        return exactness({name: self._roles[name] for name in self._mixed if name in self._roles})
 
     @property
     def systems(self) -> tuple[str, ...]:
