@@ -12,12 +12,14 @@ import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from itertools import pairwise
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from eft_local.checks import shown
 from eft_local.errors import PromptError
-from eft_local.protocols import Special, Specials, Vocabulary
-from eft_local.vocabulary import verbatim
+from eft_local.specials import Special, Specials
+
+if TYPE_CHECKING:
+    from eft_local.protocols import Vocabulary
 
 _PLANE = 1 << 16
 _UNASSIGNED = range(4, 14)
@@ -162,6 +164,22 @@ def tokenize_text(vocabulary: Vocabulary, text: str, *, add_special: bool) -> li
     first, *rest = (text[start:stop] for start, stop in pairwise((0, *cuts, len(text))))
     tokens = vocabulary.tokenize(first, add_special=add_special, parse_special=False)
     return tokens + [token for part in rest for token in verbatim(vocabulary, part)]
+
+
+def verbatim(vocabulary: Vocabulary, text: str) -> list[int]:
+    """Return the tokens of a text that continues another one: no special tokens, markup is plain text.
+
+    SentencePiece vocabularies put a space before every text, as if it began one. Behind an anchor they do not.
+    """
+    tokens = vocabulary.tokenize(text, add_special=False, parse_special=False)
+    data = text.encode()
+    if b"".join(map(vocabulary.piece, tokens)) == data:
+        return tokens
+    anchored = vocabulary.tokenize("\n" + text, add_special=False, parse_special=False)
+    for start in (1, 2, 3):  # the anchor is one to three tokens
+        if b"".join(map(vocabulary.piece, anchored[start:])) == data:
+            return anchored[start:]
+    return tokens
 
 
 def controls_named(vocabulary: Vocabulary, texts: Collection[str]) -> frozenset[int]:

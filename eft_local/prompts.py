@@ -12,8 +12,8 @@ from eft_local import locations
 from eft_local.checks import shown
 from eft_local.errors import PromptError
 from eft_local.markup import Template, render_marked
-from eft_local.protocols import Specials
 from eft_local.recipe import Frame, Prompt
+from eft_local.specials import Specials
 
 _NO_SPECIALS = Specials()
 

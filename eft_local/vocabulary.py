@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from eft_local.errors import VocabularyMismatchError
-from eft_local.protocols import TokenTable, Vocabulary
+from eft_local.protocols import TokenTable
 
 # llama.cpp's `llama_token_attr`, the bits that are read here.
 UNKNOWN, UNUSED, NORMAL, CONTROL, BYTE = 1 << 0, 1 << 1, 1 << 2, 1 << 3, 1 << 5
@@ -118,22 +118,6 @@ def _described(ours: _Tokens, theirs: _Tokens, ids: npt.NDArray[np.intp], names:
         f"id {token} is {ours.describe(token)} in {names[0]} and {theirs.describe(token)} in {names[1]}"
         for token in ids.tolist()
     )
-
-
-def verbatim(vocabulary: Vocabulary, text: str) -> list[int]:
-    """Return the tokens of a text that continues another one: no special tokens, markup is plain text.
-
-    SentencePiece vocabularies put a space before every text, as if it began one. Behind an anchor they do not.
-    """
-    tokens = vocabulary.tokenize(text, add_special=False, parse_special=False)
-    data = text.encode()
-    if b"".join(map(vocabulary.piece, tokens)) == data:
-        return tokens
-    anchored = vocabulary.tokenize("\n" + text, add_special=False, parse_special=False)
-    for start in (1, 2, 3):  # the anchor is one to three tokens
-        if b"".join(map(vocabulary.piece, anchored[start:])) == data:
-            return anchored[start:]
-    return tokens
 
 
 @dataclass(frozen=True, slots=True)

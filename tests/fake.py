@@ -10,8 +10,9 @@ from eft_local.emulator import Emulator
 from eft_local.emulator.loading import LoadedRole, mixed_roles
 from eft_local.errors import Cancelled, ContextOverflowError, UsageError
 from eft_local.markup import Template
-from eft_local.protocols import Rows, Special, Specials
+from eft_local.protocols import Rows
 from eft_local.recipe import Expert, Prompt, Recipe, Role
+from eft_local.specials import Special, Specials
 
 NORMAL, CONTROL, UNUSED = 1 << 2, 1 << 3, 1 << 1
 

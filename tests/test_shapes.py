@@ -17,12 +17,13 @@ from eft_local.bench.shapes import SHAPES, TRIOS, Trio, scaled_bytes, scaled_mod
 from eft_local.emulator import Emulator
 from eft_local.errors import ModelNotFoundError, OutputError, UnsupportedModelError, UsageError
 from eft_local.llama import Model
+from eft_local.markup import verbatim
 from eft_local.mix import mix
 from eft_local.protocols import Rows
 from eft_local.questions import read_questions
 from eft_local.recipe import Recipe
 from eft_local.references import demo_questions, find_recipe, resolve_model
-from eft_local.vocabulary import compare, verbatim
+from eft_local.vocabulary import compare
 
 DEMO = {name: resolve_model(f"demo:{name}", None) for name in ("base", "small", "assistant", "base-tuned")}
 TEXT = "Question: What is the capital of Peru?\nAnswer: The capital of Peru is Lima. It borders Chile and Brazil."

@@ -32,11 +32,12 @@ from eft_local.emulator.systems import roles_of, systems_of
 from eft_local.emulator.writing import Line, System, write
 from eft_local.errors import BusyError, PromptError, RecipeError, UsageError
 from eft_local.llama import Sampler
+from eft_local.markup import verbatim
 from eft_local.planning.survey import rows_at_once
 from eft_local.prompts import conversation
 from eft_local.recipe import Recipe
 from eft_local.references import find_recipe
-from eft_local.vocabulary import Common, common_tokens, verbatim
+from eft_local.vocabulary import Common, common_tokens
 
 Prompt = str | Sequence[Mapping[str, object]]
 """A bare string is one user turn; otherwise messages with `role` and `content`."""

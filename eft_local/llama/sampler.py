@@ -19,10 +19,10 @@ from eft_local.llama.distribution import Distribution
 from eft_local.llama.grammar import Grammar
 from eft_local.llama.noise import CONSTRAINED, gumbel, key
 from eft_local.llama.vocabulary import LlamaVocabulary
+from eft_local.markup import verbatim
 from eft_local.mix import best
 from eft_local.protocols import Floats, Vocabulary
 from eft_local.sampling import Sampling
-from eft_local.vocabulary import verbatim
 
 _NOTHING_LEFT = "the models left no token to choose (their logits are NaN or all masked)"
 _DRY_BREAKERS = (b"\n", b":", b'"', b"*")

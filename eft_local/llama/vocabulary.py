@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from eft_local.errors import EvaluationError
-from eft_local.protocols import Special, Specials
+from eft_local.specials import Special, Specials
 
 
 class LlamaVocabulary:
