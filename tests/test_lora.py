@@ -67,8 +67,8 @@ def logits(emulator: Emulator, steps: int = 6) -> dict[str, np.ndarray]:
     mixture, n_vocab = emulator._mixture, emulator._mixture.n_vocab
     scores = type(mixture).scores
 
-    def kept(recipe, rows):
-        mixed = scores(mixture, recipe, rows)
+    def kept(recipe, rows, lawful=None):
+        mixed = scores(mixture, recipe, rows, lawful)
         for name, row in (rows | {"eft": mixed}).items():
             found.setdefault(name, []).append(row[0, :n_vocab].copy())
         return mixed
