@@ -309,7 +309,9 @@ def _deep(model: Model, flash: Attention, question: Question) -> Iterator[Callab
         ),
         kv_unified=True, n_threads=1, n_threads_batch=1,
     )  # fmt: skip
-    context = None if model.keeps_recurrent_state else llama_cpp.llama_init_from_model(model.handle, params)
+    # Copies are rotated to their places, which llama.cpp ends the process at where keys are of some other types.
+    movable = question.kv_type in ("f16", "f32") and not model.keeps_recurrent_state
+    context = llama_cpp.llama_init_from_model(model.handle, params) if movable else None
     if not context:
         yield None
         return
