@@ -61,7 +61,8 @@ def test_each_role_has_its_own_cache_and_attention(tmp_path):
     )
     with library.listening() as heard, Emulator.load(recipe) as emulator:
         asked = [line for line in heard if "llama_kv_cache: size" in line or "flash_attn  " in line]
-        assert caches(asked)[-3:] == [("bf16", "auto"), ("f32", "disabled"), ("q8_0", "enabled")]
+        # Where a recipe leaves the choice, and attention cannot be timed with this cache, it is the plain one.
+        assert caches(asked)[-3:] == [("bf16", "disabled"), ("f32", "disabled"), ("q8_0", "enabled")]
         assert emulator.chat("hello").tokens
         placed = {name: loaded.placement for name, loaded in emulator._roles.items()}
     assert placed["tuned"].mlock
