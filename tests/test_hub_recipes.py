@@ -150,7 +150,7 @@ def test_recipes_tell_need_licence_and_whether_they_were_run(tmp_path: Path) -> 
     lines = eft(home=tmp_path).stdout.splitlines()
     head = next(number for number, line in enumerate(lines) if line.startswith("qwen3-laptop "))
     assert lines[head].endswith("the best first choice for 16 GB.")
-    assert lines[head + 1].strip() == "Apache-2.0, 6.3 GB to download, 8 GB of memory, not run by us"
+    assert lines[head + 1].strip() == "Apache-2.0, 6.3 GB to download, 8 GB of memory, not run by us; not downloaded"
     rows = {row["name"]: row for row in json.loads(eft("--json", home=tmp_path).stdout)["recipes"]}
     assert rows["gemma3-laptop"]["about"]["gated"] is True
     assert rows["demo"]["about"]["tested"] is True

@@ -81,13 +81,15 @@ def last_complaint() -> str:
 
 @contextmanager
 def listening() -> Iterator[list[str]]:
-    """Collect every line that llama.cpp logs in this thread."""
+    """Collect every line that llama.cpp logs in this thread; who listens already hears them as well."""
     heard: list[str] = []
     before, _bridge.heard = _bridge.heard, heard
     try:
         yield heard
     finally:
         _bridge.heard = before
+        if before is not None:
+            before += heard
 
 
 # llama.cpp's warnings that speak of worse answers; of the others, some are about speed, some about what it has mended.
