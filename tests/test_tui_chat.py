@@ -332,10 +332,10 @@ async def test_the_chat_is_scrolled_from_the_input(opened: Open, monkeypatch: py
 async def test_warnings_of_the_models_are_shown(opened: Open) -> None:
     """Nobody sees stderr while the app is open."""
 
-    def load(recipe: Any, progress: Any, only: Any = None) -> FakeEmulator:
+    def load(recipe: Any, only: Any, progress: Any) -> FakeEmulator:
         for file in ("a", "b"):
             logging.getLogger("eft_local").warning("%s.gguf does not say how its tokenizer splits text", file)
-        return FakeEmulator.load(recipe, progress=progress)
+        return FakeEmulator.load(recipe, only=only, progress=progress)
 
     async with opened(load=load) as desk:
         assert "a.gguf does not say" in desk.notice
