@@ -8,13 +8,15 @@ from itertools import islice
 from pathlib import Path
 
 from eft_local.emulator import Answer, Emulator
+from eft_local.llama.header import read_vocabulary
+from eft_local.llama.model import Model
 from eft_local.prompts import Message
 from eft_local.recipe import Recipe
 
 KINDS = {
     "three": ("", "", ""),
-    "prompted": ("", '"@base"', 'instructions = "Answer in one sentence."'),
-    "context": ('"@base"', '"@base"', 'instructions = "Answer like a friendly teacher."'),
+    "prompted": ("", '"@base"', 'instructions = "Answer like a friendly teacher, and at length."'),
+    "context": ('"@base"', '"@base"', 'instructions = "Answer like a friendly teacher, and at length."'),
 }
 """One model in all roles: files of their own with one prompt; an expert that is told more; the base as antiexpert."""
 SEED = 7
@@ -50,10 +52,11 @@ class Comparison:
     differ: int
 
 
-def recipe_on(path: Path, kind: str, context: int, max_tokens: int) -> Recipe:
+def recipe_on(path: Path, kind: str, context: int, max_tokens: int, threads: int | None = None) -> Recipe:
     """Return a recipe of one model in all roles."""
     antiexpert, expert, more = KINDS[kind]
     own = f'"{path}"'
+    prompt = "chat" if read_vocabulary(path).chat_template else "plain"
     return Recipe.from_text(
         f"""
         name = "{kind}"
@@ -61,27 +64,36 @@ def recipe_on(path: Path, kind: str, context: int, max_tokens: int) -> Recipe:
         draft = 8
         [base]
         model = {own}
+        prompt = "{prompt}"
         [antiexpert]
         model = {antiexpert or own}
+        prompt = "{prompt}"
         [experts.own]
         model = {expert or own}
-        prompt = "plain"
+        prompt = "{prompt}"
         {more}
         [sampling]
         max_tokens = {max_tokens}
         """
+    ).replace(threads=threads)
+
+
+def questions(path: Path, count: int, longest: int) -> list[Conversation]:
+    """Return questions of some 20 tokens to, with a text before them, `longest`; most are short, as people's are."""
+    asked = (
+        "Tell the story of this river at length.",
+        "Describe in detail who works at the saw, and how.",
+        "Write a long letter about the trees that grow there.",
+        "Explain step by step where the wealth of the county came from.",
     )
-
-
-def questions(count: int, longest: int) -> list[Conversation]:
-    """Return questions with texts of very different lengths before them, `longest` tokens or so at most."""
-    asked = ("Where does it rise", "What drives the saw", "Which trees grow there", "What was the wealth of the county")
+    words = TEXT.split() * 40
+    with Model.load(path) as model:
+        per_word = len(model.vocabulary.tokenize(" ".join(words), add_special=False, parse_special=False)) / len(words)
     made = []
     for number in range(count):
-        words = TEXT.split() * 40
-        length = 4 + longest * number * number // (2 * count * count)
+        length = int(longest / per_word * (number / max(1, count - 1)) ** 4)
         text = " ".join(words[number : number + length])
-        made.append([Message(role="user", content=f"{text}\n\n{asked[number % len(asked)]}, and why?")])
+        made.append([Message(role="user", content=f"{text}\n\n{asked[number % len(asked)]}")])
     return made
 
 
@@ -92,14 +104,6 @@ def alone(loaded: Emulator, asked: Sequence[Conversation]) -> list[Answer]:
 
 def after_others(loaded: Emulator, asked: Sequence[Conversation]) -> list[Answer]:
     return [loaded.chat(each, seed=SEED) for each in asked]
-
-
-def regenerated(loaded: Emulator, asked: Sequence[Conversation]) -> list[Answer]:
-    answers = []
-    for each in asked:
-        loaded.chat(each, seed=SEED)
-        answers.append(loaded.chat(each, seed=SEED))
-    return answers
 
 
 def in_batches(parallel: int) -> Ask:
@@ -129,28 +133,15 @@ def second_turns(firsts: Sequence[Answer], asked: Sequence[Conversation]) -> lis
     ]
 
 
-def continued(loaded: Emulator, asked: Sequence[Conversation]) -> list[Answer]:
-    """Answer second turns right after their first ones, whose tokens the caches hold."""
-    answers = []
-    for each in asked:
-        loaded.chat(each[:1], seed=SEED)
-        answers.append(loaded.chat(each, seed=SEED))
-    return answers
-
-
 CIRCUMSTANCES: dict[str, Ask] = {
-    "after others": after_others,
-    "regenerated": regenerated,
     **{f"in batches of {parallel}": in_batches(parallel) for parallel in PARALLEL},
     **{f"drafts: {draft}": with_drafts(draft) for draft in DRAFTS},
 }
 
 
-def compare(
-    path: Path, kind: str, context: int, asked: Sequence[Conversation], temperature: float, max_tokens: int
-) -> Iterator[Comparison]:
+def compare(path: Path, asked: Sequence[Conversation], recipe: Recipe) -> Iterator[Comparison]:
     """Compare answers in each circumstance with those alone."""
-    recipe = recipe_on(path, kind, context, max_tokens).replace(temperature=temperature)
+    kind, context, temperature = recipe.name, recipe.context, recipe.sampling.temperature
 
     def compared(circumstance: str, exact: str, expected: Sequence[Answer], found: Sequence[Answer]) -> Comparison:
         pairs = list(zip(expected, found, strict=True))
@@ -161,25 +152,39 @@ def compare(
     with Emulator.load(recipe) as loaded:
         loaded.recipe = loaded.recipe.replace(draft="off")
         expected = alone(loaded, asked)
+        later = second_turns(expected, asked)
+        turns = [
+            [loaded.chat(conversation, seed=SEED) for conversation in (first, first, second)]
+            for first, second in zip(asked, later, strict=True)
+        ]
+        others, again, continued = ([three[turn] for three in turns] for turn in range(3))
+        yield compared("after others", loaded.exact, expected, others)
+        yield compared("regenerated", loaded.exact, expected, again)
+        yield compared("second turns, continued", loaded.exact, alone(loaded, later), continued)
         for circumstance, ask in CIRCUMSTANCES.items():
             yield compared(circumstance, loaded.exact, expected, ask(loaded, asked))
         if kind == "three":
             found = [loaded.chat(each, only="own", seed=SEED) for each in asked]
             yield compared("the expert alone", loaded.exact, expected, found)
-        later = second_turns(expected, asked)
-        yield compared("second turns", loaded.exact, alone(loaded, later), continued(loaded, later))
     with Emulator.load(recipe.replace(batch=CHUNK, ubatch=CHUNK)) as loaded:
         yield compared("prompts in parts", loaded.exact, expected, after_others(loaded, asked))
 
 
 def measure(
-    paths: Sequence[Path], kinds: Sequence[str], contexts: Sequence[int], count: int, max_tokens: int
+    paths: Sequence[Path],
+    kinds: Sequence[str],
+    contexts: Sequence[int],
+    count: int,
+    max_tokens: int,
+    threads: int | None,
 ) -> Iterator[Comparison]:
     """Compare greedy answers, and for a quarter of the questions drawn ones."""
     for path in paths:
         for kind in kinds:
             for context in contexts:
-                asked = questions(count, min(1500, context - 2 * max_tokens - 100))
+                # Two turns, their answers, and what an expert is told besides must fit.
+                asked = questions(path, count, min(1500, context - 2 * max_tokens - 180))
+                recipe = recipe_on(path, kind, context, max_tokens, threads)
                 for temperature in TEMPERATURES:
                     some = asked if temperature == 0 else list(islice(asked, 0, None, 4))
-                    yield from compare(path, kind, context, some, temperature, max_tokens)
+                    yield from compare(path, some, recipe.replace(temperature=temperature))

@@ -176,7 +176,7 @@ def shown(comparison: Comparison) -> str:
 
 
 def _company(options: argparse.Namespace) -> int:
-    """Compare answers alone and in company; return 1 if any differ that should not."""
+    """Compare answers alone and in company; return 1 if any differ that should not, or nothing was compared."""
     found = []
     if not options.json:
         print("differ  answers  tokens  model, recipe, context, temperature, circumstance")
@@ -186,6 +186,7 @@ def _company(options: argparse.Namespace) -> int:
         options.context or (1024, 4096),
         options.questions,
         options.max_tokens,
+        options.threads,
     ):
         found.append(each)
         if not options.json:
@@ -193,7 +194,7 @@ def _company(options: argparse.Namespace) -> int:
             print(f"{each.differ:6}  {each.answers:7}  {each.tokens:6}  {about}; exact: {each.exact}", flush=True)
     if options.json:
         print(json.dumps([asdict(each) for each in found], indent=2))
-    return int(any(each.differ and each.exact == "yes" for each in found))
+    return int(any((each.differ and each.exact == "yes") or each.tokens < each.answers for each in found))
 
 
 def main() -> None:

@@ -106,3 +106,12 @@ def test_answers_are_those_without(monkeypatch, temperature):
     with emulator(trio(), recipe(temperature=temperature, seed=3, max_tokens=12, draft="auto")) as drafting:
         assert [answer.tokens for answer in drafting.generate(asked, parallel=3)] == expected
         assert drafting.chat("one").tokens == single
+
+
+def test_costs_are_measured_behind_a_cache_that_is_full():
+    made = slots(None, context=10)
+    made.push(0, ["base"], [8, 9, 10, 11, 12, 13])
+    made.evaluate([0], ["base"], [1])
+    assert made.time_rows("base", 8) >= 0.0
+    assert tokens(made) == [[5, 6], [6, 6, 7]]  # two are left: behind them eight have room
+    assert made.begin(0, {"base": [5, 6, 7, 8]}) == {"base": 2}

@@ -214,9 +214,14 @@ class Slots:
         return self._group(name).rows
 
     def time_rows(self, name: str, rows: int) -> float:
-        """Return the seconds that one evaluation of so many rows takes in a role's context; it stays as it is."""
-        evaluator = self._group(name).evaluator
-        sequence = self._sequences[name, 0]
+        """Return the seconds that one evaluation of so many rows takes in a role's context, behind what it holds.
+
+        What it holds stays, as far as there is room behind it.
+        """
+        group, sequence = self._group(name), self._sequences[name, 0]
+        evaluator = group.evaluator
+        if evaluator.length(sequence.number) + rows > group.room:
+            sequence.rewind(group.room - rows)
         length = evaluator.length(sequence.number)
         started = time.perf_counter()
         evaluator.submit([Rows(sequence.number, [0] * rows, rows)])
