@@ -15,7 +15,7 @@ from eft_local.llama import Model, library
 from eft_local.llama.needs import Asked, ask, read_buffers, read_figures
 from eft_local.memory import Device
 from eft_local.planning.planner import ContextNeed, Load, Placed, plan
-from eft_local.planning.survey import SCORED_ROWS, attention, settled
+from eft_local.planning.survey import SCORED_ROWS, Seat, settled
 from eft_local.roles import Placement
 
 ALLOWED = 0.10
@@ -65,7 +65,7 @@ def planned(path: Path, case: Case) -> Placed:
         batch=case.placement.batch,
         ubatch=case.placement.ubatch,
         kv_type=case.placement.kv_type,
-        flash_attention=attention(case.placement, case.context),
+        flash_attention=settled(Seat(path, case.placement), 0, True, case.context).flash_attention,
     )
     load = Load((ContextNeed(("model",), case.n_seq, ask(path, asked, trusted=True)),), mmap=case.placement.mmap)
     ram = Device("CPU", "", "cpu", 1 << 50, 1 << 50)
@@ -74,7 +74,7 @@ def planned(path: Path, case: Case) -> Placed:
 
 def allocated(path: Path, case: Case, mmap: bool) -> dict[str, int]:
     """Load the model, make the context, and return the buffers as llama.cpp's log has them. Bytes."""
-    placement = settled(case.placement, 0, mmap, case.context)
+    placement = settled(Seat(path, case.placement), 0, mmap, case.context)
     with library.listening() as heard:
         model = Model.load(path, mmap=mmap, trusted=True)
     with model:

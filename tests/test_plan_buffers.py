@@ -11,7 +11,7 @@ from eft_local import locations
 from eft_local.bench.families import FAMILIES, write_family
 from eft_local.bench.gguf_factory import bpe
 from eft_local.bench.plan import ALLOWED, Case, compared, planned
-from eft_local.llama import needs
+from eft_local.llama import kernels, needs
 from eft_local.llama.needs import Asked, ask
 from eft_local.planning.survey import SCORED_ROWS, SHORT, Seat, loads
 from eft_local.roles import Placement
@@ -84,8 +84,9 @@ def test_a_longer_context_is_never_underestimated_between_two_measured_ones(gguf
         assert line.host >= exact.host - 6000
 
 
-def test_a_recipe_of_short_contexts_knows_what_long_ones_take(tmp_path):
-    """Those go without flash attention on a CPU, and compute buffers are larger without: one curve tells both."""
+def test_a_recipe_of_short_contexts_knows_what_long_ones_take(tmp_path, monkeypatch):
+    """Those go without llama.cpp's flash attention on a CPU; compute buffers are larger: one curve tells both."""
+    monkeypatch.setattr(kernels, "attends", lambda widths: False)
     path = write_family(tmp_path / "model.gguf", narrow("llama-0.5b"), 20_000)
     curves = [
         loads({"model": Seat(path, Placement(offload=0))}, context, SCORED_ROWS)[0].contexts[0]

@@ -9,13 +9,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from eft_local.errors import OutOfMemoryError
+from eft_local.llama import kernels
 from eft_local.llama.needs import Figures, Needs, at
 from eft_local.llama.weights import Weights
 from eft_local.memory import ADDRESS_SPACE, CGROUP, RAM, Device
 from eft_local.planning.planner import ContextNeed, Load, Plan, gpus, kept, longest_context, plan
 from eft_local.planning.refusal import advice, checked_plan, refusal
 from eft_local.planning.speed import seconds_per_token, tokens_per_second
-from eft_local.planning.survey import SHORT, attention, settled
+from eft_local.planning.survey import SHORT, Seat, settled
 from eft_local.roles import Placement
 
 GB = 10**9
@@ -50,7 +51,8 @@ def needs(
         active=layers * layer,
         active_output=edge,
         trained=trained,
-        head=head,
+        heads=(head,),
+        sharing=2,
     )
     return Needs(
         weights=weights,
@@ -354,16 +356,20 @@ def test_a_longer_context_takes_no_less(loads, ram, others, context, longer) -> 
 
 
 @pytest.mark.parametrize(
-    ("placement", "context", "expected"),
+    ("placement", "context", "ours", "expected"),
     [
-        (Placement(), SHORT, "auto"),
-        (Placement(), SHORT + 1, False),
-        (Placement(kv_type="q8_0"), SHORT + 1, "auto"),
-        (Placement(flash_attention=True), SHORT + 1, True),
-        (Placement(flash_attention=False), SHORT, False),
+        (Placement(), SHORT, True, True),
+        (Placement(), SHORT + 1, True, True),
+        (Placement(), SHORT, False, "auto"),
+        (Placement(), SHORT + 1, False, False),
+        (Placement(kv_type="f32"), SHORT + 1, True, False),
+        (Placement(kv_type="q8_0"), SHORT + 1, True, "auto"),
+        (Placement(flash_attention=True), SHORT + 1, False, True),
+        (Placement(flash_attention=False), SHORT, True, False),
     ],
 )
-def test_a_cpu_has_flash_attention_for_short_contexts(placement: Placement, context: int, expected: bool | str) -> None:
-    offloaded = replace(placement, offload=0)
-    assert attention(offloaded, context) == expected
-    assert settled(offloaded, 0, True, context).flash_attention == expected
+def test_a_cpu_has_flash_attention_where_it_is_fast(ggufs, monkeypatch, placement, context, ours, expected) -> None:
+    """That is ours, or llama.cpp's behind short texts."""
+    monkeypatch.setattr(kernels, "attends", lambda widths: ours)
+    seat = Seat(ggufs / "base.gguf", replace(placement, offload=0))
+    assert settled(seat, 0, True, context).flash_attention == expected

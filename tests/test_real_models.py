@@ -190,6 +190,23 @@ def test_greedy_answers_are_the_same_from_load_to_load(smollm2: Path) -> None:
     assert answers[0].finish_reason == "stop"
 
 
+@pytest.mark.parametrize(("name", "prompt"), [("smollm2", Prompt("chat")), ("gemma", Prompt("plain"))])
+def test_a_model_in_all_roles_is_that_model(name: str, prompt: Prompt, real_model: Callable[..., Path]) -> None:
+    """Nothing is added to it, whatever the strength, with drafts and in company, in one file and in two."""
+    path = real_model(name)
+    recipe = alone(path, prompt).replace(alpha=0.7, draft=4, max_tokens=12)
+    apart = recipe.replace(antiexpert=Role(model=str(path), prompt=prompt))
+    questions = [QUESTION, "Tell me about the river Danube."]
+    for roles in (recipe, apart):
+        with Emulator.load(roles) as emulator:
+            assert emulator.exact == "yes"
+            expected = [emulator.chat(question, only="base").tokens for question in questions]
+            assert [len(tokens) for tokens in expected] == [12, 12] or name == "smollm2"
+            assert [answer.tokens for answer in emulator.generate(questions, parallel=2)] == expected
+            emulator.recipe = roles.replace(draft="off")
+            assert [emulator.chat(question).tokens for question in questions] == expected
+
+
 def test_models_of_two_families_do_not_fit_together(smollm2: Path, gemma: Path) -> None:
     with pytest.raises(VocabularyMismatchError):
         Emulator.load(alone(smollm2).replace(antiexpert=Role(model=str(gemma), prompt=Prompt("plain"))))

@@ -232,7 +232,7 @@ class Library:
                 recipe.context, model.path.name, model.n_ctx_train,
             )  # fmt: skip
         template = template_for(role.prompt, model.chat_template, _compiler(model), recipe.folder, str(model.path))
-        placement = settled(seat.placement, placed.on_gpu, placed.mmap, recipe.context)
+        placement = settled(seat, placed.on_gpu, placed.mmap, recipe.context)
         loaded = LoadedRole(role, placement, model, template, self._adapter(seat, progress), placed.load.needs)
         choice = choose(find(model, question(seat, placement, recipe.context), loaded.open), recipe.exact)
         placement = replace(placement, flash_attention=choice.way.flash)

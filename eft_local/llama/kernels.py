@@ -13,7 +13,7 @@ import hashlib
 import importlib.util
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -21,6 +21,8 @@ from typing import Any
 
 import numpy as np
 
+from eft_local.llama.attention import OURS, Attention, suits
+from eft_local.llama.ggml import Ggml
 from eft_local.llama.products import Products
 
 GEMM = ctypes.CFUNCTYPE(
@@ -82,6 +84,7 @@ class Kernels:
     """Our kernels and llama.cpp's own, by kind: functions of the same arguments.
 
     one: llama.cpp's functions for one row, whose bits all should have.  products: those of other types of weights.
+    attention: flash attention.
     """
 
     def __init__(self, compiled: ctypes.CDLL, folder: Path) -> None:
@@ -92,14 +95,14 @@ class Kernels:
         self.ours = {kind: ctypes.cast(getattr(compiled, each.name), GEMM) for kind, each in common.items()}
         self.theirs = {kind: ctypes.cast(getattr(library, each.name), GEMM) for kind, each in common.items()}
         self.one = {kind: ctypes.cast(getattr(library, each.one), GEMM) for kind, each in common.items()}
-        compiled.eft_attention_begin(ctypes.cast(library.ggml_compute_forward_flash_attn_ext, ctypes.c_void_p))
-        compiled.eft_attention_use(ctypes.c_bool(True))
-        self.products = Products(compiled, folder)
+        ggml = Ggml(folder)
+        self.products = Products(compiled, ggml)
+        self.attention = Attention(compiled, ggml)
 
     def use_exact(self, exact: bool) -> None:
         """Give every row the bits that it gets alone, or leave several rows to llama.cpp. Not during an evaluation."""
         self.products.use(exact=exact)
-        self._compiled.eft_attention_use(ctypes.c_bool(exact))
+        self.attention.use(exact=exact)
 
     def use(self, kind: str, *, ours: bool) -> None:
         """Let our kernel answer from now on, or llama.cpp's. Not while a model is evaluated."""
@@ -133,6 +136,8 @@ def installed() -> str:
     for kind in kernels.ours:
         kernels.use(kind, ours=kind in agreed)
     agreed += kernels.products.ours
+    if kernels.attention.exact == OURS:
+        agreed.append("attention")
     if not agreed:
         return "llama.cpp's own (eft-local's differ from them)"
     return (
@@ -150,6 +155,12 @@ def use_exact(exact: bool) -> None:
     kernels = load()
     if not isinstance(kernels, str):
         kernels.use_exact(exact)
+
+
+def attends(widths: Collection[int]) -> bool:
+    """Whether flash attention is computed by ours, with a cache in F16 and heads of so many numbers."""
+    kernels = load()
+    return not isinstance(kernels, str) and kernels.attention.exact == OURS and all(map(suits, widths))
 
 
 def row_by_row() -> tuple[str, ...]:

@@ -170,7 +170,7 @@ def _needs(told: dict[str, Any]) -> Needs:
     weights = told["weights"]
     curves = {name: tuple(Figures(**each) for each in told[name]) for name in ("on_cpu", "on_gpu", "on_both")}
     copied = weights["tied"] if told["repacks"] and weights["table_kind"] in _repacked_kinds() else 0
-    read = Weights(**weights | {"layers": tuple(weights["layers"])})
+    read = Weights.from_dict(weights)
     return Needs(read, told["repacks"], copied, **curves, sequences=told["sequences"])
 
 
@@ -217,7 +217,7 @@ def answer() -> None:
         told = _measure(
             Path(question["path"]),
             Asked(**question["asked"]),
-            Weights(**weights | {"layers": tuple(weights["layers"])}),
+            Weights.from_dict(weights),
         )
     except EftError as error:
         told = {"refusal": str(error), "kind": type(error).__name__}

@@ -10,18 +10,16 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
+
+from eft_local.llama.ggml import F32, Ggml
 
 _TYPES = 64
 _ROW_BY_ROW, _SEVERAL_HERE, _THEIRS, _ONE_HERE_8, _ONE_HERE_16 = range(5)  # as in products.c
 _FUNCTIONS = ("llamafile_sgemm", "ggml_compute_forward_mul_mat_tiled", "ggml_compute_forward_mul_mat_id_tiled")
-_F32 = 0
-_SIZE = ctypes.c_int64
 _TRIED = ((24, 2, 256), (20, 9, 512), (36, 37, 768))
 """Columns, rows, and numbers in each, of the products that are tried."""
 
@@ -65,18 +63,12 @@ F32 has no way of ours: whether llama.cpp asks its kernel for several rows depen
 class Products:
     """How products with several rows are computed, by type of weights."""
 
-    def __init__(self, compiled: ctypes.CDLL, folder: Path) -> None:
-        """compiled: ours, loaded for all to see before llama.cpp's in `folder`."""
-        self._compiled = compiled
-        self._base = ctypes.CDLL(str(folder / "libggml-base.so"))
-        self._cpu = ctypes.CDLL(str(folder / "libggml-cpu.so"))
-        self._base.ggml_init.restype = self._base.ggml_get_data.restype = ctypes.c_void_p
-        for name in ("ggml_new_tensor_2d", "ggml_mul_mat", "ggml_new_graph"):
-            getattr(self._base, name).restype = ctypes.c_void_p
+    def __init__(self, compiled: ctypes.CDLL, ggml: Ggml) -> None:
+        """compiled: ours, loaded for all to see before llama.cpp's."""
+        self._compiled, self._ggml = compiled, ggml
         self._compiled.eft_products_begin(
-            *(ctypes.cast(getattr(self._cpu, name), ctypes.c_void_p) for name in _FUNCTIONS)
+            *(ctypes.cast(getattr(ggml.cpu, name), ctypes.c_void_p) for name in _FUNCTIONS)
         )
-        self._cpu.ggml_cpu_init()
         self._exact = {name: self._exact_way(name) for name in WEIGHTS}
         self.use(exact=True)
 
@@ -119,52 +111,23 @@ class Products:
     def product(self, name: str, weights: np.ndarray, values: np.ndarray) -> np.ndarray:
         """Return float32 [rows, columns], computed by ggml, of weights and values as from `random_factors`."""
         rows, length = values.shape
-        with self._context() as context:
-            left, right = (
-                ctypes.c_void_p(self._base.ggml_new_tensor_2d(context, kind, _SIZE(length), _SIZE(count)))
-                for kind, count in ((WEIGHTS[name].ggml, len(weights)), (_F32, rows))
-            )
-            for tensor, content in ((left, weights), (right, values)):
-                ctypes.memmove(self._base.ggml_get_data(tensor), content.tobytes(), content.nbytes)
-            result = ctypes.c_void_p(self._base.ggml_mul_mat(context, left, right))
-            graph = ctypes.c_void_p(self._base.ggml_new_graph(context))
-            self._base.ggml_build_forward_expand(graph, result)
-            self._cpu.ggml_graph_compute_with_ctx(context, graph, 1)
-            return np.frombuffer(
-                ctypes.string_at(self._base.ggml_get_data(result), 4 * rows * len(weights)), np.float32
-            ).reshape(rows, len(weights))
-
-    @contextmanager
-    def _context(self) -> Iterator[ctypes.c_void_p]:
-        context = ctypes.c_void_p(self._base.ggml_init(_Memory(_MEMORY, None, False)))
-        try:
-            yield context
-        finally:
-            self._base.ggml_free(context)
-
-
-_MEMORY = 1 << 20
-
-
-class _Memory(ctypes.Structure):
-    """ggml_init_params."""
-
-    _fields_ = (("size", ctypes.c_size_t), ("buffer", ctypes.c_void_p), ("no_alloc", ctypes.c_bool))
+        with self._ggml.graph() as graph:
+            left = graph.tensor(WEIGHTS[name].ggml, (length, len(weights)), weights)
+            right = graph.tensor(F32, (length, rows), values)
+            return graph.compute(graph.operation("ggml_mul_mat", left, right), (rows, len(weights)))
 
 
 def random_factors(name: str, columns: int, rows: int, length: int) -> tuple[np.ndarray, np.ndarray]:
     """Return weights as ggml keeps them, uint8 [columns, bytes], and values, float32 [rows, length]."""
     form = WEIGHTS[name]
-    values = _noise(f"values {rows} {length}", rows * length).astype(np.float32).reshape(rows, length) / 128
+    values = noise(f"values {rows} {length}", rows * length).astype(np.float32).reshape(rows, length) / 128
     blocks = length // form.block
     if form.block == 1:
-        floats = (
-            _noise(f"{name} {columns} {length}", columns * length).astype(np.float32).reshape(columns, length) / 100
-        )
+        floats = noise(f"{name} {columns} {length}", columns * length).astype(np.float32).reshape(columns, length) / 100
         if name == "BF16":
             return (floats.view(np.uint32) >> 16).astype(np.uint16).view(np.uint8), values
         return floats.astype(np.float16 if name == "F16" else np.float32).view(np.uint8), values
-    weights = _noise(f"{name} {columns} {length}", columns * blocks * form.bytes).view(np.uint8)
+    weights = noise(f"{name} {columns} {length}", columns * blocks * form.bytes).view(np.uint8)
     weights = weights.reshape(columns, blocks, form.bytes).copy()
     for place in form.scales:
         scales = (weights[..., place : place + 1].astype(np.float32) + 1) / 1000
@@ -172,6 +135,6 @@ def random_factors(name: str, columns: int, rows: int, length: int) -> tuple[np.
     return weights.reshape(columns, -1), values
 
 
-def _noise(seed: str, count: int) -> np.ndarray:
+def noise(seed: str, count: int) -> np.ndarray:
     """Return so many signed bytes; NumPy's generators would take 7 MB of every process."""
     return np.frombuffer(hashlib.shake_128(seed.encode()).digest(count), np.int8)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
-from math import gcd, prod
+from math import prod
 from pathlib import Path
+from typing import Any
 
 from eft_local.llama.gguf import check_gguf
 from eft_local.llama.gguf_reader import Gguf, Tensor
@@ -13,6 +15,7 @@ from eft_local.llama.gguf_reader import Gguf, Tensor
 _LAYER = re.compile(r"blk\.(\d+)\.")
 _INPUT = ("token_embd.", "per_layer_token_embd.", "position_embd.", "token_types.")
 _TABLE = "token_embd.weight"
+_HEAD_LENGTH = re.compile(r"\.attention\.(?:key|value)_length(?:_swa)?$")
 _EXPERTS = re.compile(r"_(?:ch)?exps\.")
 
 
@@ -27,7 +30,8 @@ class Weights:
     active, active_output: what evaluating one token reads of all layers, of a mixture of experts a part, and of the
     output.
     trained: tokens of context in training.
-    head: the greatest divisor of the lengths of a key and of a value in one head; 0 if the header does not tell.
+    heads: lengths of keys and values in one head; 0 if the header does not tell.
+    sharing: heads of queries that share one of keys; 0 if the header does not tell, or it is not the same everywhere.
     """
 
     layers: tuple[int, ...]
@@ -38,12 +42,21 @@ class Weights:
     active: int
     active_output: int
     trained: int
-    head: int
+    heads: tuple[int, ...]
+    sharing: int
 
     @property
     def total(self) -> int:
         """All bytes, as they are in the file."""
         return sum(self.layers) + self.input + self.output
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Weights:
+        """Return what `dataclasses.asdict` made of it, perhaps by way of JSON."""
+        fields: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value for name, value in values.items()
+        }
+        return cls(**fields)
 
 
 def read_weights(path: Path) -> Weights:
@@ -73,6 +86,10 @@ def weights_of(header: Gguf) -> Weights:
         else:
             after += size
     usual = number("embedding_length") // max(1, number("attention.head_count"))
+    heads = {value for key, value in header.metadata.items() if _HEAD_LENGTH.search(key) and type(value) is int} | {
+        number(f"attention.{part}_length") or usual for part in ("key", "value")
+    }
+    of_keys = number("attention.head_count_kv")
     table = header.tensors.get(_TABLE)
     tied = _size(table) if table is not None and "output.weight" not in header.tensors else 0
     return Weights(
@@ -84,7 +101,8 @@ def weights_of(header: Gguf) -> Weights:
         active=round(active),
         active_output=after + tied,
         trained=number("context_length"),
-        head=gcd(*(number(f"attention.{part}_length") or usual for part in ("key", "value"))),
+        heads=tuple(sorted(heads)),
+        sharing=number("attention.head_count") // of_keys if of_keys else 0,
     )
 
 

@@ -42,7 +42,7 @@ def check_context(needs: Needs, tokens: int, sequences: int, what: str) -> None:
 
 def _quantises(needs: Needs) -> bool:
     """Whether a model's cache can be quantised, as far as its header tells."""
-    return needs.weights.head % _BLOCK == 0
+    return all(length % _BLOCK == 0 for length in needs.weights.heads)
 
 
 def refusal(planned: Plan) -> str:

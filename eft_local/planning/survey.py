@@ -6,13 +6,13 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
 
 from eft_local.errors import ModelNotFoundError
 from eft_local.hub import HubName
-from eft_local.llama import supports_gpu_offload
-from eft_local.llama.exactness import Question, choose
+from eft_local.llama import kernels, supports_gpu_offload
+from eft_local.llama.exactness import Attention, Question, choose
 from eft_local.llama.needs import UBATCH_CPU, UBATCH_GPU, Asked, ask
+from eft_local.llama.weights import read_weights
 from eft_local.planning.planner import ContextNeed, Load
 from eft_local.recipe import Placement, Recipe, Role
 from eft_local.references import adapter_of, hub_name, is_bundled, model_of
@@ -23,7 +23,7 @@ SCORED_ROWS = 8
 DRAFTED_ROWS = 17
 """The longest draft, and the token after it. On a CPU a draft of more than seven hardly pays, and memory is dearer."""
 SHORT = 1024
-"""Tokens of context up to which flash attention is worth its while on a CPU."""
+"""Tokens of context up to which llama.cpp's flash attention is worth its while on a CPU."""
 
 
 def rows_at_once(recipe: Recipe) -> int:
@@ -106,8 +106,8 @@ def loads(seated: Mapping[str, Seat], context: int, rows: int) -> tuple[Load, ..
             batch=seat.placement.batch,
             ubatch=seat.placement.ubatch,
             kv_type=seat.placement.kv_type,
-            flash_attention=seat.placement.flash_attention,
-            plain_beyond=SHORT if _plain_beyond_short(seat.placement) else None,
+            flash_attention=_possible(seat, seat.placement)[-1],
+            plain_beyond=SHORT if len(_possible(seat, seat.placement)) > 1 else None,
         )
         return ContextNeed(tuple(names), count, ask(seat.model, asked, trusted=is_bundled(seat.model)))
 
@@ -131,30 +131,35 @@ def _load(contexts: list[ContextNeed], seated: Mapping[str, Seat]) -> Load:
     )
 
 
-def attention(placement: Placement, context: int) -> bool | Literal["auto"]:
+def _attention(seat: Seat, placement: Placement, context: int) -> Attention:
     """Return whether contexts use flash attention; "auto" leaves it to llama.cpp, which knows what a GPU can.
 
-    context: tokens that a role can hold. Behind long ones a CPU is faster without it, up to twice as fast; small models
-    behind short ones are a tenth faster with it (bench/RESULTS.md).
+    placement: of the seat, or as it is planned.  context: tokens that a role can hold. Behind long ones a CPU is faster
+    without llama.cpp's, up to twice as fast; small models behind short ones are a tenth faster with it.
     """
-    return False if context > SHORT and _plain_beyond_short(placement) else placement.flash_attention
+    first, *others = _possible(seat, placement)
+    return first if not others else context <= SHORT and "auto"
 
 
-def _plain_beyond_short(placement: Placement) -> bool:
+def _possible(seat: Seat, placement: Placement) -> tuple[Attention, ...]:
+    """Return the kinds of attention that may be the fastest, where a recipe leaves it open."""
     on_cpu = placement.offload == 0 or not supports_gpu_offload()
-    return placement.flash_attention == "auto" and on_cpu and placement.kv_type in PLAIN_KV_TYPES
+    if seat.placement.flash_attention != "auto" or not on_cpu or placement.kv_type not in PLAIN_KV_TYPES:
+        return (seat.placement.flash_attention,)
+    weights = read_weights(seat.model)
+    if placement.kv_type == "f16" and weights.sharing > 1 and kernels.attends(weights.heads):
+        return (True,)  # what several heads share, ours reads but once; else it is a tie (bench/RESULTS.md)
+    return (False, True)
 
 
 def question(seat: Seat, placement: Placement, context: int) -> Question:
     """Return what a role's exactness is asked by: it depends on where the model is and how it is evaluated.
 
-    placement: as settled.  Where a recipe leaves it open, both kinds of attention are possible on a CPU.
+    placement: as settled.
     """
-    free = _plain_beyond_short(seat.placement) and not placement.offload
-    flash = (False, True) if free else (placement.flash_attention,)
     settings = (placement.offload, placement.batch, placement.ubatch, seat.scale)
     files = (seat.model, seat.adapter) if seat.adapter else (seat.model,)
-    return Question(files, flash, context, placement.kv_type, settings)
+    return Question(files, _possible(seat, placement), context, placement.kv_type, settings)
 
 
 def remembered(seated: Mapping[str, Seat], on_gpu: Mapping[str, int], context: int, wish: str) -> dict[str, str]:
@@ -164,18 +169,18 @@ def remembered(seated: Mapping[str, Seat], on_gpu: Mapping[str, int], context: i
     """
     told: dict[str, str] = {}
     for name, seat in seated.items():
-        placement = settled(seat.placement, on_gpu.get(name, 0), True, context)
+        placement = settled(seat, on_gpu.get(name, 0), True, context)
         ways = question(seat, placement, context).known()
         told[name] = str(choose(ways, wish)) if ways else "not tried yet; it will be when it is first loaded"
     return told
 
 
-def settled(placement: Placement, on_gpu: int, mmap: bool, context: int) -> Placement:
-    """Return a placement without "auto": what a plan made of it, for contexts of so many tokens."""
-    return replace(
-        placement,
+def settled(seat: Seat, on_gpu: int, mmap: bool, context: int) -> Placement:
+    """Return a seat's placement without "auto": what a plan made of it, for contexts of so many tokens."""
+    placement = replace(
+        seat.placement,
         offload=on_gpu,
         mmap=mmap,
-        ubatch=placement.ubatch or (UBATCH_GPU if on_gpu else UBATCH_CPU),
-        flash_attention=attention(placement, context),
+        ubatch=seat.placement.ubatch or (UBATCH_GPU if on_gpu else UBATCH_CPU),
     )
+    return replace(placement, flash_attention=_attention(seat, placement, context))

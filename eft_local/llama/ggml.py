@@ -1,0 +1,74 @@
+"""Small graphs of ggml, computed in this process: what llama.cpp's library really does with an operation."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+
+F32, F16 = 0, 1
+"""ggml_type."""
+
+_MEMORY = 1 << 24  # bytes; what is not used takes none
+_RETURN_POINTERS = (
+    "ggml_init", "ggml_get_data", "ggml_new_tensor", "ggml_new_graph", "ggml_mul_mat", "ggml_flash_attn_ext",
+)  # fmt: skip
+
+Tensor = ctypes.c_void_p
+
+
+class _Memory(ctypes.Structure):
+    """ggml_init_params."""
+
+    _fields_ = (("size", ctypes.c_size_t), ("buffer", ctypes.c_void_p), ("no_alloc", ctypes.c_bool))
+
+
+class Ggml:
+    """The two libraries of ggml in a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.base = ctypes.CDLL(str(folder / "libggml-base.so"))
+        self.cpu = ctypes.CDLL(str(folder / "libggml-cpu.so"))
+        for name in _RETURN_POINTERS:
+            getattr(self.base, name).restype = ctypes.c_void_p
+        self.cpu.ggml_cpu_init()
+
+    @contextmanager
+    def graph(self) -> Iterator[Graph]:
+        """Yield a graph; its tensors are gone afterwards."""
+        context = ctypes.c_void_p(self.base.ggml_init(_Memory(_MEMORY, None, False)))
+        try:
+            yield Graph(self, context)
+        finally:
+            self.base.ggml_free(context)
+
+
+class Graph:
+    """Tensors, and operations on them."""
+
+    def __init__(self, ggml: Ggml, context: ctypes.c_void_p) -> None:
+        self._ggml, self._context = ggml, context
+
+    def tensor(self, kind: int, shape: Sequence[int], content: np.ndarray) -> Tensor:
+        """Return a tensor. shape: as ggml has it, what lies next to each other first; content: its bytes, in order."""
+        base = self._ggml.base
+        sizes = (ctypes.c_int64 * len(shape))(*shape)
+        tensor = Tensor(base.ggml_new_tensor(self._context, kind, len(shape), sizes))
+        ctypes.memmove(base.ggml_get_data(tensor), content.tobytes(), content.nbytes)
+        return tensor
+
+    def operation(self, name: str, *arguments: object) -> Tensor:
+        """Return the result of an operation, which is not computed yet."""
+        return Tensor(getattr(self._ggml.base, name)(self._context, *arguments))
+
+    def compute(self, result: Tensor, shape: Sequence[int], threads: int = 1) -> np.ndarray:
+        """Compute; return float32 of that shape, as NumPy has it."""
+        base = self._ggml.base
+        graph = ctypes.c_void_p(base.ggml_new_graph(self._context))
+        base.ggml_build_forward_expand(graph, result)
+        self._ggml.cpu.ggml_graph_compute_with_ctx(self._context, graph, threads)
+        size = 4 * int(np.prod(shape))
+        return np.frombuffer(ctypes.string_at(base.ggml_get_data(result), size), np.float32).reshape(shape)
