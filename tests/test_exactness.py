@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -9,9 +10,11 @@ import pytest
 from fake import FakeContext, FakeModel
 
 from eft_local import Emulator, Recipe
-from eft_local.errors import OutOfMemoryError, RecipeError
-from eft_local.llama import Model, exactness, kernels
-from eft_local.llama.exactness import ROOM, SEQUENCES, Choice, Question, Verdict, Way, choose, find, probe
+from eft_local.bench.gguf_factory import ModelSpec, Shape, bpe, write_model
+from eft_local.errors import Cancelled, ModelFileError, OutOfMemoryError, RecipeError
+from eft_local.llama import Model, kernels, probing, trial
+from eft_local.llama.exactness import Choice, Question, Verdict, Way, choose
+from eft_local.llama.probing import ROOM, SEQUENCES, find, find_in_child, probe
 
 EXACT, OTHER = Verdict(True), Verdict(False, "3 rows at once give other logits than one")
 N_VOCAB = 258
@@ -46,8 +49,8 @@ class Disturbed(FakeContext):
 def test_a_probe_finds_what_changes_logits(disturbs, reason):
     context = Disturbed(disturbs)
     assert probe(context, N_VOCAB) == Verdict(not reason, reason)
-    assert context.count <= exactness.TOKENS
-    assert reason or context.count == exactness.TOKENS
+    assert context.count <= probing.TOKENS
+    assert reason or context.count == probing.TOKENS
 
 
 def way(flash, seconds, verdict=EXACT, exactly=True):
@@ -80,8 +83,16 @@ def test_a_price_and_a_reason_are_told():
     assert str(choose([way(True, 1.0)], "never")) == 'no, because exact = "never"'
 
 
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory):
+    """A file that nobody has tried."""
+    path = tmp_path_factory.mktemp("exactness") / "new.gguf"
+    write_model(path, ModelSpec(Shape(n_embd=64, n_head=4, n_head_kv=2, n_ctx=512), bpe(), seed=5))
+    return path
+
+
 def question(path, **changes):
-    return replace(Question((path,), (False, True), 256, "f16", ()), **changes)
+    return replace(Question((path,), (False, True), 256, "f16"), **changes)
 
 
 def test_a_verdict_is_kept_until_something_changes(ggufs, tmp_path, monkeypatch):
@@ -92,7 +103,7 @@ def test_a_verdict_is_kept_until_something_changes(ggufs, tmp_path, monkeypatch)
         found = find(model, asked, model.open)
         assert {each.flash for each in found} == {False, True}
         assert find(model, asked, None) == found == asked.known(), "it is not tried again"
-    changes = {"context": 512}, {"kv_type": "f32"}, {"settings": ("a GPU",)}, {"flash": (False,)}
+    changes = {"context": 512}, {"kv_type": "f32"}, {"offload": 3}, {"flash": (False,)}
     for change in changes:
         assert replace(asked, **change).known() is None
     monkeypatch.setattr(kernels, "installed", lambda: "other kernels")
@@ -109,6 +120,66 @@ def test_without_memory_there_is_no_verdict_to_keep(ggufs, tmp_path, monkeypatch
         (found,) = find(model, question(ggufs / "base.gguf", flash=(False,)), full)
         assert not found.verdict.exact
         assert question(ggufs / "base.gguf", flash=(False,)).known() is None
+
+
+def test_a_child_finds_what_is_found_here(sound, tmp_path, monkeypatch):
+    """And remembers that the file has passed: it is not tried twice."""
+    monkeypatch.setenv("EFT_HOME", str(tmp_path))
+    asked = question(sound, flash=(True,))
+    find_in_child(asked)
+    with Model.load(sound, trusted=True) as model:
+        in_child = asked.known()
+        asked.kept.unlink()
+        assert find(model, asked, model.open) == in_child
+    monkeypatch.setattr(trial, "run_child", None)
+    with Model.load(sound):
+        pass
+    find_in_child(asked)
+
+
+def test_a_question_goes_to_a_child_and_back(sound):
+    asked = question(sound, offload=3, split=(1, 2), scale=0.5)
+    assert Question.from_json(asked.to_json()) == asked
+
+
+@pytest.mark.parametrize(
+    ("said", "status", "outcome"),
+    [
+        ("", -6, "crashes llama.cpp (boom)"),
+        ("", -9, "was killed"),
+        ("sound", -6, "no, because trying it ended llama.cpp (boom)"),
+        ("sound\n[{}", -6, "no, because trying it ended llama.cpp (boom)"),
+    ],
+)
+def test_a_crash_while_trying_is_caught(sound, tmp_path, monkeypatch, said, status, outcome):
+    """Before the file has passed it is the file's fault; afterwards the verdict is no, and kept."""
+    monkeypatch.setenv("EFT_HOME", str(tmp_path))
+    monkeypatch.setattr(trial, "run_child", lambda *_: trial.Ended(status, said, ("noise", "boom")))
+    asked = question(sound, flash=(True,))
+    if said:
+        find_in_child(asked)
+        assert [str(way.verdict) for way in asked.known()] == [outcome]
+    else:
+        with pytest.raises((ModelFileError, OutOfMemoryError), match=re.escape(outcome)):
+            find_in_child(asked)
+        assert asked.known() is None
+
+
+def test_trying_in_a_child_can_be_cancelled(sound, tmp_path, monkeypatch):
+    monkeypatch.setenv("EFT_HOME", str(tmp_path))
+
+    def cancel():
+        raise Cancelled("enough")
+
+    with pytest.raises(Cancelled):
+        find_in_child(question(sound), cancel)
+
+
+def test_an_emulator_tries_new_files_in_a_child(sound, tmp_path, monkeypatch):
+    monkeypatch.setenv("EFT_HOME", str(tmp_path))
+    monkeypatch.setattr(probing, "_tried", None)
+    with Emulator.load(three(sound)) as emulator:
+        assert emulator.exact == "yes" or isinstance(kernels.load(), str)
 
 
 @pytest.mark.skipif(isinstance(kernels.load(), str), reason="our kernels are not in use here")

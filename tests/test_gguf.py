@@ -261,6 +261,6 @@ def test_a_trial_that_hangs_ends(sound, monkeypatch):
 
 
 def test_a_trial_that_is_killed_says_so(sound, monkeypatch):
-    monkeypatch.setattr(trial, "_run", lambda path, waiting: (-signal.SIGKILL, []))
+    monkeypatch.setattr(trial, "run_child", lambda *_: trial.Ended(-signal.SIGKILL))
     with pytest.raises(OutOfMemoryError, match="killed"):
         try_model(sound)

@@ -16,7 +16,7 @@ from gguf.constants import GGMLQuantizationType
 from eft_local import Emulator, Recipe
 from eft_local.bench.gguf_factory import LORA_TARGETS, ModelSpec, Shape, bpe, write_adapter, write_model
 from eft_local.errors import Cancelled, EftError, ModelFileError, ModelNotFoundError, UnsupportedModelError
-from eft_local.llama import Adapter, Model
+from eft_local.llama import Adapter, Model, trial
 from eft_local.llama.gguf import check_gguf
 from eft_local.llama.gguf_adapter import check_adapter
 from eft_local.protocols import Rows
@@ -436,7 +436,9 @@ def test_an_adapter_of_no_numbers_is_refused(files, tmp_path):
 def test_a_trial_is_remembered_for_the_pair(files, tmp_path, monkeypatch):
     tried = []
     shutil.copy(files / "lora.gguf", tmp_path / "lora.gguf")
-    monkeypatch.setattr("eft_local.llama.trial._run", lambda files, waiting: tried.append(files) or (0, []))
+    monkeypatch.setattr(
+        trial, "run_child", lambda _code, _arguments, files, _waiting: tried.append(files) or trial.Ended(0)
+    )
     for name in ("model", "model", "deep"):
         with Model.load(files / f"{name}.gguf", trusted=True) as model:
             Adapter.load(model, tmp_path / "lora.gguf").close()

@@ -186,7 +186,7 @@ def test_greedy_answers_are_the_same_from_load_to_load(smollm2: Path) -> None:
         with Emulator.load(alone(smollm2)) as emulator:
             answers.append(emulator.chat("What is 2 + 2?", only="base"))
     assert answers[0].tokens == answers[1].tokens
-    assert answers[0].text == "The answer to this classic math problem is 4."
+    assert answers[0].text.endswith(" 4.")
     assert answers[0].finish_reason == "stop"
 
 

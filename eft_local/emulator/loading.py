@@ -18,8 +18,9 @@ from eft_local.emulator.ends import Ends
 from eft_local.errors import Cancelled
 from eft_local.llama import Adapter, ChatTemplate, Model, kernels
 from eft_local.llama.devices import places
-from eft_local.llama.exactness import Choice, choose, find
+from eft_local.llama.exactness import Choice, Question, choose
 from eft_local.llama.needs import UBATCH_CPU, Needs
+from eft_local.llama.probing import find, find_in_child
 from eft_local.markup import Template, tokenize_marked, tokenize_text
 from eft_local.notices import notice
 from eft_local.planning.headers import check_headers
@@ -162,6 +163,7 @@ class Library:
         new = {name: seat for name, seat in seated.items() if seat.weights not in self._models}
         if new:
             self._place(recipe, new)
+            self._probe(recipe, new, progress)
             self._open(new, progress)
             _warn_of_copies(seated)
         loaded = {
@@ -179,6 +181,25 @@ class Library:
         planned = checked_plan(wanted, places(), recipe.context)
         for name, seat in seated.items():
             self._placed[seat.weights] = planned.of(name)
+
+    def _probe(self, recipe: Recipe, seated: Mapping[str, Seat], progress: LoadProgress | None) -> None:
+        """Try files that are new in a child process, one after the other; ours are tried when they are loaded."""
+
+        def waiting_for(name: str) -> Callable[[], None]:
+            def ask() -> None:
+                if progress is not None and progress(name, 0.0) is False:
+                    raise Cancelled("loading was cancelled")
+
+            return ask
+
+        for name, seat in seated.items():
+            if not is_bundled(seat.model):
+                find_in_child(self._question(recipe, seat), waiting_for(seat.adapter.name if seat.adapter else name))
+
+    def _question(self, recipe: Recipe, seat: Seat) -> Question:
+        placed = self._placed[seat.weights]
+        placement = settled(seat, placed.on_gpu, placed.mmap, recipe.context)
+        return question(seat, placement, recipe.context, tuple(placed.layers))
 
     def _open(self, seated: Mapping[str, Seat], progress: LoadProgress | None) -> None:
         """Open models, each in a thread of its own, for the first role that runs on it: that one's progress is told."""
@@ -234,7 +255,7 @@ class Library:
         template = template_for(role.prompt, model.chat_template, _compiler(model), recipe.folder, str(model.path))
         placement = settled(seat, placed.on_gpu, placed.mmap, recipe.context)
         loaded = LoadedRole(role, placement, model, template, self._adapter(seat, progress), placed.load.needs)
-        choice = choose(find(model, question(seat, placement, recipe.context), loaded.open), recipe.exact)
+        choice = choose(find(model, self._question(recipe, seat), loaded.open), recipe.exact)
         placement = replace(placement, flash_attention=choice.way.flash)
         return replace(loaded, placement=placement, exactness=choice)
 

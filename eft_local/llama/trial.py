@@ -16,12 +16,18 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from eft_local.errors import ModelFileError, OutOfMemoryError
+
+if TYPE_CHECKING:
+    from eft_local.llama.adapter import Adapter
+    from eft_local.llama.model import Model
 
 _PATIENCE = 300.0  # seconds; a sound model of a few GB takes one or two
 _SLOWEST_DISK = 20e6  # bytes per second
@@ -44,32 +50,62 @@ def try_model(
     Raises: ModelFileError if the child crashed or hung, OutOfMemoryError if it was killed.
     """
     files = (path, adapter) if adapter else (path,)
-    mark = None if passed is None else passed / f"{identity(files)}.passed"
-    if mark is not None and mark.exists():
+    if passed is not None and _mark(files, passed).exists():
         return
-    status, noise = _run(files, waiting)
-    tried = files[-1]
-    if status == _NO_NUMBERS:
+    code = "from eft_local.llama import trial; trial.load()"
+    judge(run_child(code, [os.fspath(file) for file in files], files, waiting), files[-1])
+    remember(files, passed)
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """What became of a child. said: on stdout.  complained: on stderr, line by line."""
+
+    status: int
+    said: str = ""
+    complained: tuple[str, ...] = ()
+
+    @property
+    def reason(self) -> str:
+        """What it said last, or its status."""
+        return self.complained[-1] if self.complained else f"status {self.status}"
+
+
+def judge(ended: Ended, tried: Path) -> None:
+    """Raise what a child's end tells of a file: ModelFileError, OutOfMemoryError; nothing if it passed."""
+    if ended.status == _NO_NUMBERS:
         raise ModelFileError(f"{tried} makes logits that are no numbers; download or convert it again")
-    if status == -signal.SIGKILL:
+    if ended.status == -signal.SIGKILL:
         raise OutOfMemoryError(
             f"loading {tried} was killed: it needs more memory than there is; choose a smaller model"
         )
-    if status:
-        reason = noise[-1] if noise else f"status {status}"
-        raise ModelFileError(f"{tried} crashes llama.cpp ({reason}); download or convert it again")
-    if mark is not None:
-        with contextlib.suppress(OSError):  # it is tried again next time
-            mark.parent.mkdir(parents=True, exist_ok=True)
-            mark.touch()
+    if ended.status:
+        raise ModelFileError(f"{tried} crashes llama.cpp ({ended.reason}); download or convert it again")
 
 
-def _run(files: Sequence[Path], waiting: Callable[[], None]) -> tuple[int, list[str]]:
-    """Return the child's status and what it said last."""
+def remember(files: Sequence[Path], passed: Path | None) -> None:
+    """Keep that these files have passed, each with those before it. passed: a folder; None keeps nothing."""
+    for count in range(1, len(files) + 1):
+        if passed is not None:
+            mark = _mark(files[:count], passed)
+            with contextlib.suppress(OSError):  # it is tried again next time
+                mark.parent.mkdir(parents=True, exist_ok=True)
+                mark.touch()
+
+
+def _mark(files: Sequence[Path], passed: Path) -> Path:
+    return passed / f"{identity(files)}.passed"
+
+
+def run_child(code: str, arguments: Sequence[str], files: Sequence[Path], waiting: Callable[[], None]) -> Ended:
+    """Run Python code that loads files, where a crash can be caught.
+
+    Raises: ModelFileError if it hangs; what `waiting` raises.
+    """
     child = subprocess.Popen(
-        [sys.executable, "-c", "from eft_local.llama import trial; trial.load()", *map(os.fspath, files)],
+        [sys.executable, "-c", code, *arguments],
         stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         env=os.environ | {"GGML_NO_BACKTRACE": "1"},  # otherwise it would start a debugger
         start_new_session=True,  # Ctrl+C is ours to handle
@@ -78,8 +114,9 @@ def _run(files: Sequence[Path], waiting: Callable[[], None]) -> tuple[int, list[
     try:
         while True:
             try:
-                _, noise = child.communicate(timeout=_ANSWER)
-                return child.returncode, noise.decode("utf-8", "replace").strip().splitlines()
+                said, complained = child.communicate(timeout=_ANSWER)
+                text = complained.decode("utf-8", "replace").strip()
+                return Ended(child.returncode, said.decode("utf-8", "replace").strip(), tuple(text.splitlines()))
             except subprocess.TimeoutExpired:
                 waiting()
             if time.monotonic() > deadline:
@@ -107,19 +144,24 @@ def load() -> None:
     from eft_local.errors import EftError
     from eft_local.llama.adapter import Adapter
     from eft_local.llama.model import Model
-    from eft_local.protocols import Rows
 
     try:
         # Not repacked: a model that only fits with the help of a GPU can be tried all the same.
         with Model.load_untried(Path(sys.argv[1])) as model:
-            vocabulary = model.vocabulary
-            vocabulary.texts(), vocabulary.attributes()
-            tokens = vocabulary.tokenize("Is this file sound?", add_special=True, parse_special=True) or [0]
-            adapter = Adapter.load_untried(model, Path(sys.argv[2])) if len(sys.argv) > 2 else None
-            with model.open(n_ctx=64, n_batch=16, n_ubatch=16, adapter=adapter) as context:
-                context.submit([Rows(0, tokens[:8])])
-                context.submit([Rows(0, [int(context.logits()[0].argmax())])])
-                if adapter and np.isnan(context.logits()).any():
-                    sys.exit(_NO_NUMBERS)
+            evaluate(model, Adapter.load_untried(model, Path(sys.argv[2])) if len(sys.argv) > 2 else None)
     except EftError:
         return
+
+
+def evaluate(model: Model, adapter: Adapter | None) -> None:
+    """Read the vocabulary and evaluate a few tokens; end the process if they make nonsense of a sound model."""
+    from eft_local.protocols import Rows
+
+    vocabulary = model.vocabulary
+    vocabulary.texts(), vocabulary.attributes()
+    tokens = vocabulary.tokenize("Is this file sound?", add_special=True, parse_special=True) or [0]
+    with model.open(n_ctx=64, n_batch=16, n_ubatch=16, adapter=adapter) as context:
+        context.submit([Rows(0, tokens[:8])])
+        context.submit([Rows(0, [int(context.logits()[0].argmax())])])
+        if adapter and np.isnan(context.logits()).any():
+            sys.exit(_NO_NUMBERS)

@@ -152,14 +152,25 @@ def _possible(seat: Seat, placement: Placement) -> tuple[Attention, ...]:
     return (False, True)
 
 
-def question(seat: Seat, placement: Placement, context: int) -> Question:
+def question(seat: Seat, placement: Placement, context: int, split: tuple[int, ...] = ()) -> Question:
     """Return what a role's exactness is asked by: it depends on where the model is and how it is evaluated.
 
-    placement: as settled.
+    placement: as settled.  split: layers on each GPU.
     """
-    settings = (placement.offload, placement.batch, placement.ubatch, seat.scale)
-    files = (seat.model, seat.adapter) if seat.adapter else (seat.model,)
-    return Question(files, _possible(seat, placement), context, placement.kv_type, settings)
+    assert placement.offload != "auto"
+    assert placement.mmap != "auto"
+    return Question(
+        (seat.model, seat.adapter) if seat.adapter else (seat.model,),
+        _possible(seat, placement),
+        context,
+        placement.kv_type,
+        offload=placement.offload,
+        split=split,
+        mmap=placement.mmap,
+        batch=placement.batch,
+        ubatch=placement.ubatch or UBATCH_CPU,
+        scale=seat.scale,
+    )
 
 
 def remembered(seated: Mapping[str, Seat], on_gpu: Mapping[str, int], context: int, wish: str) -> dict[str, str]:
