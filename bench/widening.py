@@ -33,8 +33,8 @@ from gguf.constants import GGUFValueType, TokenType
 
 from eft_local.bench.gguf_factory import Place, Shape, add_shape, row_bytes, write_zeros
 from eft_local.errors import UnsupportedModelError, UsageError
+from eft_local.gguf.checks import check_gguf
 from eft_local.llama import Model
-from eft_local.llama.gguf import check_gguf
 from eft_local.protocols import Floats, Rows
 
 VERSION = 1

@@ -17,8 +17,8 @@ from eft_local.bench.gguf_factory import CHATML, ModelSpec, Shape, Tokens, bpe, 
 from eft_local.emulator import Emulator
 from eft_local.emulator.ends import Ends
 from eft_local.errors import UsageError, VocabularyMismatchError
+from eft_local.gguf.header import Pretokenizer, pretokenizer_warnings
 from eft_local.llama import Model
-from eft_local.llama.header import Pretokenizer, pretokenizer_warnings
 from eft_local.recipe import Expert, Prompt, Recipe, Role
 from eft_local.specials import Special, Specials
 from eft_local.vocabulary import CONTROL, Common

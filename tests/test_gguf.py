@@ -12,9 +12,9 @@ from gguf import GGUFReader, GGUFWriter
 
 from eft_local.bench.gguf_factory import CHATML, ModelSpec, Shape, bpe, spm, write_model
 from eft_local.errors import Cancelled, ModelFileError, ModelNotFoundError, OutOfMemoryError
+from eft_local.gguf.checks import check_gguf
+from eft_local.gguf.reader import read_gguf
 from eft_local.llama import Model, model, trial
-from eft_local.llama.gguf import check_gguf
-from eft_local.llama.gguf_reader import read_gguf
 from eft_local.llama.trial import try_model
 
 

@@ -16,9 +16,9 @@ from gguf.constants import GGMLQuantizationType
 from eft_local import Emulator, Recipe
 from eft_local.bench.gguf_factory import LORA_TARGETS, ModelSpec, Shape, bpe, write_adapter, write_model
 from eft_local.errors import Cancelled, EftError, ModelFileError, ModelNotFoundError, UnsupportedModelError
+from eft_local.gguf.adapter import check_adapter
+from eft_local.gguf.checks import check_gguf
 from eft_local.llama import Adapter, Model, trial
-from eft_local.llama.gguf import check_gguf
-from eft_local.llama.gguf_adapter import check_adapter
 from eft_local.protocols import Rows
 from eft_local.references import resolve_model
 

@@ -22,8 +22,8 @@ from eft_local.errors import (
     UsageError,
     VocabularyMismatchError,
 )
+from eft_local.gguf.metadata import read_facts
 from eft_local.llama import ChatTemplate, Model
-from eft_local.llama.facts import read_facts
 from eft_local.prompts import conversation
 from eft_local.recipe import Expert, Placement, Prompt, Role
 

@@ -40,6 +40,12 @@ def test_recipes_are_listed_without_an_engine() -> None:
     assert not loaded_by(CALL.format(["recipes"])) & {"llama_cpp", "textual"}
 
 
+def test_a_file_is_shown_without_an_engine(ggufs) -> None:
+    modules = loaded_by(CALL.format(["show", str(ggufs / "base.gguf"), "--json"]))
+    assert "eft_local.gguf.metadata" in modules
+    assert not {"llama_cpp", "eft_local.llama"} & modules
+
+
 def test_the_help_of_the_group_imports_no_command() -> None:
     modules = loaded_by(CALL.format(["--help"]))
     assert not {"numpy", "rich", "eft_local.cli.ask", "eft_local.recipe"} & modules

@@ -186,8 +186,8 @@ def _asked(question: str, accept: Callable[[str], Answer]) -> Answer:
 
 def _check_fit(recipe: Recipe) -> None:
     """Compare the models by their headers. Raises: VocabularyMismatchError, PromptError, ModelFileError."""
-    from eft_local.llama.gguf_adapter import check_adapter
-    from eft_local.llama.header import read_vocabulary
+    from eft_local.gguf.adapter import check_adapter
+    from eft_local.gguf.header import read_vocabulary
     from eft_local.vocabulary import common_tokens
 
     roles = dict(recipe.named_roles())

@@ -85,7 +85,7 @@ def _loads(
     from eft_local.emulator.loading import compared_roles, mixed_roles
     from eft_local.emulator.mixture import MIXTURE
     from eft_local.emulator.systems import roles_of
-    from eft_local.llama.weights import read_weights
+    from eft_local.gguf.weights import read_weights
     from eft_local.planning.headers import check_headers
     from eft_local.planning.survey import SCORED_ROWS, Seat, loads, rows_at_once, seats
     from eft_local.references import find_recipe, hub_name, names_recipe, resolve_model

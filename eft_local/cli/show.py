@@ -16,7 +16,7 @@ from eft_local.hub.names import HubName, size_text
 from eft_local.references import find_recipe, hub_name, names_recipe, resolve_model
 
 if TYPE_CHECKING:
-    from eft_local.llama.facts import Facts
+    from eft_local.gguf.metadata import Facts
     from eft_local.recipe import Recipe, Role
 
 
@@ -40,7 +40,7 @@ def show(what: str, template: bool, as_json: bool) -> None:
     if name is not None and not (name.label or name.file):
         _write(_repository_facts(name), _repository_text, as_json)
         return
-    from eft_local.llama.facts import read_facts
+    from eft_local.gguf.metadata import read_facts
 
     facts = read_facts(resolve_model(what, None))
     if template:

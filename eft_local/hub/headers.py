@@ -72,7 +72,7 @@ def _write(hub: Hub, file: RemoteFile, path: Path, count: int) -> None:
 
 def _is_whole(path: Path) -> bool:
     """Whether the header ends before the hole: zeros in it are no names, types or offsets."""
-    from eft_local.llama.gguf_reader import BrokenGgufError, read_gguf
+    from eft_local.gguf.reader import BrokenGgufError, read_gguf
 
     try:
         read_gguf(path)

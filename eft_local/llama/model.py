@@ -13,9 +13,9 @@ import llama_cpp
 
 from eft_local import locations
 from eft_local.errors import Cancelled, ModelFileError, OutOfMemoryError, UnsupportedModelError
+from eft_local.gguf.checks import check_gguf
 from eft_local.llama import library
 from eft_local.llama.context import Context
-from eft_local.llama.gguf import check_gguf
 from eft_local.llama.threads import Threads, read_times, times_file, write_times
 from eft_local.llama.trial import try_model
 from eft_local.llama.vocabulary import LlamaVocabulary

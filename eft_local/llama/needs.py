@@ -25,10 +25,10 @@ import llama_cpp
 
 from eft_local import errors, locations
 from eft_local.errors import EftError, ModelFileError, UnsupportedModelError, UsageError
+from eft_local.gguf.weights import Weights, read_weights
 from eft_local.llama import library
 from eft_local.llama.context import KV_TYPES, context_params, unsuitable_cache
 from eft_local.llama.trial import identity
-from eft_local.llama.weights import Weights, read_weights
 
 _LADDER = (256, 1024, 4096, 16384, 65536, 262144)
 """Contexts that are asked about, up to what the model was trained with. The sizes are convex, so that a straight line

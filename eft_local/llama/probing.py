@@ -26,11 +26,11 @@ import numpy as np
 
 from eft_local import locations
 from eft_local.errors import EftError, EvaluationError, OutOfMemoryError
+from eft_local.gguf.checks import check_gguf
 from eft_local.llama import kernels, library, trial
 from eft_local.llama.adapter import Adapter
 from eft_local.llama.context import KV_TYPES, context_params
 from eft_local.llama.exactness import DEEP, Attention, Question, Verdict, Way, ways_from, ways_to
-from eft_local.llama.gguf import check_gguf
 from eft_local.llama.model import Model
 from eft_local.llama.products import WEIGHTS
 from eft_local.protocols import Evaluator, Floats, Rows

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import TypeVar
 
 from eft_local.errors import ModelFileError, ModelNotFoundError
-from eft_local.llama.gguf import refusal
-from eft_local.llama.gguf_adapter import lora_pairs, pair_rank
-from eft_local.llama.gguf_reader import BrokenGgufError, Gguf, Value, read_gguf
+from eft_local.gguf.adapter import lora_pairs, pair_rank
+from eft_local.gguf.checks import refusal
+from eft_local.gguf.reader import BrokenGgufError, Gguf, Value, read_gguf
 
 Kind = TypeVar("Kind", str, int, float)
 

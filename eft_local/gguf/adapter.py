@@ -12,8 +12,8 @@ from math import isfinite
 from pathlib import Path
 
 from eft_local.errors import ModelFileError, UnsupportedModelError
-from eft_local.llama.gguf import check_weight, open_gguf, refusal, with_shards
-from eft_local.llama.gguf_reader import BrokenGgufError, Gguf, Tensor
+from eft_local.gguf.checks import check_weight, open_gguf, refusal, with_shards
+from eft_local.gguf.reader import BrokenGgufError, Gguf, Tensor
 from eft_local.notices import notice
 
 _FLOAT32 = 6

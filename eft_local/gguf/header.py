@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from eft_local.llama.gguf import check_gguf
-from eft_local.llama.gguf_reader import Value
+from eft_local.gguf.checks import check_gguf
+from eft_local.gguf.reader import Value
 
 _UNKNOWN, _UNUSED, _NORMAL, _CONTROL, _USER_DEFINED, _BYTE = 1 << 0, 1 << 1, 1 << 2, 1 << 3, 1 << 4, 1 << 5
 # Attribute bits (llama.cpp's llama_token_attr) by GGUF's token types, from "undefined" on.

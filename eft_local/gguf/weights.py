@@ -9,8 +9,8 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from eft_local.llama.gguf import check_gguf
-from eft_local.llama.gguf_reader import Gguf, Tensor
+from eft_local.gguf.checks import check_gguf
+from eft_local.gguf.reader import Gguf, Tensor
 
 _LAYER = re.compile(r"blk\.(\d+)\.")
 _INPUT = ("token_embd.", "per_layer_token_embd.", "position_embd.", "token_types.")

@@ -17,7 +17,7 @@ from weakref import WeakValueDictionary
 import numpy as np
 
 from eft_local.errors import ModelFileError, ModelNotFoundError
-from eft_local.llama.gguf_reader import BrokenGgufError, Gguf, Tensor, Value, read_gguf
+from eft_local.gguf.reader import BrokenGgufError, Gguf, Tensor, Value, read_gguf
 
 _MAX_LAYERS = 512
 _MAX_EXPERTS = 1024
