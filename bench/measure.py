@@ -34,9 +34,9 @@ from eft_local.emulator import Emulator, Step
 from eft_local.emulator.loading import LoadedRole
 from eft_local.emulator.slots import common_prefix
 from eft_local.errors import Cancelled
+from eft_local.evals.questions import Questions
 from eft_local.llama import Model
 from eft_local.prompts import conversation
-from eft_local.questions import Questions
 from eft_local.recipe import Recipe
 
 KINDS = ("long", "short")

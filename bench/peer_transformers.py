@@ -23,8 +23,8 @@ from eft_local.bench.peer_results import Row, Written, report, summary
 from eft_local.emulator import Emulator, Step
 from eft_local.emulator.loading import Library, LoadedRole, antiexpert_name, mixed_roles
 from eft_local.errors import EftError, EvaluationError, OutOfMemoryError, UnsupportedModelError, UsageError
+from eft_local.evals.questions import read_questions
 from eft_local.prompts import conversation
-from eft_local.questions import read_questions
 from eft_local.recipe import Recipe
 from eft_local.references import demo_questions, find_recipe, resolve_model
 from eft_local.vocabulary import common_tokens

@@ -14,9 +14,9 @@ from eft_local.bench.families import FAMILIES, write_family
 from eft_local.llama import Model, library
 from eft_local.llama.needs import Asked, ask, read_buffers, read_figures
 from eft_local.memory import Device
-from eft_local.planning.planner import ContextNeed, Load, Placed, plan
-from eft_local.planning.survey import SCORED_ROWS, Seat, settled
-from eft_local.roles import Placement
+from eft_local.placement.planner import ContextNeed, Load, Placed, plan
+from eft_local.placement.survey import SCORED_ROWS, Seat, settled
+from eft_local.recipe.roles import Placement
 
 ALLOWED = 0.10
 VOCABULARY = 32_000

@@ -23,11 +23,12 @@ from typing import Any
 
 import click
 
-from eft_local import Emulator, Recipe, evaluation
+from eft_local import Emulator, Recipe
 from eft_local.bench import real_models
 from eft_local.errors import EftError
-from eft_local.evaluation import System, Tally, wilson
-from eft_local.questions import Questions, Verdict, judge, read_questions
+from eft_local.evals import run as evaluation
+from eft_local.evals.questions import Questions, Verdict, judge, read_questions
+from eft_local.evals.run import System, Tally, wilson
 from eft_local.recipe import Expert, Placement, Prompt, Role, Sampling
 
 QUESTIONS = Path(__file__).parent / "prompted_questions.jsonl"

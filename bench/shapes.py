@@ -20,8 +20,8 @@ from eft_local.bench.widening import VERSION, Source, fitted, narrowest, widen
 from eft_local.checks import nearest, shown
 from eft_local.errors import OutputError, UsageError
 from eft_local.recipe import Recipe, Role
+from eft_local.recipe.roles import AnyRole
 from eft_local.references import resolve_model
-from eft_local.roles import AnyRole
 
 SHAPES: Mapping[str, Shape] = {
     "0.1b": Shape(n_embd=576, n_layer=30, n_head=9, n_head_kv=3, n_ff=1536, n_ctx=32768),  # SmolLM2

@@ -31,7 +31,7 @@ from typing import Any
 import psutil
 from textual.pilot import Pilot
 
-from eft_local.history import History
+from eft_local.chats import History
 from eft_local.references import find_recipe
 from eft_local.tui.app import ChatApp
 from eft_local.tui.composer import Typed

@@ -26,8 +26,8 @@ from eft_local.bench.shapes import TRIOS, scaled_recipe
 from eft_local.emulator import Answer, Emulator, Step
 from eft_local.emulator.loading import Library, LoadedRole, mixed_roles
 from eft_local.errors import EftError
+from eft_local.evals.questions import read_questions
 from eft_local.prompts import conversation
-from eft_local.questions import read_questions
 from eft_local.recipe import Recipe
 from eft_local.references import demo_questions, find_recipe
 

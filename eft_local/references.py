@@ -11,7 +11,7 @@ from eft_local.checks import nearest, shown
 from eft_local.errors import ModelNotFoundError, RecipeError
 from eft_local.hub import HubName
 from eft_local.recipe import Recipe
-from eft_local.roles import Role
+from eft_local.recipe.roles import Role
 
 _BUNDLED = Path(str(resources.files("eft_local.models")))
 _DEMO = _BUNDLED / "demo"

@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
-from eft_local.history import History, Message
+from eft_local.chats import History, Message
 from eft_local.references import find_recipe
 
 WORKERS = 4

@@ -26,8 +26,8 @@ from eft_local.llama import Model, Sampler
 from eft_local.llama import sampler as sampler_module
 from eft_local.llama.noise import ACCEPTANCE, gumbel, uniform
 from eft_local.protocols import Floats, Rows
+from eft_local.recipe.sampling import Sampling
 from eft_local.references import find_recipe
-from eft_local.sampling import Sampling
 
 FREE = {"top_k": 0, "top_p": 1.0, "min_p": 0.0}
 SAMPLES = 20_000

@@ -27,9 +27,9 @@ from eft_local.emulator.loading import Library, LoadedRole, mixed_roles
 from eft_local.emulator.row_costs import RowCosts
 from eft_local.emulator.slots import Slots
 from eft_local.errors import Cancelled, OutOfMemoryError, UsageError
+from eft_local.evals.questions import read_questions
 from eft_local.llama import Context, Model
 from eft_local.protocols import Rows
-from eft_local.questions import read_questions
 from eft_local.recipe import Placement, Recipe
 from eft_local.references import demo_questions, find_recipe
 

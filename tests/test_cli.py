@@ -300,7 +300,7 @@ def test_every_sampling_key_is_an_option() -> None:
     from dataclasses import fields
 
     from eft_local.cli.options import SAMPLING
-    from eft_local.sampling import Sampling
+    from eft_local.recipe.sampling import Sampling
 
     assert {option.name for option in SAMPLING} == {field.name for field in fields(Sampling)}
 

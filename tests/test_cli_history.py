@@ -25,9 +25,9 @@ from test_cli import (  # noqa: F401
 )
 from test_startup import CALL, HEAVY, loaded_by
 
+from eft_local.chats import AnswerRecord, History, Message, store
 from eft_local.cli import main
 from eft_local.errors import ContextOverflowError
-from eft_local.history import AnswerRecord, History, Message, store
 from eft_local.references import find_recipe
 
 RECIPE = find_recipe("demo")

@@ -17,12 +17,12 @@ import pytest
 from test_cli import Ran, Run, home, run  # noqa: F401
 
 import eft_local.emulator
+from eft_local.analysis import CANDIDATES, Inspection, chosen
+from eft_local.chats import History
 from eft_local.cli.inspect import JSON_KEYS
 from eft_local.cli.inspected import _row
 from eft_local.cli.positions import Curve, _told
 from eft_local.emulator import Candidate, Emulator, RoleView, Step
-from eft_local.history import History
-from eft_local.inspection import CANDIDATES, Inspection, chosen
 from eft_local.recipe import Recipe
 from eft_local.references import find_recipe
 

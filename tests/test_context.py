@@ -25,8 +25,8 @@ from eft_local.errors import (
 from eft_local.llama import Context, Model, needs
 from eft_local.llama.context import KV_TYPES
 from eft_local.protocols import Rows
-from eft_local.roles import KV_TYPES as RECIPE_KV_TYPES
-from eft_local.roles import PLAIN_KV_TYPES
+from eft_local.recipe.roles import KV_TYPES as RECIPE_KV_TYPES
+from eft_local.recipe.roles import PLAIN_KV_TYPES
 
 TOKENS = list(range(40, 70))
 # An f16 cache rounds differently with every split of a prompt; threads wait for each other where cores are busy.

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from eft_local import Emulator, Recipe
 from eft_local.emulator.draft_length import FixedLength, Outcome
 from eft_local.errors import RecipeError
-from eft_local.questions import read_questions
+from eft_local.evals.questions import read_questions
 from eft_local.recipe import DRAFT_RULES, DRAFT_SOURCES, Expert
 from eft_local.references import demo_questions, find_recipe
 

@@ -9,7 +9,7 @@ from eft_local import Emulator, Recipe
 from eft_local.cores import CoreMeter, CoreUse
 from eft_local.errors import PromptError, RecipeError, UsageError, VocabularyMismatchError
 from eft_local.llama import Model
-from eft_local.planning.survey import SCORED_ROWS
+from eft_local.placement.survey import SCORED_ROWS
 from eft_local.recipe import Prompt
 
 PROMPTS = ["hello", "the other one, and longer", "x", "hello there, this is the longest of them all", "hello"]

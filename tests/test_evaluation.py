@@ -11,10 +11,9 @@ from fake_emulator import FakeEmulator
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eft_local import evaluation
 from eft_local.errors import Cancelled, RecipeError, UsageError
-from eft_local.evaluation import Report, System, Tally, check_systems, names, plan, run, wilson
-from eft_local.questions import (
+from eft_local.evals import run as evaluation
+from eft_local.evals.questions import (
     Question,
     Verdict,
     contains_answer,
@@ -25,6 +24,7 @@ from eft_local.questions import (
     judge,
     read_questions,
 )
+from eft_local.evals.run import Report, System, Tally, check_systems, names, plan, run, wilson
 from eft_local.recipe import Recipe
 from eft_local.references import find_recipe
 

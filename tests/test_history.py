@@ -14,9 +14,9 @@ from crash_history import check_file
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from eft_local.chats import AnswerWriter, History, Message, Snapshot, to_json, to_markdown
+from eft_local.chats import writer as writer_module
 from eft_local.errors import HistoryError, UsageError
-from eft_local.history import AnswerWriter, History, Message, Snapshot, to_json, to_markdown
-from eft_local.history import writer as writer_module
 from eft_local.references import find_recipe
 
 RECIPE = find_recipe("demo")
@@ -91,7 +91,7 @@ def test_chats_come_by_their_last_message(history: History) -> None:
 
 def test_an_id_may_be_shortened_while_it_is_clear(history: History, monkeypatch: pytest.MonkeyPatch) -> None:
     given_ids = iter(["aaaaaa", "aaaabb", "aaaa"])
-    monkeypatch.setattr("eft_local.history.history.new_id", lambda db: next(given_ids))
+    monkeypatch.setattr("eft_local.chats.history.new_id", lambda db: next(given_ids))
     for question in ("one", "two"):
         ask(history, question)
     assert history.chat("aaaab").title == "two"

@@ -20,7 +20,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from eft_local.history import AnswerWriter, History
+from eft_local.chats import AnswerWriter, History
 from eft_local.references import find_recipe
 
 RECIPE = find_recipe("demo")

@@ -17,8 +17,8 @@ import pytest
 from crash_history import check_file
 
 from eft_local import locations
+from eft_local.chats import KEPT_AFTER_DELETION, History, store
 from eft_local.errors import HistoryError, UsageError
-from eft_local.history import KEPT_AFTER_DELETION, History, store
 from eft_local.references import find_recipe
 
 RECIPE = find_recipe("demo")
@@ -326,7 +326,7 @@ def test_many_begin_a_file_together(tmp_path: Path) -> None:
 
 def test_processes_begin_a_file_together(path: Path) -> None:
     program = (
-        "import sys; from pathlib import Path; from eft_local.history import History; "
+        "import sys; from pathlib import Path; from eft_local.chats import History; "
         "from eft_local.references import find_recipe; recipe = find_recipe('demo'); sys.stdin.readline()\n"
         "with History(Path(sys.argv[1])) as history: history.ask(history.create(recipe).id, 'hi')"
     )

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from eft_local import Candidate, Emulator, RoleView, Step
-from eft_local.inspection import CANDIDATES, Inspection
-from eft_local.inspection.page import page
+from eft_local.analysis import CANDIDATES, Inspection
+from eft_local.analysis.page import page
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="the browser tests need selenium")
 from selenium.webdriver.common.action_chains import ActionChains  # noqa: E402 - after the check

@@ -14,9 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from eft_local import Candidate, Emulator, RoleView, Step
-from eft_local.emulator import facts
-from eft_local.errors import HistoryError, UsageError
-from eft_local.inspection import (
+from eft_local.analysis import (
     CANDIDATES,
     LEVELS,
     Inspection,
@@ -30,7 +28,9 @@ from eft_local.inspection import (
     signed,
     sparkline,
 )
-from eft_local.inspection.page import page
+from eft_local.analysis.page import page
+from eft_local.emulator import facts
+from eft_local.errors import HistoryError, UsageError
 from eft_local.recipe import Expert, Prompt, Recipe, Role
 
 SAMPLED = {"temperature": 1.5, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "seed": 5}

@@ -22,8 +22,8 @@ from eft_local.llama import Model
 from eft_local.llama.matcher import Matcher, tokenizer
 from eft_local.markup import verbatim
 from eft_local.recipe import Expert, Placement, Role
+from eft_local.recipe.sampling import Sampling
 from eft_local.references import find_recipe
-from eft_local.sampling import Sampling
 
 HERE = Path(__file__).parent
 CASES = [json.loads(line) for line in (HERE / "json_schema_cases.jsonl").read_text("utf-8").splitlines()]

@@ -14,8 +14,8 @@ from test_cli import Run, emulators, home, run  # noqa: F401
 from test_cli_processes import needs_demo
 
 from eft_local import locations
+from eft_local.chats import History
 from eft_local.errors import HistoryError, UsageError
-from eft_local.history import History
 from eft_local.references import find_recipe, recipe_names, resolve_model
 from eft_local.tui import config
 from eft_local.tui.inventory import inventory

@@ -21,8 +21,8 @@ from eft_local.bench.peer_results import Row, Written, agreement, report, summar
 from eft_local.bench.peer_transformers import System, Worker, check_peer, fit_together, peer_system, plan
 from eft_local.emulator.loading import Library, mixed_roles
 from eft_local.errors import EvaluationError, OutOfMemoryError, UnsupportedModelError, UsageError
+from eft_local.evals.questions import read_questions
 from eft_local.prompts import conversation
-from eft_local.questions import read_questions
 from eft_local.references import demo_questions, find_recipe, resolve_model
 
 TIE = 1e-3  # logits that two exact implementations in float32 may put in either order

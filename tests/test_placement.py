@@ -16,7 +16,8 @@ from eft_local.errors import ModelNotFoundError, OutOfMemoryError, RecipeError, 
 from eft_local.llama import library
 from eft_local.llama.needs import UBATCH_CPU
 from eft_local.memory import RAM, Available, Device
-from eft_local.planning import refusal, survey
+from eft_local.placement import advice as refusal
+from eft_local.placement import survey
 
 GB = 10**9
 TRIO = """

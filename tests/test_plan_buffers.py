@@ -13,8 +13,8 @@ from eft_local.bench.gguf_factory import bpe
 from eft_local.bench.plan import ALLOWED, Case, compared, planned
 from eft_local.llama import kernels, needs
 from eft_local.llama.needs import Asked, ask
-from eft_local.planning.survey import SCORED_ROWS, SHORT, Seat, loads
-from eft_local.roles import Placement
+from eft_local.placement.survey import SCORED_ROWS, SHORT, Seat, loads
+from eft_local.recipe.roles import Placement
 
 NARROW = {"n_embd": 256, "n_layer": 4, "n_head": 4, "n_head_kv": 2, "n_ff": 1024, "n_ctx": 4096}
 CASES = (

@@ -11,7 +11,7 @@ import pytest
 
 from eft_local.cli.app import run
 from eft_local.cores import CoreUse
-from eft_local.planning import speed
+from eft_local.placement import speed
 
 GB = 10**9
 Eft = Callable[..., tuple[int, str, str]]

@@ -13,11 +13,11 @@ from eft_local.gguf.weights import Weights
 from eft_local.llama import kernels
 from eft_local.llama.needs import Figures, Needs, at
 from eft_local.memory import ADDRESS_SPACE, CGROUP, RAM, Device
-from eft_local.planning.planner import ContextNeed, Load, Plan, gpus, kept, longest_context, plan
-from eft_local.planning.refusal import advice, checked_plan, refusal
-from eft_local.planning.speed import seconds_per_token, tokens_per_second
-from eft_local.planning.survey import SHORT, Seat, settled
-from eft_local.roles import Placement
+from eft_local.placement.advice import advice, checked_plan, refusal
+from eft_local.placement.planner import ContextNeed, Load, Plan, gpus, kept, longest_context, plan
+from eft_local.placement.speed import seconds_per_token, tokens_per_second
+from eft_local.placement.survey import SHORT, Seat, settled
+from eft_local.recipe.roles import Placement
 
 GB = 10**9
 MB = 10**6

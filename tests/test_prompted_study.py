@@ -11,7 +11,7 @@ from fake_emulator import FakeEmulator
 
 from eft_local.bench import prompted
 from eft_local.bench.prompted import EXAMPLES, QUESTIONS, SHOWN, missing, read_answers, sign_test, systems, table
-from eft_local.questions import contains_answer, is_form, read_questions
+from eft_local.evals.questions import contains_answer, is_form, read_questions
 
 
 def test_its_questions_are_two_hundred_and_can_be_answered_in_form() -> None:

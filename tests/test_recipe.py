@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from eft_local.errors import EftError, RecipeError
 from eft_local.recipe import RESERVED_NAMES, Expert, Frame, Placement, Prompt, Recipe, Role, Sampling
-from eft_local.roles import KV_TYPES, PLACEMENT_KEYS
+from eft_local.recipe.roles import KV_TYPES, PLACEMENT_KEYS
 
 TRIO = """
 name = "my-trio"

@@ -10,7 +10,7 @@ from eft_local.errors import EvaluationError, UsageError
 from eft_local.llama import Model, Sampler, noise
 from eft_local.llama import sampler as sampler_module
 from eft_local.llama.noise import gumbel
-from eft_local.sampling import Sampling
+from eft_local.recipe.sampling import Sampling
 
 N = 40
 SCORES = np.random.default_rng(7).normal(0, 2, N).astype(np.float32)

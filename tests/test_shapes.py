@@ -16,11 +16,11 @@ from eft_local.bench.gguf_factory import ModelSpec, Shape, bpe, write_model
 from eft_local.bench.shapes import SHAPES, TRIOS, Trio, scaled_bytes, scaled_model, scaled_recipe, unwidened
 from eft_local.emulator import Emulator
 from eft_local.errors import ModelNotFoundError, OutputError, UnsupportedModelError, UsageError
+from eft_local.evals.questions import read_questions
 from eft_local.llama import Model
 from eft_local.markup import verbatim
 from eft_local.mix import mix
 from eft_local.protocols import Rows
-from eft_local.questions import read_questions
 from eft_local.recipe import Recipe
 from eft_local.references import demo_questions, find_recipe, resolve_model
 from eft_local.vocabulary import compare

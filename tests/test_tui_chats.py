@@ -15,7 +15,7 @@ import pytest
 from textual.widgets import OptionList
 from tui_desk import Desk, Open, covers, hold, home, opened  # noqa: F401
 
-from eft_local.history import History, store
+from eft_local.chats import History, store
 from eft_local.tui import sidebar
 from eft_local.tui.screens import TextScreen
 from eft_local.tui.sidebar import PIECE, ChatList

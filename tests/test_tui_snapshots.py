@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from fake_emulator import FakeEmulator
 
-from eft_local.history import History
+from eft_local.chats import History
 from eft_local.references import find_recipe
 from eft_local.tui import footer
 from eft_local.tui.app import ChatApp

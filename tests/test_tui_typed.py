@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from tui_desk import Open, home, opened, replies  # noqa: F401
 
-from eft_local.history import History
+from eft_local.chats import History
 from eft_local.tui import launch
 from eft_local.tui.composer import Typed
 

@@ -15,8 +15,8 @@ import pytest
 from fake_emulator import FakeEmulator
 from textual.pilot import Pilot
 
+from eft_local.chats import History
 from eft_local.errors import HistoryError
-from eft_local.history import History
 from eft_local.references import find_recipe
 from eft_local.tui.actions import BY_ID
 from eft_local.tui.app import ChatApp

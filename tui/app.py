@@ -14,9 +14,9 @@ from textual.containers import Horizontal
 from textual.screen import Screen
 from textual.widgets import Input
 
+from eft_local.chats import Chat, History
 from eft_local.checks import nearest
 from eft_local.errors import EftError, HistoryError, UsageError
-from eft_local.history import Chat, History
 from eft_local.recipe import Recipe
 from eft_local.tui.actions import BY_ID, Action, bindings
 from eft_local.tui.chat import ChatPane

@@ -10,8 +10,8 @@ from textual.app import ComposeResult
 from textual.containers import Vertical
 from textual.widgets import Static, TextArea
 
+from eft_local.analysis import sparkline
 from eft_local.errors import UsageError
-from eft_local.inspection import sparkline
 from eft_local.tui.actions import completions
 from eft_local.tui.composer import Composer
 from eft_local.tui.help import message_keys
@@ -25,7 +25,7 @@ from eft_local.tui.transcript import Transcript
 from eft_local.tui.writing import STRIP_WIDTH, Writing
 
 if TYPE_CHECKING:
-    from eft_local.history import Message
+    from eft_local.chats import Message
 
 
 class ChatPane(Vertical):

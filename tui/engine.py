@@ -315,7 +315,7 @@ class Engine:
 
 
 def _recorded(request: Request, steps: Sequence[Step]) -> bytes | None:
-    from eft_local.inspection import Inspection
+    from eft_local.analysis import Inspection
 
     return Inspection(tuple(steps)).recorded() if request.candidates else None
 

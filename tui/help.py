@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from eft_local.tui.actions import ACTIONS, BY_ID, Action
 
 if TYPE_CHECKING:
-    from eft_local.history import Message
+    from eft_local.chats import Message
 
 HEADINGS = {
     "app": "Everywhere",

@@ -45,7 +45,7 @@ class InspectorPanel(Vertical):
 
     def show_answer(self, steps: Sequence[Step]) -> None:
         """Say how much the experts changed in a whole answer."""
-        from eft_local.inspection import Inspection
+        from eft_local.analysis import Inspection
 
         summary = Inspection(tuple(steps)).summary()
         if not steps:
@@ -98,7 +98,7 @@ class InspectorPanel(Vertical):
         return self.candidates[row] if 0 <= row < len(self.candidates) else None
 
     def _fill(self, step: Step) -> None:
-        from eft_local.inspection import label
+        from eft_local.analysis import label
 
         table = self.table
         table.clear(columns=True)

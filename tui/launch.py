@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from eft_local import locations
+from eft_local.chats import History
 from eft_local.errors import HistoryError, UsageError
-from eft_local.history import History
 from eft_local.tui import config as configuration
 from eft_local.tui.actions import BY_ID
 from eft_local.tui.app import ChatApp

@@ -24,8 +24,8 @@ from eft_local.tui.tokens import TokenText
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from eft_local.chats import Message, Snapshot
     from eft_local.emulator import Step
-    from eft_local.history import Message, Snapshot
 
 ENDINGS = {
     "stop": "",

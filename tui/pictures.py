@@ -11,7 +11,7 @@ from pathlib import Path
 
 from textual.pilot import Pilot
 
-from eft_local.history import History
+from eft_local.chats import History
 from eft_local.references import find_recipe
 from eft_local.tui.app import ChatApp
 from eft_local.tui.compare import CompareScreen

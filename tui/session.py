@@ -9,8 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, TypeVar
 
+from eft_local.chats import AnswerWriter, Chat, FinishReason, History, Message, to_json, to_markdown
 from eft_local.errors import HistoryError, UsageError
-from eft_local.history import AnswerWriter, Chat, FinishReason, History, Message, to_json, to_markdown
 from eft_local.prompts import Message as Turn
 from eft_local.prompts import conversation
 from eft_local.tui.engine import Engine, Failed, Finished, Known, Request, Wrote
@@ -187,7 +187,7 @@ class Session:
 
     def branch_from(self, message: Message, index: int, token: int) -> None:
         """Let an answer continue from another candidate of its step `index`: a branch. Raises: UsageError."""
-        from eft_local.inspection import Inspection
+        from eft_local.analysis import Inspection
 
         self._check_idle()
         kept = Inspection(self.steps(message)).branch(index, token)
@@ -308,7 +308,7 @@ class Session:
 
     def steps(self, message: Message) -> tuple[Step, ...]:
         """Return what was recorded of an answer, nothing if nothing was."""
-        from eft_local.inspection import Inspection
+        from eft_local.analysis import Inspection
 
         writing = self.writing
         if writing is not None and writing.writer.id == message.id:

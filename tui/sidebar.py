@@ -14,7 +14,7 @@ from textual.message import Message
 from textual.widgets import Input, OptionList
 from textual.widgets.option_list import Option
 
-from eft_local.history import Chat, Hit
+from eft_local.chats import Chat, Hit
 from eft_local.tui.actions import bindings
 from eft_local.tui.text import visible
 

@@ -85,7 +85,7 @@ class TokenText(Static, can_focus=True):
             self.choose(first)
 
     def _content(self) -> Content:
-        from eft_local.inspection import level
+        from eft_local.analysis import level
 
         warning = Color.parse(self.app.theme_variables["warning"])
         tints = [Style(background=warning.with_alpha(share)) for share in _SHARES]

@@ -13,7 +13,7 @@ from textual.widgets import Static
 from eft_local.tui.message import AnswerView, MessageView
 
 if TYPE_CHECKING:
-    from eft_local.history import Message
+    from eft_local.chats import Message
 
 PIECE = 20
 """Messages that are put on the screen at a time."""

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from eft_local.history import AnswerWriter
+from eft_local.chats import AnswerWriter
 
 if TYPE_CHECKING:
     from eft_local.emulator import Answer, Step
@@ -68,7 +68,7 @@ def add(writer: AnswerWriter, step: Step) -> str:
 
 def figures(answer: Answer, steps: Sequence[Step]) -> dict[str, Any]:
     """Return what is kept of an answer's measurements, ready for JSON."""
-    from eft_local.inspection import sparkline
+    from eft_local.analysis import sparkline
 
     changes = [step.change for step in steps if step.change is not None]
     moved = [step.top_changed for step in steps if step.top_changed is not None]

@@ -30,8 +30,8 @@ from eft_local.errors import ContextOverflowError, EftError, RecipeError, UsageE
 from eft_local.prompts import Message, conversation
 
 if TYPE_CHECKING:
+    from eft_local.chats import Chat
     from eft_local.emulator import Emulator
-    from eft_local.history import Chat
     from eft_local.recipe import Recipe
 
 

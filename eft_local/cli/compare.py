@@ -26,7 +26,7 @@ from eft_local.cli.options import (
     recipe_option,
     system_option,
 )
-from eft_local.evaluation import check_systems, names
+from eft_local.evals.run import check_systems, names
 from eft_local.prompts import Message, conversation
 
 if TYPE_CHECKING:

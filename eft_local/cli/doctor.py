@@ -132,7 +132,7 @@ def _exact(recipe: Recipe) -> str | None:
     try:
         from eft_local.emulator.loading import mixed_roles
         from eft_local.llama import supports_gpu_offload
-        from eft_local.planning.survey import remembered, seats
+        from eft_local.placement.survey import remembered, seats
     except (ImportError, OSError, RuntimeError):  # told of elsewhere
         return None
     if supports_gpu_offload():

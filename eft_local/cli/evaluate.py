@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from eft_local import evaluation
 from eft_local.cli import output, reports
 from eft_local.cli.interrupt import Interrupt, interruptible
 from eft_local.cli.loading import loaded
 from eft_local.cli.options import Command, Option, Session, example, json_option, recipe_option
 from eft_local.cli.plot import check_plot, save_plot
 from eft_local.errors import Cancelled, UsageError
-from eft_local.evaluation import Report, System
-from eft_local.questions import Questions, read_questions
+from eft_local.evals import run as evaluation
+from eft_local.evals.questions import Questions, read_questions
+from eft_local.evals.run import Report, System
 from eft_local.references import demo_questions
 
 if TYPE_CHECKING:

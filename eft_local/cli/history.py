@@ -16,7 +16,7 @@ from eft_local.cli.options import Command, example, json_option
 from eft_local.errors import UsageError
 
 if TYPE_CHECKING:
-    from eft_local.history import Chat, History, Hit, Message
+    from eft_local.chats import Chat, History, Hit, Message
 
 _LARGEST_ID = 2**63 - 1
 
@@ -79,7 +79,7 @@ def search(words: tuple[str, ...], limit: int, as_json: bool) -> None:
 @json_option
 def show(chat: str, message: int | None, as_json: bool) -> None:
     """Print the chat ID: its messages with their numbers and, where there are branches, their siblings'."""
-    from eft_local.history import to_json
+    from eft_local.chats import to_json
 
     with _opened() as kept:
         found = kept.chat(chat)
@@ -108,7 +108,7 @@ def show(chat: str, message: int | None, as_json: bool) -> None:
 @click.option("--facts", is_flag=True, help="With json: also what the inspector keeps of each answer, as base64.")
 def export(chat: str, kind: str | None, file: Path | None, facts: bool) -> None:
     """Write the chat ID as Markdown or as JSON. FILE is readable for you alone."""
-    from eft_local.history import to_json, to_markdown
+    from eft_local.chats import to_json, to_markdown
 
     kind = kind or ("json" if file and file.suffix == ".json" else "md")
     if facts and kind == "md":
@@ -164,7 +164,7 @@ def undo(chat: str | None) -> None:
 
 @contextmanager
 def _opened() -> Iterator[History]:
-    from eft_local.history import History
+    from eft_local.chats import History
 
     with History() as kept:
         yield kept
@@ -184,7 +184,7 @@ def _line(chat: Chat) -> str:
 
 def _heading(message: Message) -> str:
     """Return a message's number, who speaks, how it ended if not by itself, and its siblings' numbers."""
-    from eft_local.history import turn_title
+    from eft_local.chats import turn_title
 
     others = ", ".join(str(sibling) for sibling in message.siblings if sibling != message.id)
     return f"[{message.id}] {turn_title(message)}" + (f", beside {others}" if others else "")
@@ -206,13 +206,13 @@ def _marked(hit: Hit) -> str:
 
 
 def _write_chats(path: Path | None, chats: list[Chat]) -> None:
-    from eft_local.history import summary
+    from eft_local.chats import summary
 
     output.write_json({"path": str(path) if path else None, "chats": [summary(chat) for chat in chats]})
 
 
 def _hit(hit: Hit) -> dict[str, Any]:
-    from eft_local.history import summary
+    from eft_local.chats import summary
 
     return {
         "chat": summary(hit.chat),

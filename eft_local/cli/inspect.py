@@ -31,9 +31,9 @@ from eft_local.cli.options import (
 from eft_local.errors import UsageError
 
 if TYPE_CHECKING:
+    from eft_local.chats import History, Message
     from eft_local.cli.inspected import Inspected
     from eft_local.emulator import Step
-    from eft_local.history import History, Message
 
 TABLES = 3
 
@@ -198,8 +198,8 @@ def _check(ctx: click.Context) -> None:
 
 def _written(session: Session, question: str, only: str, system: str | None, *, live: bool) -> tuple[Inspected, int]:
     """Answer a question, on the terminal while it is written if `live`; return the facts and the exit code."""
+    from eft_local.analysis import CANDIDATES, Inspection
     from eft_local.cli.inspected import Inspected, Printer, recipe_facts
-    from eft_local.inspection import CANDIDATES, Inspection
     from eft_local.prompts import conversation
 
     messages = conversation(question, system)
@@ -228,10 +228,10 @@ def _written(session: Session, question: str, only: str, system: str | None, *, 
 
 def _stored(chat: str, message: int | None) -> Inspected:
     """Return a saved answer's facts. Raises: UsageError if there is none, HistoryError."""
+    from eft_local.analysis import Inspection
+    from eft_local.chats import History
     from eft_local.cli.inspected import Inspected, recipe_facts
     from eft_local.errors import RecipeError
-    from eft_local.history import History
-    from eft_local.inspection import Inspection
 
     with History() as history:
         answer = _answer(history, chat, message)

@@ -15,10 +15,10 @@ from rich.style import Style
 from rich.table import Table
 from rich.text import Text
 
+from eft_local.analysis import LEVELS, Inspection, chosen, label, level, percent, signed, sparkline, visible
 from eft_local.cli import output
 from eft_local.emulator import Candidate, RoleView, Step
 from eft_local.errors import UsageError
-from eft_local.inspection import LEVELS, Inspection, chosen, label, level, percent, signed, sparkline, visible
 from eft_local.recipe import Recipe
 
 # Ink and paper are both given, so that the text can be read whatever colours the terminal has.
@@ -59,7 +59,7 @@ class Inspected:
 
     def page(self) -> str:
         """Return everything as an HTML page."""
-        from eft_local.inspection.page import page
+        from eft_local.analysis.page import page
 
         told = {name: told_value(value) for name, value in self.about.items() if value is not None}
         return page(self.inspection, title=f"eft inspect: {self.question}", question=self.question, details=told)

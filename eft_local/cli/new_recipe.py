@@ -14,8 +14,8 @@ from eft_local.cli import output
 from eft_local.cli.options import Command, example
 from eft_local.errors import EftError, PromptError, UsageError
 from eft_local.recipe import Expert, Prompt, Recipe, Role
+from eft_local.recipe.roles import SAME_WEIGHTS
 from eft_local.references import adapter_of, model_of, names_recipe, resolve_model
-from eft_local.roles import SAME_WEIGHTS
 
 Answer = TypeVar("Answer")
 

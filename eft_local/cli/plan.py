@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
     from eft_local.hub import HubName
     from eft_local.memory import Device
-    from eft_local.planning.planner import Load, Placed, Plan
-    from eft_local.planning.survey import Seat
+    from eft_local.placement.planner import Load, Placed, Plan
+    from eft_local.placement.survey import Seat
 
 _ALONE = "model"  # the role of a model that is planned without a recipe
 _CONTEXT = 4096  # tokens, for such a model
@@ -60,8 +60,8 @@ def plan(
     FILE is a single model. Ends with exit code 1 if it does not fit into memory, 4 if the models do not fit together.
     """
     from eft_local.llama.devices import places
-    from eft_local.planning.planner import plan as planned
-    from eft_local.planning.survey import remembered
+    from eft_local.placement.planner import plan as planned
+    from eft_local.placement.survey import remembered
 
     given = _numbers("--memory", memory)
     speeds = {name: value * 1e9 for name, value in _numbers("--bandwidth", bandwidth).items()}
@@ -86,10 +86,10 @@ def _loads(
     from eft_local.emulator.mixture import MIXTURE
     from eft_local.emulator.systems import roles_of
     from eft_local.gguf.weights import read_weights
-    from eft_local.planning.headers import check_headers
-    from eft_local.planning.survey import SCORED_ROWS, Seat, loads, rows_at_once, seats
+    from eft_local.placement.headers import check_headers
+    from eft_local.placement.survey import SCORED_ROWS, Seat, loads, rows_at_once, seats
+    from eft_local.recipe.roles import Placement
     from eft_local.references import find_recipe, hub_name, names_recipe, resolve_model
-    from eft_local.roles import Placement
 
     headers = _Headers()
     if names_recipe(what):
@@ -182,9 +182,9 @@ def _with_memory(devices: Sequence[Device], given: Mapping[str, float]) -> list[
 def _facts(name: str, plan: Plan, loads: Sequence[Load], speeds: Mapping[str, float]) -> dict[str, Any]:
     """Return all that is told, ready for JSON: bytes, tokens, bytes per second."""
     from eft_local.llama.library import default_threads
-    from eft_local.planning.planner import gpus, kept, longest_context
-    from eft_local.planning.refusal import refusal
-    from eft_local.planning.speed import REACHED, measured_bandwidth, tokens_per_second
+    from eft_local.placement.advice import refusal
+    from eft_local.placement.planner import gpus, kept, longest_context
+    from eft_local.placement.speed import REACHED, measured_bandwidth, tokens_per_second
 
     trained = min((load.needs.weights.trained for load in loads if load.needs.weights.trained), default=None)
     bandwidths = dict(speeds)
@@ -228,7 +228,7 @@ def _facts(name: str, plan: Plan, loads: Sequence[Load], speeds: Mapping[str, fl
 
 
 def _model_facts(placed: Placed, plan: Plan) -> dict[str, Any]:
-    from eft_local.planning.planner import gpus
+    from eft_local.placement.planner import gpus
 
     contexts = placed.load.contexts
     figures = [each.figures(plan.context, placed.on_gpu) for each in contexts]

@@ -11,7 +11,7 @@ from typing import Any
 
 from eft_local.cli import output
 from eft_local.errors import UsageError
-from eft_local.evaluation import SHARES, Report, wilson
+from eft_local.evals.run import SHARES, Report, wilson
 
 FORMATS = ("png", "svg", "pdf")
 SWEPT = ("mix", "beta", "alpha", "steer_first")

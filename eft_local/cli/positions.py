@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from eft_local.analysis import Inspection, Place, by_position, chosen
 from eft_local.cli import output
 from eft_local.cli.inspected import recipe_facts, told_value
 from eft_local.cli.interrupt import Interrupt, interruptible
@@ -16,10 +17,9 @@ from eft_local.cli.loading import loaded
 from eft_local.cli.options import Session
 from eft_local.cli.plot import check_plot
 from eft_local.errors import Cancelled
-from eft_local.evaluation import wilson
-from eft_local.inspection import Inspection, Place, by_position, chosen
+from eft_local.evals.questions import Questions, read_questions
+from eft_local.evals.run import wilson
 from eft_local.prompts import conversation
-from eft_local.questions import Questions, read_questions
 from eft_local.references import demo_questions
 
 if TYPE_CHECKING:

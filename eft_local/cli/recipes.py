@@ -16,8 +16,8 @@ from eft_local.errors import EftError
 from eft_local.references import DEMO_PREFIX, find_recipe, hub_names, recipe_names
 
 if TYPE_CHECKING:
-    from eft_local.about import About
     from eft_local.recipe import Recipe
+    from eft_local.recipe.about import About
 
 
 @click.group(

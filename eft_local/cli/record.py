@@ -7,9 +7,9 @@ from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from typing import TYPE_CHECKING, NamedTuple, cast
 
+from eft_local.chats import AnswerWriter, Chat, FinishReason, History, Message
 from eft_local.cli import output
 from eft_local.errors import HistoryError, UsageError
-from eft_local.history import AnswerWriter, Chat, FinishReason, History, Message
 
 if TYPE_CHECKING:
     from eft_local.emulator import Step
@@ -48,7 +48,7 @@ class Record:
         """How many candidates each step is to have: those that `eft inspect` shows of a saved answer."""
         if self.history is None:
             return 0
-        from eft_local.inspection import CANDIDATES
+        from eft_local.analysis import CANDIDATES
 
         return CANDIDATES
 
@@ -88,7 +88,7 @@ class Record:
         finally:
             with self._unless_it_fails():
                 if writer:
-                    from eft_local.inspection import Inspection
+                    from eft_local.analysis import Inspection
 
                     facts = Inspection(tuple(read)).recorded()
                     writer.finish(reason, tokens_per_second=pace.tokens_per_second, facts=facts)

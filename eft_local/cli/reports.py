@@ -6,10 +6,10 @@ import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from eft_local.evaluation import SHARES, Report, wilson
+from eft_local.evals.run import SHARES, Report, wilson
 
 if TYPE_CHECKING:
-    from eft_local.questions import Questions
+    from eft_local.evals.questions import Questions
     from eft_local.recipe import Recipe
 
 

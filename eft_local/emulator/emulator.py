@@ -33,7 +33,7 @@ from eft_local.emulator.writing import Line, System, write
 from eft_local.errors import BusyError, PromptError, RecipeError, UsageError
 from eft_local.llama import Sampler
 from eft_local.markup import verbatim
-from eft_local.planning.survey import rows_at_once
+from eft_local.placement.survey import rows_at_once
 from eft_local.prompts import conversation
 from eft_local.recipe import Recipe
 from eft_local.references import find_recipe

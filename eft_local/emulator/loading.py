@@ -23,10 +23,10 @@ from eft_local.llama.needs import UBATCH_CPU, Needs
 from eft_local.llama.probing import find, find_in_child
 from eft_local.markup import Template, tokenize_marked, tokenize_text
 from eft_local.notices import notice
-from eft_local.planning.headers import check_headers
-from eft_local.planning.planner import Placed
-from eft_local.planning.refusal import check_context, checked_plan
-from eft_local.planning.survey import Seat, loads, question, rows_at_once, seats, settled
+from eft_local.placement.advice import check_context, checked_plan
+from eft_local.placement.headers import check_headers
+from eft_local.placement.planner import Placed
+from eft_local.placement.survey import Seat, loads, question, rows_at_once, seats, settled
 from eft_local.prompts import Message, render, template_for
 from eft_local.protocols import Evaluator, LanguageModel, TokenTable, Vocabulary
 from eft_local.recipe import Placement, Recipe, Role

@@ -24,7 +24,7 @@ from eft_local.emulator.text import TextStream
 from eft_local.errors import Cancelled
 from eft_local.llama import Sampler
 from eft_local.markup import controls_named
-from eft_local.planning.survey import rows_at_once
+from eft_local.placement.survey import rows_at_once
 from eft_local.protocols import Floats, Vocabulary
 from eft_local.recipe import Recipe, Sampling
 

@@ -22,7 +22,7 @@ from eft_local.llama.vocabulary import LlamaVocabulary
 from eft_local.markup import verbatim
 from eft_local.mix import best
 from eft_local.protocols import Floats, Vocabulary
-from eft_local.sampling import Sampling
+from eft_local.recipe.sampling import Sampling
 
 _NOTHING_LEFT = "the models left no token to choose (their logits are NaN or all masked)"
 _DRY_BREAKERS = (b"\n", b":", b'"', b"*")

@@ -11,9 +11,8 @@ from pathlib import Path
 from types import TracebackType
 
 from eft_local import locations
-from eft_local.errors import HistoryError, UsageError
-from eft_local.history import store
-from eft_local.history.reading import (
+from eft_local.chats import store
+from eft_local.chats.reading import (
     BRANCH,
     CHATS,
     LAST_ANSWER,
@@ -26,10 +25,11 @@ from eft_local.history.reading import (
     number_of,
     packed,
 )
-from eft_local.history.records import Chat, Hit, Message, Snapshot
-from eft_local.history.search import search
-from eft_local.history.tree import discarded, insert, new_id, purge, show, title_of, update
-from eft_local.history.writer import AnswerWriter, Draft, Ending
+from eft_local.chats.records import Chat, Hit, Message, Snapshot
+from eft_local.chats.search import search
+from eft_local.chats.tree import discarded, insert, new_id, purge, show, title_of, update
+from eft_local.chats.writer import AnswerWriter, Draft, Ending
+from eft_local.errors import HistoryError, UsageError
 from eft_local.recipe import Recipe
 
 KEPT_AFTER_DELETION = timedelta(days=30)

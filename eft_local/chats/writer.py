@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any
 
+from eft_local.chats.records import FinishReason, Snapshot
 from eft_local.errors import HistoryError
-from eft_local.history.records import FinishReason, Snapshot
 from eft_local.recipe import Recipe
 
 SAVE_SECONDS = 0.5

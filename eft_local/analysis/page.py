@@ -8,9 +8,9 @@ from importlib.resources import files
 
 from jinja2 import Environment, StrictUndefined
 
+from eft_local.analysis.format import label, level, percent, signed, visible
+from eft_local.analysis.record import Inspection, chosen
 from eft_local.emulator import Step
-from eft_local.inspection.record import Inspection, chosen
-from eft_local.inspection.shown import label, level, percent, signed, visible
 
 PRINTED = 3  # tables that stand on paper, where nothing can be pointed at
 

@@ -169,7 +169,7 @@ class Placement:
     """Where a model runs and how. Keys stand at the recipe's top level, and in roles' tables to differ.
 
     offload: layers on GPUs, the output counted as one; -1 for all, 0 for no GPU at all, or "auto": small models whole,
-        then as many layers of the others as fit (see `planning`).
+        then as many layers of the others as fit (see `placement`).
     threads, threads_batch: CPU threads for single tokens and for prompts; None takes what is fastest at the moment.
     batch, ubatch: tokens that one call evaluates, logically and physically. ubatch None is 512 on a GPU and 128 on a
         CPU, where an evaluation stops only between the steps of one ubatch, and larger ones are no faster.

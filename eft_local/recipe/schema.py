@@ -37,7 +37,6 @@ from typing import Any, Literal
 
 import tomli_w
 
-from eft_local.about import About
 from eft_local.checks import (
     Check,
     checked,
@@ -54,7 +53,8 @@ from eft_local.checks import (
     within,
 )
 from eft_local.errors import RecipeError
-from eft_local.roles import (
+from eft_local.recipe.about import About
+from eft_local.recipe.roles import (
     PLACEMENT_KEYS,
     AnyRole,
     Expert,
@@ -67,7 +67,7 @@ from eft_local.roles import (
     read_role,
     subtable,
 )
-from eft_local.sampling import Sampling
+from eft_local.recipe.sampling import Sampling
 
 __all__ = ["RESERVED_NAMES", "About", "Expert", "Frame", "Placement", "Prompt", "Recipe", "Role", "Sampling"]
 

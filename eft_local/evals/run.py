@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from eft_local.cores import CoreMeter, CoreUse
 from eft_local.errors import Cancelled, UsageError
-from eft_local.questions import Question, Questions, Verdict, judge
+from eft_local.evals.questions import Question, Questions, Verdict, judge
 
 if TYPE_CHECKING:
     from eft_local.emulator import Answer, Emulator

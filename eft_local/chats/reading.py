@@ -11,8 +11,8 @@ from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
 
+from eft_local.chats.records import AnswerRecord, Chat, FinishReason, Message, Snapshot
 from eft_local.errors import UsageError
-from eft_local.history.records import AnswerRecord, Chat, FinishReason, Message, Snapshot
 
 CHATS = "SELECT c.*, r.name, r.toml, r.folder FROM chat c JOIN recipe r ON r.id = c.recipe"
 

@@ -7,8 +7,8 @@ from collections.abc import Iterable
 from datetime import datetime
 from typing import Any
 
-from eft_local.history.history import History
-from eft_local.history.records import AnswerRecord, Chat, Message, Snapshot
+from eft_local.chats.history import History
+from eft_local.chats.records import AnswerRecord, Chat, Message, Snapshot
 
 FORMAT = {"format": "eft-local chat", "version": 1}
 _ENDINGS = {

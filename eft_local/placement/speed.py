@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 from eft_local.cores import CoreMeter, CoreUse
-from eft_local.planning.planner import Placed, Plan
+from eft_local.placement.planner import Placed, Plan
 
 REACHED = 0.6
 """What an evaluation reaches of the speed at which its weights could be read: on two cores 0.51 (three models of 0.5B

@@ -6,9 +6,9 @@ import codecs
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
+from eft_local.analysis.storage import pack, unpack
 from eft_local.emulator import Candidate, Step
 from eft_local.errors import UsageError
-from eft_local.inspection.storage import pack, unpack
 
 CANDIDATES = 10
 """How many candidates a table shows beside the chosen token and the base's first choice: `top` of a stream."""

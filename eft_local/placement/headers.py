@@ -11,7 +11,7 @@ from eft_local.gguf.header import HeaderVocabulary, Pretokenizer, pretokenizer_w
 from eft_local.gguf.reader import Gguf
 from eft_local.llama import ChatTemplate
 from eft_local.notices import notice
-from eft_local.planning.survey import Seat
+from eft_local.placement.survey import Seat
 from eft_local.prompts import template_for
 from eft_local.recipe import Recipe, Role
 from eft_local.vocabulary import Common, common_tokens

@@ -9,7 +9,7 @@ from eft_local.errors import OutOfMemoryError
 from eft_local.hub.names import size_text
 from eft_local.llama.needs import Needs, at
 from eft_local.memory import ADDRESS_SPACE, CGROUP, Device, available
-from eft_local.planning.planner import Load, Plan, Shortage, longest_context, plan
+from eft_local.placement.planner import Load, Plan, Shortage, longest_context, plan
 
 _ADVICE = 3
 _BLOCK = 32  # numbers that a quantised cache holds together

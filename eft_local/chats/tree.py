@@ -6,8 +6,8 @@ import json
 import secrets
 import sqlite3
 
-from eft_local.history.reading import ASTRAY, now, number_of, packed
-from eft_local.history.writer import Draft, Ending
+from eft_local.chats.reading import ASTRAY, now, number_of, packed
+from eft_local.chats.writer import Draft, Ending
 
 _ID_LETTERS = "abcdefghjkmnpqrstvwxyz23456789"  # none that looks like another
 _ID_LENGTH = 6

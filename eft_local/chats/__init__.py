@@ -1,9 +1,9 @@
 """The record of chats: what was asked and answered, in branches, in one SQLite file that survives `kill -9`."""
 
-from eft_local.history.export import summary, to_json, to_markdown, turn_title
-from eft_local.history.history import KEPT_AFTER_DELETION, History
-from eft_local.history.records import AnswerRecord, Chat, FinishReason, Hit, Message, Snapshot
-from eft_local.history.writer import AnswerWriter
+from eft_local.chats.export import summary, to_json, to_markdown, turn_title
+from eft_local.chats.history import KEPT_AFTER_DELETION, History
+from eft_local.chats.records import AnswerRecord, Chat, FinishReason, Hit, Message, Snapshot
+from eft_local.chats.writer import AnswerWriter
 
 __all__ = [
     "KEPT_AFTER_DELETION",

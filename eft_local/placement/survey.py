@@ -13,10 +13,10 @@ from eft_local.hub import HubName
 from eft_local.llama import kernels, supports_gpu_offload
 from eft_local.llama.exactness import Attention, Question, choose
 from eft_local.llama.needs import UBATCH_CPU, UBATCH_GPU, Asked, ask
-from eft_local.planning.planner import ContextNeed, Load
+from eft_local.placement.planner import ContextNeed, Load
 from eft_local.recipe import Placement, Recipe, Role
+from eft_local.recipe.roles import PLAIN_KV_TYPES
 from eft_local.references import adapter_of, hub_name, is_bundled, model_of
-from eft_local.roles import PLAIN_KV_TYPES
 
 SCORED_ROWS = 8
 """Rows of logits that are read at a time where a continuation is scored: a buffer of 8 × n_vocab floats per role."""
