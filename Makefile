@@ -2,7 +2,7 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
-KERNELS := $(addprefix eft_local/llama/,kernels.c products.c attention.c)
+KERNELS := $(addprefix eft_local/backends/llamacpp/kernels/,kernels.c products.c attention.c)
 
 .PHONY: chat test lint types imports real-models tests train demo-table clean
 

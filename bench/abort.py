@@ -10,12 +10,12 @@ import time
 from pathlib import Path
 from typing import Any
 
+from eft_local.backends.base import Rows
+from eft_local.backends.llamacpp import Context, Model
 from eft_local.bench.blank import load
 from eft_local.bench.samples import shown, spread
 from eft_local.bench.shapes import default_folder
 from eft_local.errors import Cancelled
-from eft_local.llama import Context, Model
-from eft_local.protocols import Rows
 
 ALLOWED_MS = 300
 PART = 512  # tokens

@@ -9,11 +9,11 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
+from eft_local.backends.base import Rows
+from eft_local.backends.llamacpp import Context, Model, kernels
+from eft_local.backends.llamacpp.kernels.attention import OURS, THEIRS
 from eft_local.bench.blank import load
 from eft_local.bench.shapes import default_folder
-from eft_local.llama import Context, Model, kernels
-from eft_local.llama.attention import OURS, THEIRS
-from eft_local.protocols import Rows
 
 SHAPES = {"7b": 4, "0.5b": 24}
 """Layers of each: they are alike, so a few of a large model tell."""

@@ -12,13 +12,13 @@ from typing import Any, cast
 
 import llama_cpp
 
+from eft_local.backends.base import Adapter
+from eft_local.backends.llamacpp import Model
+from eft_local.backends.llamacpp.context import KV_TYPES
+from eft_local.backends.llamacpp.library import default_threads, fill
 from eft_local.emulator.loading import LoadedRole
 from eft_local.emulator.slots import Slots, common_prefix
 from eft_local.errors import EvaluationError, OutOfMemoryError
-from eft_local.llama import Model
-from eft_local.llama.context import KV_TYPES
-from eft_local.llama.library import default_threads, fill
-from eft_local.protocols import Adapter
 from eft_local.recipe import Placement
 
 _FLASH_ATTENTION = {"auto": -1, False: 0, True: 1}

@@ -119,9 +119,9 @@ class Writer:
 
 def _serve(toml: str, *, old: bool) -> None:
     """Load; then, for each line with seconds on stdin, write for so long and print the tokens per second."""
+    from eft_local.backends.llamacpp.library import default_threads
+    from eft_local.backends.llamacpp.waits import Watch
     from eft_local.emulator import Emulator
-    from eft_local.llama.library import default_threads
-    from eft_local.llama.waits import Watch
     from eft_local.recipe import Recipe
 
     recipe = Recipe.from_text(toml)

@@ -13,13 +13,13 @@ from typing import Any
 import gguf
 import numpy as np
 
+from eft_local.backends.base import Rows
+from eft_local.backends.llamacpp import Context, Model, kernels
+from eft_local.backends.llamacpp.kernels.products import WEIGHTS
 from eft_local.bench.blank import words
 from eft_local.bench.gguf_factory import ModelSpec, write_model
 from eft_local.bench.shapes import SHAPES, VOCABULARIES
 from eft_local.errors import EftError
-from eft_local.llama import Context, Model, kernels
-from eft_local.llama.products import WEIGHTS
-from eft_local.protocols import Rows
 
 MODELS = (
     ("7b", 4, "Q4_0"),

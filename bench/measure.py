@@ -15,6 +15,7 @@ from typing import Any, cast
 
 import psutil
 
+from eft_local.backends.llamacpp import Model
 from eft_local.bench.bare import BareContext, Watch, watched
 from eft_local.bench.results import (
     AUTO,
@@ -35,7 +36,6 @@ from eft_local.emulator.loading import LoadedRole
 from eft_local.emulator.slots import common_prefix
 from eft_local.errors import Cancelled
 from eft_local.evals.questions import Questions
-from eft_local.llama import Model
 from eft_local.prompts import conversation
 from eft_local.recipe import Recipe
 

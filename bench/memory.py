@@ -26,10 +26,10 @@ def resident() -> dict[str, float]:
 
 def run_emulator(job: dict[str, Any]) -> dict[str, Any]:
     """Answer with an Emulator; return its memory, and what the bare script needs to do the same."""
+    from eft_local.backends.llamacpp import Model
+    from eft_local.backends.llamacpp.library import default_threads
     from eft_local.emulator import Emulator
     from eft_local.emulator.loading import Library, mixed_roles
-    from eft_local.llama import Model
-    from eft_local.llama.library import default_threads
     from eft_local.prompts import conversation
     from eft_local.references import find_recipe
 

@@ -313,7 +313,7 @@ def processor() -> str:
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
     """Do what the command line asks for. Raises: EftError."""
-    from eft_local.llama.library import default_threads
+    from eft_local.backends.llamacpp.library import default_threads
 
     if options.questions < 1 or options.max_tokens < 2:
         raise UsageError("a speed needs at least one question (--questions) and two tokens (--max-tokens)")

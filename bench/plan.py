@@ -10,9 +10,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from eft_local.backends.llamacpp import Model, library
+from eft_local.backends.llamacpp.needs import Asked, ask, read_buffers, read_figures
 from eft_local.bench.families import FAMILIES, write_family
-from eft_local.llama import Model, library
-from eft_local.llama.needs import Asked, ask, read_buffers, read_figures
 from eft_local.memory import Device
 from eft_local.placement.planner import ContextNeed, Load, Placed, plan
 from eft_local.placement.survey import SCORED_ROWS, Seat, settled

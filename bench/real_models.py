@@ -26,9 +26,9 @@ import click
 import platformdirs
 
 from eft_local import locations
+from eft_local.backends.llamacpp import library
 from eft_local.bench.gguf_factory import CHATML, ModelSpec, Shape, bpe, write_model
 from eft_local.errors import DownloadError, EftError, ModelFileError, ModelNotFoundError, UsageError
-from eft_local.llama import library
 
 COMMAND = f"{sys.executable} -m eft_local.bench.real_models"
 
@@ -121,7 +121,7 @@ def quantize(source: Path, target: Path, kind: str, *, pure: bool = False) -> No
     pure: all matrices in this type; otherwise llama.cpp gives some a better one, as in the files that people share.
     Raises: ModelFileError.
     """
-    import llama_cpp  # not before eft_local.llama, whose kernels take the place of its own
+    import llama_cpp  # not before eft_local.backends.llamacpp, whose kernels take the place of its own
 
     library.start()
     params = library.fill(

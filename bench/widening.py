@@ -31,11 +31,11 @@ import numpy as np
 import numpy.typing as npt
 from gguf.constants import GGUFValueType, TokenType
 
+from eft_local.backends.base import Floats, Rows
+from eft_local.backends.llamacpp import Model
 from eft_local.bench.gguf_factory import Place, Shape, add_shape, row_bytes, write_zeros
 from eft_local.errors import UnsupportedModelError, UsageError
 from eft_local.gguf.checks import check_gguf
-from eft_local.llama import Model
-from eft_local.protocols import Floats, Rows
 
 VERSION = 1
 """Of what is written: raised when a source gives other files than before."""

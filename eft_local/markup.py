@@ -19,7 +19,7 @@ from eft_local.errors import PromptError
 from eft_local.specials import Special, Specials
 
 if TYPE_CHECKING:
-    from eft_local.protocols import Vocabulary
+    from eft_local.backends.base import Vocabulary
 
 _PLANE = 1 << 16
 _UNASSIGNED = range(4, 14)

@@ -16,7 +16,7 @@ from math import isfinite, log
 import numpy as np
 import numpy.typing as npt
 
-from eft_local.protocols import Floats
+from eft_local.backends.base import Floats
 
 Mask = npt.NDArray[np.bool_]
 

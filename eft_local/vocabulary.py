@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from eft_local.backends.base import TokenTable
 from eft_local.errors import VocabularyMismatchError
-from eft_local.protocols import TokenTable
 
 # llama.cpp's `llama_token_attr`, the bits that are read here.
 UNKNOWN, UNUSED, NORMAL, CONTROL, BYTE = 1 << 0, 1 << 1, 1 << 2, 1 << 3, 1 << 5

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from mamba_factory import write_mamba
 
-import eft_local.llama  # noqa: F401  before a test imports llama_cpp: its kernels come first
+import eft_local.backends.llamacpp  # noqa: F401  before a test imports llama_cpp: its kernels come first
 from eft_local.bench import real_models
 from eft_local.bench.gguf_factory import CHATML, ModelSpec, Shape, bpe, spm, write_model
 from eft_local.errors import ModelNotFoundError

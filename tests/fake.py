@@ -6,11 +6,11 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
+from eft_local.backends.base import Rows
 from eft_local.emulator import Emulator
 from eft_local.emulator.loading import LoadedRole, mixed_roles
 from eft_local.errors import Cancelled, ContextOverflowError, UsageError
 from eft_local.markup import Template
-from eft_local.protocols import Rows
 from eft_local.recipe import Expert, Prompt, Recipe, Role
 from eft_local.specials import Special, Specials
 

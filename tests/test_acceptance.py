@@ -16,16 +16,16 @@ from fake import END as FAKE_END
 from fake import FakeModel, emulator, recipe, trio
 
 from eft_local import Emulator
+from eft_local.backends.base import Floats, Rows
+from eft_local.backends.llamacpp import Model, Sampler
+from eft_local.backends.llamacpp import sampler as sampler_module
+from eft_local.backends.llamacpp.noise import ACCEPTANCE, gumbel, uniform
 from eft_local.bench.goodness import END, Continuation, cells, chi_square_tail, fit
 from eft_local.emulator.acceptance import RULES, Guess, Rejection, Rule, SharedNoise
 from eft_local.emulator.draft_length import FixedLength
 from eft_local.emulator.drafting import Draft, Drafter, Drafting, NgramDrafter, RoleDrafter, Round
 from eft_local.emulator.loading import LoadedRole
 from eft_local.emulator.writing import Line, write
-from eft_local.llama import Model, Sampler
-from eft_local.llama import sampler as sampler_module
-from eft_local.llama.noise import ACCEPTANCE, gumbel, uniform
-from eft_local.protocols import Floats, Rows
 from eft_local.recipe.sampling import Sampling
 from eft_local.references import find_recipe
 

@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from eft_local.llama import attention, kernels
-from eft_local.llama.attention import OURS, REFERENCE, THEIRS, Attention, Case
+from eft_local.backends.llamacpp import kernels
+from eft_local.backends.llamacpp.kernels import attention
+from eft_local.backends.llamacpp.kernels.attention import OURS, REFERENCE, THEIRS, Attention, Case
 
 LOADED = kernels.load()
 pytestmark = pytest.mark.skipif(

@@ -15,6 +15,8 @@ from typing import Any
 import llama_cpp
 import pytest
 
+from eft_local.backends.base import Rows
+from eft_local.backends.llamacpp import Context, Model
 from eft_local.bench import figure, machine, report, turns
 from eft_local.bench.bare import BareContext, watched
 from eft_local.bench.measure import BATCHES, MAX_TOKENS, STEP_TOKENS, Measurement, Plan
@@ -28,8 +30,6 @@ from eft_local.emulator.row_costs import RowCosts
 from eft_local.emulator.slots import Slots
 from eft_local.errors import Cancelled, OutOfMemoryError, UsageError
 from eft_local.evals.questions import read_questions
-from eft_local.llama import Context, Model
-from eft_local.protocols import Rows
 from eft_local.recipe import Placement, Recipe
 from eft_local.references import demo_questions, find_recipe
 

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from eft_local.llama.calls import calls
-from eft_local.protocols import Rows
+from eft_local.backends.base import Rows
+from eft_local.backends.llamacpp.calls import calls
 
 LENGTHS = [10, 20, 30, 40]
 
@@ -78,7 +78,7 @@ def test_every_row_is_evaluated_once_and_in_order(numbers, wanted, fill):
 
 @pytest.mark.parametrize("order", [(0, 1, 2), (2, 0, 1), (1, 2)])
 def test_logits_come_in_the_batchs_order(order, ggufs):
-    from eft_local.llama import Model
+    from eft_local.backends.llamacpp import Model
 
     with Model.load(ggufs / "base.gguf", trusted=True) as model:
         exact = {"n_threads": 1, "kv_type": "f32", "flash_attention": False}

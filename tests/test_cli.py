@@ -797,9 +797,9 @@ def test_doctor_names_the_command_that_mends(run: Run, monkeypatch: pytest.Monke
 
 def test_doctor_works_without_llama_cpp(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "llama_cpp", None)
-    for name in [name for name in sys.modules if name.startswith("eft_local.llama")]:
+    for name in [name for name in sys.modules if name.startswith("eft_local.backends.llamacpp")]:
         monkeypatch.delitem(sys.modules, name)
-    monkeypatch.delattr("eft_local.llama", raising=False)
+    monkeypatch.delattr("eft_local.backends.llamacpp", raising=False)
     ran = run("doctor")
     assert ran.code == 1
     assert "llama.cpp cannot be loaded" in ran.out

@@ -80,7 +80,7 @@ def test_a_file_that_crashes_llama_is_one_line(trio: str, tmp_path: Path) -> Non
     field.parts[field.data[0]][0] = 513  # llama.cpp asserts that there are at most 512
     (tmp_path / "trio.toml").write_text(Path(trio).read_text())
     unchecked = (
-        "from eft_local.llama import gguf; gguf._checked = gguf.open_gguf; from eft_local.cli import main; main()"
+        "from eft_local.gguf import checks; checks._checked = checks.open_gguf; from eft_local.cli import main; main()"
     )
     command = [sys.executable, "-c", unchecked, "ask", "hello", "-r", str(tmp_path / "trio.toml")]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT, check=False)

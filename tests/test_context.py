@@ -11,6 +11,9 @@ import llama_cpp
 import numpy as np
 import pytest
 
+from eft_local.backends.base import Rows
+from eft_local.backends.llamacpp import Context, Model, needs
+from eft_local.backends.llamacpp.context import KV_TYPES
 from eft_local.bench.gguf_factory import ModelSpec, Shape, bpe, write_model
 from eft_local.errors import (
     Cancelled,
@@ -22,9 +25,6 @@ from eft_local.errors import (
     UnsupportedModelError,
     UsageError,
 )
-from eft_local.llama import Context, Model, needs
-from eft_local.llama.context import KV_TYPES
-from eft_local.protocols import Rows
 from eft_local.recipe.roles import KV_TYPES as RECIPE_KV_TYPES
 from eft_local.recipe.roles import PLAIN_KV_TYPES
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from eft_local.llama import devices
+from eft_local.backends.llamacpp import devices
 
 CUDA_LINE = "CUDA : ARCHS = 890 | USE_GRAPHS = 1 | CPU : SSE3 = 1 | AVX512 = 0 | OPENMP = 1 | "
 

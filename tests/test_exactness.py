@@ -10,11 +10,11 @@ import pytest
 from fake import FakeContext, FakeModel
 
 from eft_local import Emulator, Recipe
+from eft_local.backends.llamacpp import Model, kernels, probing, trial
+from eft_local.backends.llamacpp.exactness import Choice, Question, Verdict, Way, choose
+from eft_local.backends.llamacpp.probing import ROOM, SEQUENCES, find, find_in_child, probe
 from eft_local.bench.gguf_factory import ModelSpec, Shape, bpe, write_model
 from eft_local.errors import Cancelled, ModelFileError, OutOfMemoryError, RecipeError
-from eft_local.llama import Model, kernels, probing, trial
-from eft_local.llama.exactness import Choice, Question, Verdict, Way, choose
-from eft_local.llama.probing import ROOM, SEQUENCES, find, find_in_child, probe
 
 EXACT, OTHER = Verdict(True), Verdict(False, "3 rows at once give other logits than one")
 N_VOCAB = 258

@@ -13,12 +13,12 @@ from fake import END, AsciiVocabulary, FakeModel, emulator, noise, recipe, trio
 from gguf_variants import derive, own_end, refusing, renamed_and_added
 
 from eft_local import notices
+from eft_local.backends.llamacpp import Model
 from eft_local.bench.gguf_factory import CHATML, ModelSpec, Shape, Tokens, bpe, spm, write_model
 from eft_local.emulator import Emulator
 from eft_local.emulator.ends import Ends
 from eft_local.errors import UsageError, VocabularyMismatchError
 from eft_local.gguf.header import Pretokenizer, pretokenizer_warnings
-from eft_local.llama import Model
 from eft_local.recipe import Expert, Prompt, Recipe, Role
 from eft_local.specials import Special, Specials
 from eft_local.vocabulary import CONTROL, Common
@@ -65,7 +65,9 @@ def ending_at(text: str, end: int, n_tokens: int) -> Callable[[tuple[int, ...]],
 @pytest.fixture(autouse=True)
 def unsaid(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(notices, "_given", set())
-    monkeypatch.setattr("eft_local.llama.model.try_model", lambda *_: None)  # it takes long, and the files are ours
+    # It takes long, and the files are ours.
+    monkeypatch.setattr("eft_local.backends.llamacpp.model.try_model", lambda *_: None)
+    monkeypatch.setattr("eft_local.emulator.loading.find_in_child", lambda *_: None)
 
 
 # The expert's own end

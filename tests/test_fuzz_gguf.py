@@ -20,12 +20,12 @@ from pathlib import Path
 import pytest
 from gguf import GGUFReader
 
+from eft_local.backends.base import Rows
+from eft_local.backends.llamacpp import Adapter, Model
 from eft_local.bench.gguf_factory import CHATML, ModelSpec, Shape, bpe, spm, write_adapter, write_model
 from eft_local.errors import EftError
 from eft_local.gguf.adapter import check_adapter
 from eft_local.gguf.checks import check_gguf
-from eft_local.llama import Adapter, Model
-from eft_local.protocols import Rows
 
 MUTATIONS = int(os.environ.get("EFT_FUZZ_MUTATIONS", "120"))
 SEED = int(os.environ.get("EFT_FUZZ_SEED", "1"))

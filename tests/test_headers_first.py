@@ -14,12 +14,12 @@ from typing import Any
 import pytest
 
 from eft_local import Emulator, Recipe
+from eft_local.backends.llamacpp import Model
+from eft_local.backends.llamacpp.vocabulary import LlamaVocabulary
 from eft_local.bench.gguf_factory import ModelSpec, Shape, bpe, write_model
 from eft_local.cli.app import run
 from eft_local.errors import UsageError, VocabularyMismatchError
 from eft_local.gguf import checks as gguf
-from eft_local.llama import Model
-from eft_local.llama.vocabulary import LlamaVocabulary
 
 GB = 10**9
 RECIPE = """

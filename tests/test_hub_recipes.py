@@ -12,10 +12,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from eft_local.backends.llamacpp import ChatTemplate, Model
 from eft_local.errors import ModelFileError, RecipeError
 from eft_local.gguf.header import read_vocabulary
 from eft_local.gguf.metadata import read_facts
-from eft_local.llama import ChatTemplate, Model
 from eft_local.recipe import Recipe
 from eft_local.recipe.about import About
 from eft_local.references import find_recipe, hub_names, recipe_names, resolve_model

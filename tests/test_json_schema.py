@@ -16,10 +16,10 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from eft_local import Emulator, Recipe
+from eft_local.backends.llamacpp import Model
+from eft_local.backends.llamacpp.matcher import Matcher, tokenizer
 from eft_local.errors import EvaluationError, UsageError
 from eft_local.json_schema import REFUSED
-from eft_local.llama import Model
-from eft_local.llama.matcher import Matcher, tokenizer
 from eft_local.markup import verbatim
 from eft_local.recipe import Expert, Placement, Role
 from eft_local.recipe.sampling import Sampling

@@ -14,11 +14,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from eft_local.backends.base import Rows
+from eft_local.backends.llamacpp import Model, kernels
+from eft_local.backends.llamacpp.kernels import KINDS, Kernels, one_by_one, product, products, random_factors
+from eft_local.backends.llamacpp.kernels.products import WEIGHTS
 from eft_local.bench.gguf_factory import ModelSpec, Shape, bpe, write_model
-from eft_local.llama import Model, kernels, products
-from eft_local.llama.kernels import KINDS, Kernels, one_by_one, product, random_factors
-from eft_local.llama.products import WEIGHTS
-from eft_local.protocols import Rows
 
 LOADED = kernels.load()
 pytestmark = pytest.mark.skipif(
@@ -210,7 +210,7 @@ def test_llama_cpp_calls_it(pair, model):
 
 
 def answering(code: str, **environment: str) -> str:
-    code = f"{code}\nfrom eft_local.llama import kernels\nprint(kernels.installed())"
+    code = f"{code}\nfrom eft_local.backends.llamacpp import kernels\nprint(kernels.installed())"
     ran = subprocess.run(
         [sys.executable, "-c", code],
         capture_output=True,

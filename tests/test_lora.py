@@ -14,12 +14,12 @@ import pytest
 from gguf.constants import GGMLQuantizationType
 
 from eft_local import Emulator, Recipe
+from eft_local.backends.base import Rows
+from eft_local.backends.llamacpp import Adapter, Model, trial
 from eft_local.bench.gguf_factory import LORA_TARGETS, ModelSpec, Shape, bpe, write_adapter, write_model
 from eft_local.errors import Cancelled, EftError, ModelFileError, ModelNotFoundError, UnsupportedModelError
 from eft_local.gguf.adapter import check_adapter
 from eft_local.gguf.checks import check_gguf
-from eft_local.llama import Adapter, Model, trial
-from eft_local.protocols import Rows
 from eft_local.references import resolve_model
 
 TOKENS = [1, 5, 9, 3]
@@ -415,7 +415,7 @@ def test_a_trial_catches_what_the_check_overlooks(files, tmp_path, monkeypatch):
     model = write_model(tmp_path / "tied.gguf", ModelSpec(Shape(tied=True), bpe()))
     tensors = {"token_embd.weight.lora_a": (265, 2), "token_embd.weight.lora_b": (32, 2)}
     path = adapter_file(tmp_path / "adapter.gguf", tensors)
-    monkeypatch.setattr("eft_local.llama.adapter.check_adapter", lambda adapter, model: None)
+    monkeypatch.setattr("eft_local.backends.llamacpp.adapter.check_adapter", lambda adapter, model: None)
     with Model.load(model) as opened:
         for _ in range(2):  # what crashed is not remembered as sound
             with pytest.raises(ModelFileError, match=r"adapter\.gguf crashes llama\.cpp .*GGML_ASSERT"):

@@ -12,10 +12,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from templates import FAMILIES
 
+from eft_local.backends.llamacpp import ChatTemplate, Model
 from eft_local.bench.gguf_factory import ModelSpec, bpe, spm, write_model
 from eft_local.emulator.loading import LoadedRole
 from eft_local.errors import PromptError
-from eft_local.llama import ChatTemplate, Model
 from eft_local.prompts import Message, conversation
 from eft_local.recipe import Expert, Placement, Prompt, Recipe
 from eft_local.references import find_recipe, recipe_names

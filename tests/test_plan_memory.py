@@ -180,7 +180,7 @@ def test_groups_of_the_first_version_and_what_a_container_does_not_see(tmp_path:
 GREEDY = """
 import resource, sys
 from eft_local.errors import OutOfMemoryError
-from eft_local.llama import Model
+from eft_local.backends.llamacpp import Model
 resource.setrlimit(resource.RLIMIT_AS, (int(sys.argv[2]),) * 2)
 try:
     with Model.load(sys.argv[1], trusted=True, mmap=False) as model:

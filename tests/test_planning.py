@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from eft_local.backends.llamacpp import kernels
+from eft_local.backends.llamacpp.needs import Figures, Needs, at
 from eft_local.errors import OutOfMemoryError
 from eft_local.gguf.weights import Weights
-from eft_local.llama import kernels
-from eft_local.llama.needs import Figures, Needs, at
 from eft_local.memory import ADDRESS_SPACE, CGROUP, RAM, Device
 from eft_local.placement.advice import advice, checked_plan, refusal
 from eft_local.placement.planner import ContextNeed, Load, Plan, gpus, kept, longest_context, plan

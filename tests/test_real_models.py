@@ -12,6 +12,7 @@ import pytest
 from click.testing import CliRunner
 
 from eft_local import Emulator, Recipe
+from eft_local.backends.llamacpp import ChatTemplate, Model
 from eft_local.bench import real_models
 from eft_local.bench.real_models import QUANTIZATIONS, Published, fetch
 from eft_local.errors import (
@@ -23,7 +24,6 @@ from eft_local.errors import (
     VocabularyMismatchError,
 )
 from eft_local.gguf.metadata import read_facts
-from eft_local.llama import ChatTemplate, Model
 from eft_local.prompts import conversation
 from eft_local.recipe import Expert, Placement, Prompt, Role
 

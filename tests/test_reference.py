@@ -1,4 +1,4 @@
-"""llama.cpp through `eft_local.llama` against NumPy: one model, and the mixture of three."""
+"""llama.cpp through `eft_local.backends.llamacpp` against NumPy: one model, and the mixture of three."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from reference_llama import ReferenceLlama
 
+from eft_local.backends.base import Rows
+from eft_local.backends.llamacpp import Model
 from eft_local.bench.gguf_factory import ModelSpec, Shape, bpe, write_model
-from eft_local.llama import Model
 from eft_local.mix import mix
-from eft_local.protocols import Rows
 
 N_SEQUENCES, LENGTH = 9, 250  # 2,250 positions
 

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from fake import AsciiVocabulary
 
+from eft_local.backends.llamacpp import Model, Sampler, noise
+from eft_local.backends.llamacpp import sampler as sampler_module
+from eft_local.backends.llamacpp.noise import gumbel
 from eft_local.errors import EvaluationError, UsageError
-from eft_local.llama import Model, Sampler, noise
-from eft_local.llama import sampler as sampler_module
-from eft_local.llama.noise import gumbel
 from eft_local.recipe.sampling import Sampling
 
 N = 40

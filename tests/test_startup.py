@@ -43,7 +43,7 @@ def test_recipes_are_listed_without_an_engine() -> None:
 def test_a_file_is_shown_without_an_engine(ggufs) -> None:
     modules = loaded_by(CALL.format(["show", str(ggufs / "base.gguf"), "--json"]))
     assert "eft_local.gguf.metadata" in modules
-    assert not {"llama_cpp", "eft_local.llama"} & modules
+    assert not {"llama_cpp", "eft_local.backends.llamacpp"} & modules
 
 
 def test_the_help_of_the_group_imports_no_command() -> None:

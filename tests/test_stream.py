@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from fake import BOS, END, PLAIN, AsciiVocabulary, FakeModel, emulator, noise, recipe, says, trio
 
+from eft_local.backends.base import Rows
 from eft_local.emulator import Emulator, Step
 from eft_local.emulator.slots import _Sequence
 from eft_local.errors import (
@@ -17,7 +18,6 @@ from eft_local.errors import (
     RecipeError,
     UsageError,
 )
-from eft_local.protocols import Rows
 from eft_local.recipe import Expert, Recipe, Role
 
 ROLES = ("base", "antiexpert", "helpful")

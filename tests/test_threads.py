@@ -6,9 +6,9 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from eft_local.llama import Model, kernels
-from eft_local.llama.threads import Threads, kind, ladder, read_times, times_file, write_times
-from eft_local.protocols import Rows
+from eft_local.backends.base import Rows
+from eft_local.backends.llamacpp import Model, kernels
+from eft_local.backends.llamacpp.threads import Threads, kind, ladder, read_times, times_file, write_times
 
 Machine = Callable[[int], float]
 """From the number of threads to the seconds per row that a call takes with so many."""

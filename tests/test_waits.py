@@ -4,9 +4,9 @@ import threading
 
 import pytest
 
+from eft_local.backends.llamacpp import waits
+from eft_local.backends.llamacpp.waits import PERIOD, Waits, Watch
 from eft_local.cores import CoreMeter, CoreUse
-from eft_local.llama import waits
-from eft_local.llama.waits import PERIOD, Waits, Watch
 
 
 class Crowd:

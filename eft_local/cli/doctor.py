@@ -82,7 +82,7 @@ def _machine() -> dict[str, Any]:
 def _llama() -> dict[str, Any]:
     """Return what llama.cpp says of itself and of its devices, or why it cannot be loaded."""
     try:
-        from eft_local.llama import devices
+        from eft_local.backends.llamacpp import devices
     except (ImportError, OSError, RuntimeError) as error:
         return {"error": " ".join(str(error).split()), "devices": []}
     build = asdict(devices.build())
@@ -130,8 +130,8 @@ def _exact(recipe: Recipe) -> str | None:
     from eft_local.errors import EftError
 
     try:
+        from eft_local.backends.llamacpp import supports_gpu_offload
         from eft_local.emulator.loading import mixed_roles
-        from eft_local.llama import supports_gpu_offload
         from eft_local.placement.survey import remembered, seats
     except (ImportError, OSError, RuntimeError):  # told of elsewhere
         return None

@@ -59,7 +59,7 @@ def plan(
     Only metadata is read, nothing is loaded; of models that are not here, the hub is asked for their headers. REF or
     FILE is a single model. Ends with exit code 1 if it does not fit into memory, 4 if the models do not fit together.
     """
-    from eft_local.llama.devices import places
+    from eft_local.backends.llamacpp.devices import places
     from eft_local.placement.planner import plan as planned
     from eft_local.placement.survey import remembered
 
@@ -181,7 +181,7 @@ def _with_memory(devices: Sequence[Device], given: Mapping[str, float]) -> list[
 
 def _facts(name: str, plan: Plan, loads: Sequence[Load], speeds: Mapping[str, float]) -> dict[str, Any]:
     """Return all that is told, ready for JSON: bytes, tokens, bytes per second."""
-    from eft_local.llama.library import default_threads
+    from eft_local.backends.llamacpp.library import default_threads
     from eft_local.placement.advice import refusal
     from eft_local.placement.planner import gpus, kept, longest_context
     from eft_local.placement.speed import REACHED, measured_bandwidth, tokens_per_second

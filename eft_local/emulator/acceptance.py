@@ -20,9 +20,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
-from eft_local.llama import Distribution, Sampler
-from eft_local.llama.noise import ACCEPTANCE, DRAFT, REDRAW, uniform
-from eft_local.protocols import Floats
+from eft_local.backends.base import Floats
+from eft_local.backends.llamacpp import Distribution, Sampler
+from eft_local.backends.llamacpp.noise import ACCEPTANCE, DRAFT, REDRAW, uniform
 
 
 @dataclass(frozen=True, slots=True)

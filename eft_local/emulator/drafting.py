@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
+from eft_local.backends.base import Floats
+from eft_local.backends.llamacpp import Sampler
 from eft_local.emulator.acceptance import RULES, Guess, Rule
 from eft_local.emulator.draft_length import AdaptiveLength, Calibration, DraftLength, FixedLength
 from eft_local.emulator.loading import LoadedRole, antiexpert_name
 from eft_local.emulator.row_costs import MEASURED_ROWS, RowCosts, per_role, row_costs
 from eft_local.emulator.slots import Slots
-from eft_local.llama import Sampler
-from eft_local.protocols import Floats
 from eft_local.recipe import Recipe
 
 if TYPE_CHECKING:

@@ -12,6 +12,7 @@ from types import TracebackType
 import numpy as np
 
 from eft_local import checks, memory
+from eft_local.backends.llamacpp import Sampler
 from eft_local.emulator.drafting import DraftingSource
 from eft_local.emulator.ends import Ends
 from eft_local.emulator.loading import (
@@ -31,7 +32,6 @@ from eft_local.emulator.slots import Slots
 from eft_local.emulator.systems import roles_of, systems_of
 from eft_local.emulator.writing import Line, System, write
 from eft_local.errors import BusyError, PromptError, RecipeError, UsageError
-from eft_local.llama import Sampler
 from eft_local.markup import verbatim
 from eft_local.placement.survey import rows_at_once
 from eft_local.prompts import conversation

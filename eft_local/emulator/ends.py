@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from eft_local.protocols import Floats, Vocabulary
+from eft_local.backends.base import Floats, Vocabulary
 from eft_local.vocabulary import Common
 
 

@@ -11,10 +11,10 @@ import numpy as np
 import numpy.typing as npt
 
 from eft_local import mix
+from eft_local.backends.base import Floats
 from eft_local.emulator.loading import antiexpert_name
 from eft_local.emulator.mixture import MIXTURE
 from eft_local.emulator.results import Candidate, RoleView, Step
-from eft_local.protocols import Floats
 from eft_local.recipe import Recipe
 
 Ids = npt.NDArray[np.intp]

@@ -14,13 +14,14 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from eft_local.backends.base import Evaluator, LanguageModel, TokenTable, Vocabulary
+from eft_local.backends.llamacpp import Adapter, ChatTemplate, Model, kernels
+from eft_local.backends.llamacpp.devices import places
+from eft_local.backends.llamacpp.exactness import Choice, Question, choose
+from eft_local.backends.llamacpp.needs import UBATCH_CPU, Needs
+from eft_local.backends.llamacpp.probing import find, find_in_child
 from eft_local.emulator.ends import Ends
 from eft_local.errors import Cancelled
-from eft_local.llama import Adapter, ChatTemplate, Model, kernels
-from eft_local.llama.devices import places
-from eft_local.llama.exactness import Choice, Question, choose
-from eft_local.llama.needs import UBATCH_CPU, Needs
-from eft_local.llama.probing import find, find_in_child
 from eft_local.markup import Template, tokenize_marked, tokenize_text
 from eft_local.notices import notice
 from eft_local.placement.advice import check_context, checked_plan
@@ -28,7 +29,6 @@ from eft_local.placement.headers import check_headers
 from eft_local.placement.planner import Placed
 from eft_local.placement.survey import Seat, loads, question, rows_at_once, seats, settled
 from eft_local.prompts import Message, render, template_for
-from eft_local.protocols import Evaluator, LanguageModel, TokenTable, Vocabulary
 from eft_local.recipe import Placement, Recipe, Role
 from eft_local.references import is_bundled
 from eft_local.vocabulary import Common

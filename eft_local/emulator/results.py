@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
-from eft_local.protocols import Floats
+from eft_local.backends.base import Floats
 
 if TYPE_CHECKING:
     from eft_local.cores import CoreUse

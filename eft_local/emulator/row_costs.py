@@ -15,8 +15,8 @@ from math import inf
 from pathlib import Path
 
 from eft_local import locations
+from eft_local.backends.llamacpp import kernels
 from eft_local.emulator.loading import LoadedRole
-from eft_local.llama import kernels
 
 MEASURED_ROWS = (1, 2, 3, 4, 5, 8, 12, 16)
 """Kernels work in fours and eights, so the cost of rows is far from a straight line: these corners are measured."""

@@ -14,9 +14,9 @@ from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Protocol
 
+from eft_local.backends.base import Evaluator, Floats, Rows
 from eft_local.emulator.loading import LoadedRole
 from eft_local.errors import ContextOverflowError
-from eft_local.protocols import Evaluator, Floats, Rows
 
 
 @dataclass(slots=True)

@@ -12,6 +12,8 @@ from functools import partial
 import numpy as np
 import numpy.typing as npt
 
+from eft_local.backends.base import Floats, Vocabulary
+from eft_local.backends.llamacpp import Sampler
 from eft_local.cores import CoreMeter
 from eft_local.emulator.acceptance import RULES, Guess, Rule
 from eft_local.emulator.draft_length import Outcome
@@ -22,10 +24,8 @@ from eft_local.emulator.results import Answer, FinishReason, RoleTiming, Step
 from eft_local.emulator.slots import Slots
 from eft_local.emulator.text import TextStream
 from eft_local.errors import Cancelled
-from eft_local.llama import Sampler
 from eft_local.markup import controls_named
 from eft_local.placement.survey import rows_at_once
-from eft_local.protocols import Floats, Vocabulary
 from eft_local.recipe import Recipe, Sampling
 
 

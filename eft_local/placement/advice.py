@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
+from eft_local.backends.llamacpp.needs import Needs, at
 from eft_local.errors import OutOfMemoryError
 from eft_local.hub.names import size_text
-from eft_local.llama.needs import Needs, at
 from eft_local.memory import ADDRESS_SPACE, CGROUP, Device, available
 from eft_local.placement.planner import Load, Plan, Shortage, longest_context, plan
 

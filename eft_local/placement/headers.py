@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from eft_local.backends.llamacpp import ChatTemplate
 from eft_local.gguf.adapter import check_adapter
 from eft_local.gguf.checks import check_gguf
 from eft_local.gguf.header import HeaderVocabulary, Pretokenizer, pretokenizer_warnings, read_vocabulary
 from eft_local.gguf.reader import Gguf
-from eft_local.llama import ChatTemplate
 from eft_local.notices import notice
 from eft_local.placement.survey import Seat
 from eft_local.prompts import template_for

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from math import ceil
 from typing import Literal
 
+from eft_local.backends.llamacpp.needs import Figures, Needs, at
 from eft_local.gguf.weights import Weights
-from eft_local.llama.needs import Figures, Needs, at
 from eft_local.memory import ADDRESS_SPACE, Device
 
 _MIB = 1 << 20

@@ -7,12 +7,12 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from eft_local.backends.llamacpp import kernels, supports_gpu_offload
+from eft_local.backends.llamacpp.exactness import Attention, Question, choose
+from eft_local.backends.llamacpp.needs import UBATCH_CPU, UBATCH_GPU, Asked, ask
 from eft_local.errors import ModelNotFoundError
 from eft_local.gguf.weights import read_weights
 from eft_local.hub import HubName
-from eft_local.llama import kernels, supports_gpu_offload
-from eft_local.llama.exactness import Attention, Question, choose
-from eft_local.llama.needs import UBATCH_CPU, UBATCH_GPU, Asked, ask
 from eft_local.placement.planner import ContextNeed, Load
 from eft_local.recipe import Placement, Recipe, Role
 from eft_local.recipe.roles import PLAIN_KV_TYPES

@@ -12,7 +12,7 @@ from typing import Any
 import llama_cpp
 import psutil
 
-from eft_local.llama import kernels, library
+from eft_local.backends.llamacpp import kernels, library
 from eft_local.memory import Device, available
 
 KINDS = ("cpu", "gpu", "integrated gpu", "accelerator", "meta")

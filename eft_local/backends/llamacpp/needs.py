@@ -24,11 +24,11 @@ from typing import Any
 import llama_cpp
 
 from eft_local import errors, locations
+from eft_local.backends.llamacpp import library
+from eft_local.backends.llamacpp.context import KV_TYPES, context_params, unsuitable_cache
+from eft_local.backends.llamacpp.trial import identity
 from eft_local.errors import EftError, ModelFileError, UnsupportedModelError, UsageError
 from eft_local.gguf.weights import Weights, read_weights
-from eft_local.llama import library
-from eft_local.llama.context import KV_TYPES, context_params, unsuitable_cache
-from eft_local.llama.trial import identity
 
 _LADDER = (256, 1024, 4096, 16384, 65536, 262144)
 """Contexts that are asked about, up to what the model was trained with. The sizes are convex, so that a straight line
@@ -189,7 +189,7 @@ def _ask_child(path: Path, asked: Asked, weights: Weights) -> dict[str, Any]:
     question = {"path": os.fspath(path), "asked": asdict(asked), "weights": asdict(weights)}
     try:
         child = subprocess.run(
-            [sys.executable, "-c", "from eft_local.llama import needs; needs.answer()"],
+            [sys.executable, "-c", "from eft_local.backends.llamacpp import needs; needs.answer()"],
             input=json.dumps(question).encode(),
             capture_output=True,
             env=os.environ | {"GGML_NO_BACKTRACE": "1"},  # otherwise it would start a debugger

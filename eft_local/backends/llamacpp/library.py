@@ -20,7 +20,7 @@ import psutil
 
 from eft_local.notices import notice
 
-log = logging.getLogger("eft_local.llama")
+log = logging.getLogger("eft_local.backends.llamacpp")
 
 # ggml_log_level: 1 debug, 2 info, 3 warn, 4 error, 5 continues the line before
 _LEVELS = {1: logging.DEBUG, 2: logging.INFO, 3: logging.WARNING, 4: logging.ERROR}
@@ -57,7 +57,7 @@ _starting = threading.Lock()
 
 
 def start() -> None:
-    """Start llama.cpp's backends once in this process, with its log going to the logger `eft_local.llama`."""
+    """Start llama.cpp's backends once in this process, with its log going to `log`."""
     with _starting:  # models load in several threads
         _start()
 

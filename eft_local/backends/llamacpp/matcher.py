@@ -8,10 +8,10 @@ import numpy as np
 import numpy.typing as npt
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
 
+from eft_local.backends.base import Vocabulary
 from eft_local.errors import EvaluationError
 from eft_local.json_schema import compiled, one_line
 from eft_local.markup import verbatim
-from eft_local.protocols import Vocabulary
 
 _tokenizers: WeakKeyDictionary[Vocabulary, LLTokenizer] = WeakKeyDictionary()
 

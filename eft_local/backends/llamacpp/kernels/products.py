@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from eft_local.llama.ggml import F32, Ggml
+from eft_local.backends.llamacpp.kernels.ggml import F32, Ggml
 
 _TYPES = 64
 _ROW_BY_ROW, _SEVERAL_HERE, _THEIRS, _ONE_HERE_8, _ONE_HERE_16 = range(5)  # as in products.c

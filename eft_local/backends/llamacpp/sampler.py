@@ -13,15 +13,15 @@ import llama_cpp
 import numpy as np
 import numpy.typing as npt
 
+from eft_local.backends.base import Floats, Vocabulary
+from eft_local.backends.llamacpp.candidates import CANDIDATE, pointer, token_data_array
+from eft_local.backends.llamacpp.distribution import Distribution
+from eft_local.backends.llamacpp.grammar import Grammar
+from eft_local.backends.llamacpp.noise import CONSTRAINED, gumbel, key
+from eft_local.backends.llamacpp.vocabulary import LlamaVocabulary
 from eft_local.errors import EvaluationError, UsageError
-from eft_local.llama.candidates import CANDIDATE, pointer, token_data_array
-from eft_local.llama.distribution import Distribution
-from eft_local.llama.grammar import Grammar
-from eft_local.llama.noise import CONSTRAINED, gumbel, key
-from eft_local.llama.vocabulary import LlamaVocabulary
 from eft_local.markup import verbatim
 from eft_local.mix import best
-from eft_local.protocols import Floats, Vocabulary
 from eft_local.recipe.sampling import Sampling
 
 _NOTHING_LEFT = "the models left no token to choose (their logits are NaN or all masked)"
@@ -268,7 +268,7 @@ def _constraint(vocabulary: Vocabulary, s: Sampling) -> Constraint | None:
         return Grammar(_llama(vocabulary), s.grammar)
     if s.json_schema is not None:
         # Loaded only where a schema is set.
-        from eft_local.llama.matcher import Matcher
+        from eft_local.backends.llamacpp.matcher import Matcher
 
         return Matcher(vocabulary, s.json_schema)
     return None

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from eft_local.protocols import Rows
+from eft_local.backends.base import Rows
 
 _PASS = 4
 """So many rows cost about as much as the pass through the weights that they share."""

@@ -19,8 +19,8 @@ from typing import Any, Literal
 import llama_cpp
 
 from eft_local import locations
-from eft_local.llama import kernels
-from eft_local.llama.trial import identity
+from eft_local.backends.llamacpp import kernels
+from eft_local.backends.llamacpp.trial import identity
 
 Attention = bool | Literal["auto"]
 """Whether with flash attention; "auto" where llama.cpp decides."""
@@ -124,7 +124,7 @@ class Question:
     @property
     def kept(self) -> Path | None:
         """Where the answer is kept, if anywhere: for these files, this llama.cpp, these kernels, and this processor."""
-        ours = find_spec("eft_local.llama._kernels")
+        ours = find_spec("eft_local.backends.llamacpp.kernels._kernels")
         compiled = Path(ours.origin).stat() if ours and ours.origin else None
         facts = (
             identity(self.files), self.flash, min(self.context, DEEP), self.kv_type,

@@ -19,8 +19,8 @@ from math import inf
 from pathlib import Path
 
 from eft_local import locations
-from eft_local.llama import kernels
-from eft_local.llama.trial import identity
+from eft_local.backends.llamacpp import kernels
+from eft_local.backends.llamacpp.trial import identity
 
 Times = Mapping[int, Mapping[int, float]]
 """Seconds per row, by kind of call and number of threads."""

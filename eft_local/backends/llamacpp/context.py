@@ -13,6 +13,9 @@ from typing import TYPE_CHECKING
 import llama_cpp
 import numpy as np
 
+from eft_local.backends.base import Adapter, Floats, Rows
+from eft_local.backends.llamacpp import library, waits
+from eft_local.backends.llamacpp.calls import Row, calls
 from eft_local.errors import (
     Cancelled,
     ContextOverflowError,
@@ -21,12 +24,9 @@ from eft_local.errors import (
     UnsupportedModelError,
     UsageError,
 )
-from eft_local.llama import library, waits
-from eft_local.llama.calls import Row, calls
-from eft_local.protocols import Adapter, Floats, Rows
 
 if TYPE_CHECKING:
-    from eft_local.llama.model import Model
+    from eft_local.backends.llamacpp.model import Model
 
 KV_TYPES = {"f32": 0, "f16": 1, "q4_0": 2, "q4_1": 3, "q5_0": 6, "q5_1": 7, "q8_0": 8, "iq4_nl": 20, "bf16": 30}
 _FLASH_ATTENTION = {"auto": -1, False: 0, True: 1}

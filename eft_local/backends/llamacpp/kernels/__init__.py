@@ -21,9 +21,9 @@ from typing import Any
 
 import numpy as np
 
-from eft_local.llama.attention import OURS, Attention, suits
-from eft_local.llama.ggml import Ggml
-from eft_local.llama.products import Products
+from eft_local.backends.llamacpp.kernels.attention import OURS, Attention, suits
+from eft_local.backends.llamacpp.kernels.ggml import Ggml
+from eft_local.backends.llamacpp.kernels.products import Products
 
 GEMM = ctypes.CFUNCTYPE(
     None,
@@ -174,7 +174,10 @@ def load() -> Kernels | str:
     """Load the kernels before llama.cpp; return why not where that is not possible."""
     if os.environ.get("EFT_KERNELS", "").lower() == "off":
         return "EFT_KERNELS=off"
-    ours, theirs = importlib.util.find_spec("eft_local.llama._kernels"), importlib.util.find_spec("llama_cpp")
+    ours, theirs = (
+        importlib.util.find_spec("eft_local.backends.llamacpp.kernels._kernels"),
+        importlib.util.find_spec("llama_cpp"),
+    )
     if not sys.platform.startswith("linux") or ours is None or ours.origin is None:
         return "others are not compiled for this machine"
     folder = Path(theirs.origin or "").parent / "lib" if theirs else Path()

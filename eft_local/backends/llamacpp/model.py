@@ -12,15 +12,15 @@ from typing import Any
 import llama_cpp
 
 from eft_local import locations
+from eft_local.backends.base import Adapter
+from eft_local.backends.llamacpp import library
+from eft_local.backends.llamacpp.context import Context
+from eft_local.backends.llamacpp.threads import Threads, read_times, times_file, write_times
+from eft_local.backends.llamacpp.trial import try_model
+from eft_local.backends.llamacpp.vocabulary import LlamaVocabulary
 from eft_local.errors import Cancelled, ModelFileError, OutOfMemoryError, UnsupportedModelError
 from eft_local.gguf.checks import check_gguf
-from eft_local.llama import library
-from eft_local.llama.context import Context
-from eft_local.llama.threads import Threads, read_times, times_file, write_times
-from eft_local.llama.trial import try_model
-from eft_local.llama.vocabulary import LlamaVocabulary
 from eft_local.memory import available
-from eft_local.protocols import Adapter
 
 Progress = Callable[[float], bool | None]
 """Called with 0…1 while weights are loaded; returning False cancels the load."""

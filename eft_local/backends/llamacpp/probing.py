@@ -25,15 +25,15 @@ import llama_cpp
 import numpy as np
 
 from eft_local import locations
+from eft_local.backends.base import Evaluator, Floats, Rows
+from eft_local.backends.llamacpp import kernels, library, trial
+from eft_local.backends.llamacpp.adapter import Adapter
+from eft_local.backends.llamacpp.context import KV_TYPES, context_params
+from eft_local.backends.llamacpp.exactness import DEEP, Attention, Question, Verdict, Way, ways_from, ways_to
+from eft_local.backends.llamacpp.kernels.products import WEIGHTS
+from eft_local.backends.llamacpp.model import Model
 from eft_local.errors import EftError, EvaluationError, OutOfMemoryError
 from eft_local.gguf.checks import check_gguf
-from eft_local.llama import kernels, library, trial
-from eft_local.llama.adapter import Adapter
-from eft_local.llama.context import KV_TYPES, context_params
-from eft_local.llama.exactness import DEEP, Attention, Question, Verdict, Way, ways_from, ways_to
-from eft_local.llama.model import Model
-from eft_local.llama.products import WEIGHTS
-from eft_local.protocols import Evaluator, Floats, Rows
 
 SEQUENCES, ROOM = 3, 512
 """What a context that is tried has: so many sequences with room for so many tokens each."""
@@ -132,7 +132,7 @@ def find_in_child(question: Question, waiting: Callable[[], None] = lambda: None
     """
     if question.kept is None or question.known() is not None:
         return
-    code = "from eft_local.llama import probing; probing.answer()"
+    code = "from eft_local.backends.llamacpp import probing; probing.answer()"
     ended = trial.run_child(code, [question.to_json()], question.files, waiting)
     sound, _, answer = ended.said.partition("\n")
     if sound != _SOUND:

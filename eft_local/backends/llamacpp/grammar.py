@@ -12,9 +12,9 @@ import llama_cpp
 import numpy as np
 import numpy.typing as npt
 
+from eft_local.backends.llamacpp.candidates import CANDIDATE, pointer, token_data_array
+from eft_local.backends.llamacpp.vocabulary import LlamaVocabulary
 from eft_local.errors import UsageError
-from eft_local.llama.candidates import CANDIDATE, pointer, token_data_array
-from eft_local.llama.vocabulary import LlamaVocabulary
 
 _TIME_LIMIT = 60  # seconds; a busy machine needs some of them to start Python
 
@@ -64,7 +64,7 @@ def checked(grammar: str) -> str:
     """
     if not grammar.strip():
         raise UsageError("the grammar is empty; give GBNF text with a rule named root")
-    command = [sys.executable, "-c", "from eft_local.llama import grammar; grammar.try_standard_input()"]
+    command = [sys.executable, "-c", "from eft_local.backends.llamacpp import grammar; grammar.try_standard_input()"]
     try:
         child = subprocess.run(command, input=grammar.encode(), capture_output=True, timeout=_TIME_LIMIT)
     except subprocess.TimeoutExpired:
@@ -77,7 +77,7 @@ def checked(grammar: str) -> str:
 
 def try_standard_input() -> None:
     """Parse the grammar on standard input as llama.cpp would; the exit status says whether it can."""
-    from eft_local.llama import library
+    from eft_local.backends.llamacpp import library
 
     library.start()
     sampler = llama_cpp.llama_sampler_init_grammar(None, sys.stdin.buffer.read(), b"root")

@@ -26,8 +26,8 @@ import numpy as np
 from eft_local.errors import ModelFileError, OutOfMemoryError
 
 if TYPE_CHECKING:
-    from eft_local.llama.adapter import Adapter
-    from eft_local.llama.model import Model
+    from eft_local.backends.llamacpp.adapter import Adapter
+    from eft_local.backends.llamacpp.model import Model
 
 _PATIENCE = 300.0  # seconds; a sound model of a few GB takes one or two
 _SLOWEST_DISK = 20e6  # bytes per second
@@ -52,7 +52,7 @@ def try_model(
     files = (path, adapter) if adapter else (path,)
     if passed is not None and _mark(files, passed).exists():
         return
-    code = "from eft_local.llama import trial; trial.load()"
+    code = "from eft_local.backends.llamacpp import trial; trial.load()"
     judge(run_child(code, [os.fspath(file) for file in files], files, waiting), files[-1])
     remember(files, passed)
 
@@ -141,9 +141,9 @@ def load() -> None:
 
     A refusal is no crash.
     """
+    from eft_local.backends.llamacpp.adapter import Adapter
+    from eft_local.backends.llamacpp.model import Model
     from eft_local.errors import EftError
-    from eft_local.llama.adapter import Adapter
-    from eft_local.llama.model import Model
 
     try:
         # Not repacked: a model that only fits with the help of a GPU can be tried all the same.
@@ -155,7 +155,7 @@ def load() -> None:
 
 def evaluate(model: Model, adapter: Adapter | None) -> None:
     """Read the vocabulary and evaluate a few tokens; end the process if they make nonsense of a sound model."""
-    from eft_local.protocols import Rows
+    from eft_local.backends.base import Rows
 
     vocabulary = model.vocabulary
     vocabulary.texts(), vocabulary.attributes()

@@ -11,11 +11,11 @@ from typing import Any
 import llama_cpp
 
 from eft_local import locations
+from eft_local.backends.llamacpp import library
+from eft_local.backends.llamacpp.model import Model
+from eft_local.backends.llamacpp.trial import try_model
 from eft_local.errors import ModelFileError, OutOfMemoryError
 from eft_local.gguf.adapter import check_adapter
-from eft_local.llama import library
-from eft_local.llama.model import Model
-from eft_local.llama.trial import try_model
 
 
 class Adapter:

@@ -13,8 +13,8 @@ from math import prod
 
 import numpy as np
 
-from eft_local.llama.ggml import F16, F32, Ggml
-from eft_local.llama.products import noise
+from eft_local.backends.llamacpp.kernels.ggml import F16, F32, Ggml
+from eft_local.backends.llamacpp.kernels.products import noise
 
 THEIRS, REFERENCE, OURS = range(3)  # as in attention.c
 _WIDEST = 256

@@ -1,0 +1,1 @@
+"""What evaluates tokens: the seam (`base`), and what stands behind it."""
