@@ -50,6 +50,8 @@ class Machine:
             capture_output=True,
             text=True,
             preexec_fn=self.prepare,
+            # glibc reserves addresses for threads that meet while they allocate: how many depends on what else runs.
+            env=os.environ | {"MALLOC_ARENA_MAX": "1"},
             check=False,
         )
 

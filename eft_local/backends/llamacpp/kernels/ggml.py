@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import mmap
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -39,11 +40,16 @@ class Ggml:
     @contextmanager
     def graph(self) -> Iterator[Graph]:
         """Yield a graph; its tensors are gone afterwards."""
-        context = ctypes.c_void_p(self.base.ggml_init(_Memory(_MEMORY, None, False)))
+        # Not by malloc, which would keep all later pieces of up to this size for itself when they are freed.
+        memory = mmap.mmap(-1, _MEMORY)
+        view = ctypes.c_char.from_buffer(memory)
+        context = ctypes.c_void_p(self.base.ggml_init(_Memory(_MEMORY, ctypes.addressof(view), False)))
         try:
             yield Graph(self, context)
         finally:
             self.base.ggml_free(context)
+            del view
+            memory.close()
 
 
 class Graph:
