@@ -97,7 +97,7 @@ async def test_a_recipe_is_pulled_and_used(opened: Open, hub: HubServer) -> None
 
 @covers("models.get", "models.stop")
 async def test_a_download_shows_progress_stops_and_goes_on(opened: Open, hub: HubServer) -> None:
-    hub.always = Fault(piece=2048, delay=0.02)
+    hub.always = Fault(piece=2048, delay=0.1)
     async with opened() as desk:
         await desk.send(f"/pull {REPO}/large.Q8_0.gguf")
         screen = await shown(desk, "demo")
