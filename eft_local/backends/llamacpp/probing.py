@@ -14,6 +14,7 @@ llama.cpp asserts about a model that nobody has thought of must not end ours.
 from __future__ import annotations
 
 import ctypes
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -135,7 +136,7 @@ def find_in_child(question: Question, waiting: Callable[[], None] = lambda: None
     code = "from eft_local.backends.llamacpp import probing; probing.answer()"
     ended = trial.run_child(code, [question.to_json()], question.files, waiting)
     sound, _, answer = ended.said.partition("\n")
-    if sound != _SOUND:
+    if sound != _SOUND or ended.status == -signal.SIGKILL:  # for want of memory: that is no verdict to keep
         trial.judge(ended, question.files[-1])
         return
     trial.remember(question.files, locations.cached("trials"))
