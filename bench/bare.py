@@ -16,8 +16,8 @@ from eft_local.backends.base import Adapter
 from eft_local.backends.llamacpp import Model
 from eft_local.backends.llamacpp.context import KV_TYPES
 from eft_local.backends.llamacpp.library import default_threads, fill
-from eft_local.emulator.loading import LoadedRole
-from eft_local.emulator.slots import Slots, common_prefix
+from eft_local.engine.cache import Slots, common_prefix
+from eft_local.engine.loading import LoadedRole
 from eft_local.errors import EvaluationError, OutOfMemoryError
 from eft_local.recipe import Placement
 

@@ -16,7 +16,8 @@ import numpy as np
 
 from eft_local.backends.llamacpp.noise import gumbel
 from eft_local.bench import company
-from eft_local.emulator import Answer, Emulator
+from eft_local.emulator import Emulator
+from eft_local.engine.step import Answer
 from eft_local.evals.questions import read_questions
 from eft_local.recipe import DRAFT_RULES, DRAFT_SOURCES, Recipe
 from eft_local.references import demo_questions, find_recipe

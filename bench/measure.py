@@ -31,9 +31,10 @@ from eft_local.bench.results import (
 )
 from eft_local.bench.schedule import Part, interleave, rotated
 from eft_local.cores import CoreMeter
-from eft_local.emulator import Emulator, Step
-from eft_local.emulator.loading import LoadedRole
-from eft_local.emulator.slots import common_prefix
+from eft_local.emulator import Emulator
+from eft_local.engine.cache import common_prefix
+from eft_local.engine.loading import LoadedRole
+from eft_local.engine.step import Step
 from eft_local.errors import Cancelled
 from eft_local.evals.questions import Questions
 from eft_local.prompts import conversation

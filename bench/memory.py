@@ -29,7 +29,7 @@ def run_emulator(job: dict[str, Any]) -> dict[str, Any]:
     from eft_local.backends.llamacpp import Model
     from eft_local.backends.llamacpp.library import default_threads
     from eft_local.emulator import Emulator
-    from eft_local.emulator.loading import Library, mixed_roles
+    from eft_local.engine.loading import Library, mixed_roles
     from eft_local.prompts import conversation
     from eft_local.references import find_recipe
 

@@ -20,8 +20,9 @@ from gguf import GGUFReader
 
 from eft_local.bench import proxy_tuning, shapes
 from eft_local.bench.peer_results import Row, Written, report, summary
-from eft_local.emulator import Emulator, Step
-from eft_local.emulator.loading import Library, LoadedRole, antiexpert_name, mixed_roles
+from eft_local.emulator import Emulator
+from eft_local.engine.loading import Library, LoadedRole, antiexpert_name, mixed_roles
+from eft_local.engine.step import Step
 from eft_local.errors import EftError, EvaluationError, OutOfMemoryError, UnsupportedModelError, UsageError
 from eft_local.evals.questions import read_questions
 from eft_local.prompts import conversation

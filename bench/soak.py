@@ -76,7 +76,7 @@ class _FakeEmulator:
     written: Any = None
 
     def chat(self, messages: Any, *, on_step: Any, **_: object) -> Any:
-        from eft_local.emulator import Answer, Candidate, RoleTiming, RoleView, Step
+        from eft_local.engine.step import Answer, Candidate, RoleTiming, RoleView, Step
 
         words = f" Turn {len(messages)}: a **word** for each of many, with `code`, and a list:\n\n- one\n- two\n".split(
             " "

@@ -17,8 +17,9 @@ from eft_local.backends.llamacpp.library import default_threads
 from eft_local.bench.blank import load
 from eft_local.bench.samples import shown, spread
 from eft_local.bench.shapes import default_folder
-from eft_local.emulator import Emulator, Step
-from eft_local.emulator.loading import LoadedRole
+from eft_local.emulator import Emulator
+from eft_local.engine.loading import LoadedRole
+from eft_local.engine.step import Step
 from eft_local.prompts import conversation
 from eft_local.recipe import Expert, Prompt, Recipe, Role, Sampling
 

@@ -24,7 +24,8 @@ from eft_local.bench.pseudo_terminal import PseudoTerminal
 from eft_local.bench.samples import spread
 
 if TYPE_CHECKING:
-    from eft_local.emulator import Emulator, Step
+    from eft_local.emulator import Emulator
+    from eft_local.engine.step import Step
     from eft_local.recipe import Recipe
 
 QUESTION = "Tell me about Peru."

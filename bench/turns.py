@@ -23,8 +23,9 @@ from eft_local.bench.bare import BareContext
 from eft_local.bench.figure import empty_figure, picture
 from eft_local.bench.machine import machine, place
 from eft_local.bench.shapes import TRIOS, scaled_recipe
-from eft_local.emulator import Answer, Emulator, Step
-from eft_local.emulator.loading import Library, LoadedRole, mixed_roles
+from eft_local.emulator import Emulator
+from eft_local.engine.loading import Library, LoadedRole, mixed_roles
+from eft_local.engine.step import Answer, Step
 from eft_local.errors import EftError
 from eft_local.evals.questions import read_questions
 from eft_local.prompts import conversation

@@ -16,26 +16,26 @@ from typing import TYPE_CHECKING, Any
 from eft_local.version import __version__
 
 if TYPE_CHECKING:
-    from eft_local.emulator import Answer as Answer
-    from eft_local.emulator import Candidate as Candidate
     from eft_local.emulator import Emulator as Emulator
-    from eft_local.emulator import RoleView as RoleView
-    from eft_local.emulator import Score as Score
-    from eft_local.emulator import Step as Step
+    from eft_local.engine.step import Answer as Answer
+    from eft_local.engine.step import Candidate as Candidate
+    from eft_local.engine.step import RoleView as RoleView
+    from eft_local.engine.step import Score as Score
+    from eft_local.engine.step import Step as Step
     from eft_local.errors import EftError as EftError
     from eft_local.recipe import Recipe as Recipe
     from eft_local.recipe import Sampling as Sampling
 
 _HOMES = {
-    "Answer": "eft_local.emulator",
-    "Candidate": "eft_local.emulator",
+    "Answer": "eft_local.engine.step",
+    "Candidate": "eft_local.engine.step",
     "EftError": "eft_local.errors",
     "Emulator": "eft_local.emulator",
     "Recipe": "eft_local.recipe",
-    "RoleView": "eft_local.emulator",
+    "RoleView": "eft_local.engine.step",
     "Sampling": "eft_local.recipe",
-    "Score": "eft_local.emulator",
-    "Step": "eft_local.emulator",
+    "Score": "eft_local.engine.step",
+    "Step": "eft_local.engine.step",
 }
 
 __all__ = [

@@ -8,7 +8,7 @@ import numpy as np
 
 from eft_local.backends.base import Rows
 from eft_local.emulator import Emulator
-from eft_local.emulator.loading import LoadedRole, mixed_roles
+from eft_local.engine.loading import LoadedRole, mixed_roles
 from eft_local.errors import Cancelled, ContextOverflowError, UsageError
 from eft_local.markup import Template
 from eft_local.recipe import Expert, Prompt, Recipe, Role

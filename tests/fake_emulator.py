@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from types import TracebackType
 from typing import Any
 
-from eft_local.emulator.results import Answer, Candidate, RoleTiming, RoleView, Step
+from eft_local.engine.step import Answer, Candidate, RoleTiming, RoleView, Step
 from eft_local.prompts import conversation
 from eft_local.recipe import Recipe
 

@@ -21,11 +21,11 @@ from eft_local.backends.llamacpp import Model, Sampler
 from eft_local.backends.llamacpp import sampler as sampler_module
 from eft_local.backends.llamacpp.noise import ACCEPTANCE, gumbel, uniform
 from eft_local.bench.goodness import END, Continuation, cells, chi_square_tail, fit
-from eft_local.emulator.acceptance import RULES, Guess, Rejection, Rule, SharedNoise
-from eft_local.emulator.draft_length import FixedLength
-from eft_local.emulator.drafting import Draft, Drafter, Drafting, NgramDrafter, RoleDrafter, Round
-from eft_local.emulator.loading import LoadedRole
-from eft_local.emulator.writing import Line, write
+from eft_local.engine.loading import LoadedRole
+from eft_local.engine.speculative.acceptance import RULES, Guess, Rejection, Rule, SharedNoise
+from eft_local.engine.speculative.drafters import Draft, Drafter, Drafting, NgramDrafter, RoleDrafter, Round
+from eft_local.engine.speculative.length import FixedLength
+from eft_local.engine.writing import Line, write
 from eft_local.recipe.sampling import Sampling
 from eft_local.references import find_recipe
 

@@ -25,9 +25,9 @@ from eft_local.bench.schedule import Part, interleave, rotated
 from eft_local.bench.turns import Turn
 from eft_local.cores import CoreUse
 from eft_local.emulator import Emulator
-from eft_local.emulator.loading import Library, LoadedRole, mixed_roles
-from eft_local.emulator.row_costs import RowCosts
-from eft_local.emulator.slots import Slots
+from eft_local.engine.cache import Slots
+from eft_local.engine.loading import Library, LoadedRole, mixed_roles
+from eft_local.engine.speculative.costs import RowCosts
 from eft_local.errors import Cancelled, OutOfMemoryError, UsageError
 from eft_local.evals.questions import read_questions
 from eft_local.recipe import Placement, Recipe

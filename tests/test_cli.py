@@ -385,7 +385,7 @@ def test_ctrl_c_while_models_load_answers_nothing(
 
 
 def test_a_full_context_is_told(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    from eft_local.emulator.results import Step
+    from eft_local.engine.step import Step
 
     def full(self: FakeEmulator, *_: Any, **__: Any) -> Iterator[Step]:
         yield Step(1, "so far")
@@ -399,7 +399,7 @@ def test_a_full_context_is_told(run: Run, monkeypatch: pytest.MonkeyPatch) -> No
 
 @pytest.mark.parametrize(("text", "complete"), [('{"a": "so f', False), ('{"a": 1}', True)])
 def test_json_that_is_cut_off_is_told(run: Run, monkeypatch: pytest.MonkeyPatch, text: str, complete: bool) -> None:
-    from eft_local.emulator.results import Step
+    from eft_local.engine.step import Step
 
     def cut(self: FakeEmulator, *_: Any, **__: Any) -> Iterator[Step]:
         yield Step(1, text, finish_reason="length")

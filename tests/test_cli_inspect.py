@@ -22,7 +22,8 @@ from eft_local.chats import History
 from eft_local.cli.inspect import JSON_KEYS
 from eft_local.cli.inspected import _row
 from eft_local.cli.positions import Curve, _told
-from eft_local.emulator import Candidate, Emulator, RoleView, Step
+from eft_local.emulator import Emulator
+from eft_local.engine.step import Candidate, RoleView, Step
 from eft_local.recipe import Recipe
 from eft_local.references import find_recipe
 

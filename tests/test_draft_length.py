@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eft_local.emulator.draft_length import AdaptiveLength, Calibration, DraftLength, FixedLength, Outcome
-from eft_local.emulator.row_costs import MEASURED_ROWS, RowCosts, _between, _measure
+from eft_local.engine.speculative.costs import MEASURED_ROWS, RowCosts, _between, _measure
+from eft_local.engine.speculative.length import AdaptiveLength, Calibration, DraftLength, FixedLength, Outcome
 
 FREE = RowCosts((1, 2), (0.0, 0.0))
 FLAT = RowCosts((1, 16), (0.1, 0.1))

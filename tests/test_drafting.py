@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from eft_local import Emulator, Recipe
-from eft_local.emulator.draft_length import FixedLength, Outcome
+from eft_local.engine.speculative.length import FixedLength, Outcome
 from eft_local.errors import RecipeError
 from eft_local.evals.questions import read_questions
 from eft_local.recipe import DRAFT_RULES, DRAFT_SOURCES, Expert

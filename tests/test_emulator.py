@@ -122,7 +122,7 @@ def test_base_equal_to_antiexpert_gives_the_expert(ggufs):
 
 
 def formula(views, alpha=1.0, beta=1.0, keep=None):
-    """Base-last, in float64: written the other way round than eft_local.mix."""
+    """Base-last, in float64: written the other way round than eft_local.engine.mix."""
     m = 1.0 if keep is None else keep
     return (
         views["antiexpert"]

@@ -16,7 +16,7 @@ from eft_local import notices
 from eft_local.backends.llamacpp import Model
 from eft_local.bench.gguf_factory import CHATML, ModelSpec, Shape, Tokens, bpe, spm, write_model
 from eft_local.emulator import Emulator
-from eft_local.emulator.ends import Ends
+from eft_local.engine.ends import Ends
 from eft_local.errors import UsageError, VocabularyMismatchError
 from eft_local.gguf.header import Pretokenizer, pretokenizer_warnings
 from eft_local.recipe import Expert, Prompt, Recipe, Role
@@ -67,7 +67,7 @@ def unsaid(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(notices, "_given", set())
     # It takes long, and the files are ours.
     monkeypatch.setattr("eft_local.backends.llamacpp.model.try_model", lambda *_: None)
-    monkeypatch.setattr("eft_local.emulator.loading.find_in_child", lambda *_: None)
+    monkeypatch.setattr("eft_local.engine.loading.find_in_child", lambda *_: None)
 
 
 # The expert's own end

@@ -29,7 +29,7 @@ from eft_local.analysis import (
     sparkline,
 )
 from eft_local.analysis.page import page
-from eft_local.emulator import facts
+from eft_local.engine import statistics as facts
 from eft_local.errors import HistoryError, UsageError
 from eft_local.recipe import Expert, Prompt, Recipe, Role
 

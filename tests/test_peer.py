@@ -19,7 +19,7 @@ from eft_local.bench import proxy_tuning, shapes
 from eft_local.bench.gguf_factory import ModelSpec, Shape, bpe, write_model
 from eft_local.bench.peer_results import Row, Written, agreement, report, summary
 from eft_local.bench.peer_transformers import System, Worker, check_peer, fit_together, peer_system, plan
-from eft_local.emulator.loading import Library, mixed_roles
+from eft_local.engine.loading import Library, mixed_roles
 from eft_local.errors import EvaluationError, OutOfMemoryError, UnsupportedModelError, UsageError
 from eft_local.evals.questions import read_questions
 from eft_local.prompts import conversation

@@ -12,8 +12,8 @@ from eft_local import Emulator, Recipe
 from eft_local.backends.llamacpp import library
 from eft_local.backends.llamacpp.needs import UBATCH_CPU
 from eft_local.bench.gguf_factory import ModelSpec, Shape, write_model
-from eft_local.emulator import loading
-from eft_local.emulator.loading import Library, mixed_roles
+from eft_local.engine import loading
+from eft_local.engine.loading import Library, mixed_roles
 from eft_local.errors import ModelNotFoundError, OutOfMemoryError, RecipeError, UnsupportedModelError
 from eft_local.memory import RAM, Available, Device
 from eft_local.placement import advice as refusal

@@ -13,9 +13,9 @@ from fake import FakeContext, FakeModel, emulator, noise, recipe
 from eft_local import Emulator, Recipe
 from eft_local.backends.base import Rows
 from eft_local.bench.gguf_factory import ModelSpec, Shape, bpe, write_model
-from eft_local.emulator import row_costs
-from eft_local.emulator.drafting import DraftingSource
-from eft_local.emulator.row_costs import RowCosts, per_role
+from eft_local.engine.speculative import costs as row_costs
+from eft_local.engine.speculative.costs import RowCosts, per_role
+from eft_local.engine.speculative.drafters import DraftingSource
 from eft_local.errors import RecipeError
 from eft_local.prompts import conversation
 from eft_local.recipe import Expert, Prompt, Role

@@ -9,7 +9,7 @@ from reference_llama import ReferenceLlama
 from eft_local.backends.base import Rows
 from eft_local.backends.llamacpp import Model
 from eft_local.bench.gguf_factory import ModelSpec, Shape, bpe, write_model
-from eft_local.mix import mix
+from eft_local.engine.mix import mix
 
 N_SEQUENCES, LENGTH = 9, 250  # 2,250 positions
 

@@ -17,10 +17,10 @@ from eft_local.bench import shapes, widening
 from eft_local.bench.gguf_factory import ModelSpec, Shape, bpe, write_model
 from eft_local.bench.shapes import SHAPES, TRIOS, Trio, scaled_bytes, scaled_model, scaled_recipe, unwidened
 from eft_local.emulator import Emulator
+from eft_local.engine.mix import mix
 from eft_local.errors import ModelNotFoundError, OutputError, UnsupportedModelError, UsageError
 from eft_local.evals.questions import read_questions
 from eft_local.markup import verbatim
-from eft_local.mix import mix
 from eft_local.recipe import Recipe
 from eft_local.references import demo_questions, find_recipe, resolve_model
 from eft_local.vocabulary import compare
@@ -40,7 +40,7 @@ N_VOCAB = 6000
 def _untried(monkeypatch):
     """A trial is a process for every new file, and these files are our own."""
     monkeypatch.setattr("eft_local.backends.llamacpp.model.try_model", lambda *_: None)
-    monkeypatch.setattr("eft_local.emulator.loading.find_in_child", lambda *_: None)
+    monkeypatch.setattr("eft_local.engine.loading.find_in_child", lambda *_: None)
 
 
 @pytest.fixture(scope="module")

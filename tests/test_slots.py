@@ -8,8 +8,8 @@ from fake import emulator, recipe, trio
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from eft_local.emulator.row_costs import RowCosts
-from eft_local.emulator.slots import Slots
+from eft_local.engine.cache import Slots
+from eft_local.engine.speculative.costs import RowCosts
 from eft_local.errors import Cancelled
 
 

@@ -8,8 +8,9 @@ import pytest
 from fake import BOS, END, PLAIN, AsciiVocabulary, FakeModel, emulator, noise, recipe, says, trio
 
 from eft_local.backends.base import Rows
-from eft_local.emulator import Emulator, Step
-from eft_local.emulator.slots import _Sequence
+from eft_local.emulator import Emulator
+from eft_local.engine.cache import _Sequence
+from eft_local.engine.step import Step
 from eft_local.errors import (
     BusyError,
     ContextOverflowError,

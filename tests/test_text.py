@@ -5,7 +5,7 @@ from itertools import pairwise
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
-from eft_local.emulator.text import TextStream
+from eft_local.engine.text import TextStream
 
 # Few letters, so that stop strings occur; of one to four bytes each.
 LETTERS = st.text("abé漢🦙\n", max_size=12)

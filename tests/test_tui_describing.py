@@ -7,7 +7,8 @@ import threading
 import numpy as np
 import pytest
 
-from eft_local.emulator import Step, facts
+from eft_local.engine import statistics as facts
+from eft_local.engine.step import Step
 from eft_local.references import find_recipe
 from eft_local.tui import describing
 from eft_local.tui.describing import Describer

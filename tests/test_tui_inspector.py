@@ -11,11 +11,11 @@ from fake_emulator import OTHER, step
 from textual.widgets import Static
 from tui_desk import Open, covers, home, opened, replies  # noqa: F401
 
-from eft_local.emulator import Step
+from eft_local.engine.step import Step
 from eft_local.tui.compare import Column, CompareScreen
 
 if TYPE_CHECKING:
-    from eft_local.emulator.facts import Evidence
+    from eft_local.engine.statistics import Evidence
 
 pytestmark = pytest.mark.asyncio
 

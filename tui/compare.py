@@ -20,7 +20,7 @@ from eft_local.tui.screens import NoticeScreen
 from eft_local.tui.text import visible
 
 if TYPE_CHECKING:
-    from eft_local.emulator import Answer
+    from eft_local.engine.step import Answer
     from eft_local.recipe import Recipe
 
 LONGEST = 200

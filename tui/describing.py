@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from eft_local.emulator import Step
+    from eft_local.engine.step import Step
 
 PACE = 0.05
 """Seconds between two looks at what was written."""
@@ -80,7 +80,7 @@ class Describer:
             self._error = error
 
     def _look(self) -> None:
-        from eft_local.emulator.facts import known
+        from eft_local.engine.statistics import known
 
         while new := self._steps[self._told :][:AT_ONCE]:
             found = known(new)

@@ -20,7 +20,8 @@ from eft_local.prompts import Message
 from eft_local.tui.describing import Describer
 
 if TYPE_CHECKING:
-    from eft_local.emulator import Answer, Emulator, Step
+    from eft_local.emulator import Emulator
+    from eft_local.engine.step import Answer, Step
     from eft_local.recipe import Recipe
 
 Progress = Callable[[str, float], bool]
@@ -135,7 +136,7 @@ def load(recipe: Recipe, only: str, progress: Progress) -> Emulator:
     only: the system; one that this recipe does not have means the mixture.
     """
     from eft_local.emulator import Emulator
-    from eft_local.emulator.systems import systems_of
+    from eft_local.engine.targets import systems_of
 
     return Emulator.load(recipe, only=only if only in systems_of(recipe) else "eft", progress=progress)
 

@@ -11,7 +11,7 @@ from textual.widgets import Static
 
 if TYPE_CHECKING:
     from eft_local.cores import CoreUse
-    from eft_local.emulator import Answer
+    from eft_local.engine.step import Answer
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from textual.widgets.data_table import RowKey
 from eft_local.tui.text import readable
 
 if TYPE_CHECKING:
-    from eft_local.emulator import Candidate, RoleView, Step
+    from eft_local.engine.step import Candidate, RoleView, Step
 
 _MARK = "▸"
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from eft_local.chats import Message, Snapshot
-    from eft_local.emulator import Step
+    from eft_local.engine.step import Step
 
 ENDINGS = {
     "stop": "",

@@ -17,7 +17,7 @@ from eft_local.tui.engine import Engine, Failed, Finished, Known, Request, Wrote
 from eft_local.tui.writing import Writing, add, figures
 
 if TYPE_CHECKING:
-    from eft_local.emulator import Answer, Step
+    from eft_local.engine.step import Answer, Step
     from eft_local.recipe import Recipe
 
 CANDIDATES = 10

@@ -17,7 +17,7 @@ from eft_local.tui.actions import bindings
 from eft_local.tui.text import readable
 
 if TYPE_CHECKING:
-    from eft_local.emulator import Step
+    from eft_local.engine.step import Step
 
 _UNDERLINE = Style(underline=True)
 _CHOSEN = Style(reverse=True)

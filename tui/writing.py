@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from eft_local.chats import AnswerWriter
 
 if TYPE_CHECKING:
-    from eft_local.emulator import Answer, Step
+    from eft_local.engine.step import Answer, Step
     from eft_local.recipe import Recipe
 
 STRIP_WIDTH = 60

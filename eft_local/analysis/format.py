@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 from math import exp, inf
 
-from eft_local.emulator import Candidate
+from eft_local.engine.step import Candidate
 
 LEVELS = (0.1, 0.25, 0.5, 0.75)
 """The changes at which the tints 1 to 4 begin."""

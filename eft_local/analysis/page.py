@@ -10,7 +10,7 @@ from jinja2 import Environment, StrictUndefined
 
 from eft_local.analysis.format import label, level, percent, signed, visible
 from eft_local.analysis.record import Inspection, chosen
-from eft_local.emulator import Step
+from eft_local.engine.step import Step
 
 PRINTED = 3  # tables that stand on paper, where nothing can be pointed at
 

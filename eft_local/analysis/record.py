@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from eft_local.analysis.storage import pack, unpack
-from eft_local.emulator import Candidate, Step
+from eft_local.engine.step import Candidate, Step
 from eft_local.errors import UsageError
 
 CANDIDATES = 10

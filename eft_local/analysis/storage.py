@@ -13,7 +13,7 @@ from itertools import islice
 from math import inf
 from typing import Any
 
-from eft_local.emulator import Candidate, RoleView, Step
+from eft_local.engine.step import Candidate, RoleView, Step
 from eft_local.errors import HistoryError
 
 _VERSION = 1

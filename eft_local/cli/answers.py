@@ -12,7 +12,7 @@ from eft_local.cli.interrupt import Interrupt
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator
 
-    from eft_local.emulator import Answer, Step
+    from eft_local.engine.step import Answer, Step
     from eft_local.recipe import Recipe
 
 

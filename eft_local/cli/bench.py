@@ -189,7 +189,7 @@ def _measured(recipe: Recipe, plan: Plan, about: dict[str, Any], show: Show, sta
     Raises: Cancelled if it did so before there was a sample for every figure.
     """
     from eft_local.bench.measure import Measurement
-    from eft_local.emulator.loading import Library, mixed_roles
+    from eft_local.engine.loading import Library, mixed_roles
     from eft_local.evals.questions import read_questions
     from eft_local.references import demo_questions
 

@@ -30,7 +30,8 @@ from eft_local.evals.run import check_systems, names
 from eft_local.prompts import Message, conversation
 
 if TYPE_CHECKING:
-    from eft_local.emulator import Answer, Emulator
+    from eft_local.emulator import Emulator
+    from eft_local.engine.step import Answer
 
 DEFAULT_SYSTEMS = "base,expert,eft"
 DEFAULT_MAX_TOKENS = 200
@@ -70,7 +71,7 @@ def compare(session: Session, question: tuple[str, ...], systems: str, system: s
     if recipe.sampling.max_tokens is None:
         recipe = recipe.replace(max_tokens=DEFAULT_MAX_TOKENS)
     chosen = names(systems)
-    from eft_local.emulator.systems import systems_of
+    from eft_local.engine.targets import systems_of
 
     check_systems(chosen, systems_of(recipe))
     with loaded(recipe, chosen) as emulator, interruptible(emulator.cancel) as interrupt:

@@ -131,7 +131,7 @@ def _exact(recipe: Recipe) -> str | None:
 
     try:
         from eft_local.backends.llamacpp import supports_gpu_offload
-        from eft_local.emulator.loading import mixed_roles
+        from eft_local.engine.loading import mixed_roles
         from eft_local.placement.survey import remembered, seats
     except (ImportError, OSError, RuntimeError):  # told of elsewhere
         return None

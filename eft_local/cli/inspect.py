@@ -33,7 +33,7 @@ from eft_local.errors import UsageError
 if TYPE_CHECKING:
     from eft_local.chats import History, Message
     from eft_local.cli.inspected import Inspected
-    from eft_local.emulator import Step
+    from eft_local.engine.step import Step
 
 TABLES = 3
 

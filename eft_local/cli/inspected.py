@@ -17,7 +17,7 @@ from rich.text import Text
 
 from eft_local.analysis import LEVELS, Inspection, chosen, label, level, percent, signed, sparkline, visible
 from eft_local.cli import output
-from eft_local.emulator import Candidate, RoleView, Step
+from eft_local.engine.step import Candidate, RoleView, Step
 from eft_local.errors import UsageError
 from eft_local.recipe import Recipe
 

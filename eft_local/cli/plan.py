@@ -82,9 +82,9 @@ def _loads(
     what: str, context: int | None, only: str
 ) -> tuple[str, tuple[Load, ...], dict[str, Seat], str, int, list[str]]:
     """Return a name, what has to be loaded and for whom, how exact, the tokens of context, and what is not here."""
-    from eft_local.emulator.loading import compared_roles, mixed_roles
-    from eft_local.emulator.mixture import MIXTURE
-    from eft_local.emulator.systems import roles_of
+    from eft_local.engine.loading import compared_roles, mixed_roles
+    from eft_local.engine.mixture import MIXTURE
+    from eft_local.engine.targets import roles_of
     from eft_local.gguf.weights import read_weights
     from eft_local.placement.headers import check_headers
     from eft_local.placement.survey import SCORED_ROWS, Seat, loads, rows_at_once, seats

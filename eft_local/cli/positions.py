@@ -25,7 +25,8 @@ from eft_local.references import demo_questions
 if TYPE_CHECKING:
     from collections.abc import Generator
 
-    from eft_local.emulator import Emulator, Step
+    from eft_local.emulator import Emulator
+    from eft_local.engine.step import Step
     from eft_local.recipe import Recipe
 
 MAX_TOKENS = 256

@@ -41,7 +41,7 @@ def readiness(recipe: Recipe) -> Readiness:
 
 def _obstacle(recipe: Recipe) -> EftError | None:
     try:
-        from eft_local.emulator.readiness import obstacle
+        from eft_local.engine.readiness import obstacle
     except (ImportError, OSError, RuntimeError):  # no llama.cpp: doctor tells
         return _missing_file(recipe)
     return obstacle(recipe)

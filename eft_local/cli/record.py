@@ -12,7 +12,7 @@ from eft_local.cli import output
 from eft_local.errors import HistoryError, UsageError
 
 if TYPE_CHECKING:
-    from eft_local.emulator import Step
+    from eft_local.engine.step import Step
     from eft_local.recipe import Recipe
 
 

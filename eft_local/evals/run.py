@@ -15,7 +15,8 @@ from eft_local.errors import Cancelled, UsageError
 from eft_local.evals.questions import Question, Questions, Verdict, judge
 
 if TYPE_CHECKING:
-    from eft_local.emulator import Answer, Emulator
+    from eft_local.emulator import Emulator
+    from eft_local.engine.step import Answer
     from eft_local.recipe import Recipe
 
 SHARES = ("correct", "form", "both", "declined")

@@ -15,14 +15,14 @@ import numpy.typing as npt
 from eft_local.backends.base import Floats, Vocabulary
 from eft_local.backends.llamacpp import Sampler
 from eft_local.cores import CoreMeter
-from eft_local.emulator.acceptance import RULES, Guess, Rule
-from eft_local.emulator.draft_length import Outcome
-from eft_local.emulator.drafting import Draft, Drafting, Round, rows_of
-from eft_local.emulator.facts import Evidence, known
-from eft_local.emulator.mixture import MIXTURE, Mixture
-from eft_local.emulator.results import Answer, FinishReason, RoleTiming, Step
-from eft_local.emulator.slots import Slots
-from eft_local.emulator.text import TextStream
+from eft_local.engine.cache import Slots
+from eft_local.engine.mixture import MIXTURE, Mixture
+from eft_local.engine.speculative.acceptance import RULES, Guess, Rule
+from eft_local.engine.speculative.drafters import Draft, Drafting, Round, rows_of
+from eft_local.engine.speculative.length import Outcome
+from eft_local.engine.statistics import Evidence, known
+from eft_local.engine.step import Answer, FinishReason, RoleTiming, Step
+from eft_local.engine.text import TextStream
 from eft_local.errors import Cancelled
 from eft_local.markup import controls_named
 from eft_local.placement.survey import rows_at_once

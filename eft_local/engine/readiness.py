@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from eft_local.emulator.loading import compared_roles, mixed_roles
+from eft_local.engine.loading import compared_roles, mixed_roles
 from eft_local.errors import EftError
 from eft_local.placement.headers import check_headers
 from eft_local.placement.survey import seats

@@ -8,9 +8,9 @@ from math import log
 import numpy as np
 
 from eft_local.backends.base import Floats
-from eft_local.emulator.results import Score
-from eft_local.emulator.slots import Slots
-from eft_local.emulator.writing import System
+from eft_local.engine.cache import Slots
+from eft_local.engine.step import Score
+from eft_local.engine.writing import System
 from eft_local.recipe import Recipe
 
 

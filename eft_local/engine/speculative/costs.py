@@ -16,7 +16,7 @@ from pathlib import Path
 
 from eft_local import locations
 from eft_local.backends.llamacpp import kernels
-from eft_local.emulator.loading import LoadedRole
+from eft_local.engine.loading import LoadedRole
 
 MEASURED_ROWS = (1, 2, 3, 4, 5, 8, 12, 16)
 """Kernels work in fours and eights, so the cost of rows is far from a straight line: these corners are measured."""

@@ -10,11 +10,12 @@ from typing import Any, overload
 import numpy as np
 import numpy.typing as npt
 
-from eft_local import mix
 from eft_local.backends.base import Floats
-from eft_local.emulator.loading import antiexpert_name
-from eft_local.emulator.mixture import MIXTURE
-from eft_local.emulator.results import Candidate, RoleView, Step
+from eft_local.engine import mix
+from eft_local.engine.loading import antiexpert_name
+from eft_local.engine.mixture import MIXTURE
+from eft_local.engine.step import Candidate, RoleView, Step
+from eft_local.ranking import best, rank
 from eft_local.recipe import Recipe
 
 Ids = npt.NDArray[np.intp]
@@ -124,13 +125,13 @@ class _Table:
             others = {step.token}
             likeliest: list[int] = []
             if top:
-                likeliest = mix.best(rows[index, -1], top).tolist()
+                likeliest = best(rows[index, -1], top).tolist()
                 if self.changes is not None:
                     others.add(int(self._favourites[index]))
             rest = list(others.difference(likeliest))
             if len(rest) > 1:
                 scores = rows[index, -1]
-                rest.sort(key=lambda token: mix.rank(scores, token))
+                rest.sort(key=lambda token: rank(scores, token))
             tokens += [*likeliest, *rest]
             at += [index] * (len(tokens) - len(at))
             starts.append(len(tokens))
@@ -235,9 +236,9 @@ class Rivals(Sequence[Candidate]):
 
 
 def _ranks(rows: Floats, at: Ids, tokens: Ids) -> Ids:
-    """Return `mix.rank` of each token under each role, [tokens, roles]. rows: [steps, roles, n_vocab]."""
+    """Return `rank` of each token under each role, [tokens, roles]. rows: [steps, roles, n_vocab]."""
     pairs = zip(at.tolist(), tokens.tolist(), strict=True)
-    return np.array([[mix.rank(row, token) for row in rows[step]] for step, token in pairs], np.intp)
+    return np.array([[rank(row, token) for row in rows[step]] for step, token in pairs], np.intp)
 
 
 def _counted(delta: Doubles) -> Doubles:

@@ -15,7 +15,7 @@ from itertools import accumulate
 from typing import Protocol
 
 from eft_local.backends.base import Evaluator, Floats, Rows
-from eft_local.emulator.loading import LoadedRole
+from eft_local.engine.loading import LoadedRole
 from eft_local.errors import ContextOverflowError
 
 

@@ -10,7 +10,7 @@ from eft_local.backends.base import Floats
 
 if TYPE_CHECKING:
     from eft_local.cores import CoreUse
-    from eft_local.emulator.facts import Evidence
+    from eft_local.engine.statistics import Evidence
 
 FinishReason = Literal["stop", "length", "context", "cancelled"]
 

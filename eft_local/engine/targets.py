@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from eft_local.emulator.loading import mixed_roles
-from eft_local.emulator.mixture import MIXTURE
+from eft_local.engine.loading import mixed_roles
+from eft_local.engine.mixture import MIXTURE
 from eft_local.errors import UsageError
 from eft_local.recipe import Recipe
 

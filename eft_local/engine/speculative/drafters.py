@@ -18,15 +18,15 @@ import numpy as np
 
 from eft_local.backends.base import Floats
 from eft_local.backends.llamacpp import Sampler
-from eft_local.emulator.acceptance import RULES, Guess, Rule
-from eft_local.emulator.draft_length import AdaptiveLength, Calibration, DraftLength, FixedLength
-from eft_local.emulator.loading import LoadedRole, antiexpert_name
-from eft_local.emulator.row_costs import MEASURED_ROWS, RowCosts, per_role, row_costs
-from eft_local.emulator.slots import Slots
+from eft_local.engine.cache import Slots
+from eft_local.engine.loading import LoadedRole, antiexpert_name
+from eft_local.engine.speculative.acceptance import RULES, Guess, Rule
+from eft_local.engine.speculative.costs import MEASURED_ROWS, RowCosts, per_role, row_costs
+from eft_local.engine.speculative.length import AdaptiveLength, Calibration, DraftLength, FixedLength
 from eft_local.recipe import Recipe
 
 if TYPE_CHECKING:
-    from eft_local.emulator.writing import Line, System
+    from eft_local.engine.writing import Line, System
 
 _NGRAM = 3  # tokens at the end of an answer that are looked up in what came before
 

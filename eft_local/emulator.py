@@ -13,9 +13,9 @@ import numpy as np
 
 from eft_local import checks, memory
 from eft_local.backends.llamacpp import Sampler
-from eft_local.emulator.drafting import DraftingSource
-from eft_local.emulator.ends import Ends
-from eft_local.emulator.loading import (
+from eft_local.engine.cache import Slots
+from eft_local.engine.ends import Ends
+from eft_local.engine.loading import (
     Library,
     LoadedRole,
     LoadProgress,
@@ -25,12 +25,12 @@ from eft_local.emulator.loading import (
     warn_of_capped_logits,
     warn_of_own_tokens,
 )
-from eft_local.emulator.mixture import MIXTURE, Mixture
-from eft_local.emulator.results import Answer, Score, Step
-from eft_local.emulator.scoring import score
-from eft_local.emulator.slots import Slots
-from eft_local.emulator.systems import roles_of, systems_of
-from eft_local.emulator.writing import Line, System, write
+from eft_local.engine.mixture import MIXTURE, Mixture
+from eft_local.engine.scoring import score
+from eft_local.engine.speculative.drafters import DraftingSource
+from eft_local.engine.step import Answer, Score, Step
+from eft_local.engine.targets import roles_of, systems_of
+from eft_local.engine.writing import Line, System, write
 from eft_local.errors import BusyError, PromptError, RecipeError, UsageError
 from eft_local.markup import verbatim
 from eft_local.placement.survey import rows_at_once

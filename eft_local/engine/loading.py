@@ -20,7 +20,7 @@ from eft_local.backends.llamacpp.devices import places
 from eft_local.backends.llamacpp.exactness import Choice, Question, choose
 from eft_local.backends.llamacpp.needs import UBATCH_CPU, Needs
 from eft_local.backends.llamacpp.probing import find, find_in_child
-from eft_local.emulator.ends import Ends
+from eft_local.engine.ends import Ends
 from eft_local.errors import Cancelled
 from eft_local.markup import Template, tokenize_marked, tokenize_text
 from eft_local.notices import notice

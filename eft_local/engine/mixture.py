@@ -7,10 +7,10 @@ from collections.abc import Mapping
 import numpy as np
 import numpy.typing as npt
 
-from eft_local import mix
 from eft_local.backends.base import Floats
-from eft_local.emulator.ends import Ends
-from eft_local.emulator.loading import antiexpert_name
+from eft_local.engine import mix
+from eft_local.engine.ends import Ends
+from eft_local.engine.loading import antiexpert_name
 from eft_local.recipe import Recipe
 
 MIXTURE = "eft"

@@ -1,0 +1,1 @@
+"""Speculative decoding: drafts of small roles, and how the mixture decides on them."""
