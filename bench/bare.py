@@ -12,11 +12,12 @@ from typing import Any, cast
 
 import llama_cpp
 
-from eft_local.backends.base import Adapter
+from eft_local.backends.base import Adapter, Floats
 from eft_local.backends.llamacpp import Model
 from eft_local.backends.llamacpp.context import KV_TYPES
 from eft_local.backends.llamacpp.library import default_threads, fill
-from eft_local.engine.cache import Slots, common_prefix
+from eft_local.engine.cache import Part, common_prefix
+from eft_local.engine.engine import Engine, Turn
 from eft_local.engine.loading import LoadedRole
 from eft_local.errors import EvaluationError, OutOfMemoryError
 from eft_local.recipe import Placement
@@ -127,7 +128,7 @@ def watched(role: str) -> Iterator[Watch]:
     A base that drafts are checked on gives a row more than tokens were drafted, so its rows tell the drafts' lengths.
     """
     watch = Watch()
-    evaluate = Slots.evaluate
+    evaluate = Engine._evaluate  # of a round: it knows what was drafted, and for whom
 
     def timed(call: Callable[..., Any]) -> Callable[..., Any]:
         def measure(*arguments: Any) -> Any:
@@ -138,19 +139,18 @@ def watched(role: str) -> Iterator[Watch]:
 
         return measure
 
-    def counted(self: Slots, slots: Sequence[int], roles: Sequence[str], outputs: Sequence[int]) -> Any:
-        if role in roles:
-            watch.rows.append(outputs[0])
-        return evaluate(self, slots, roles, outputs)
+    def counted(engine: Engine, turns: list[Turn], reading: list[Part]) -> dict[tuple[int, str], Floats]:
+        watch.rows += [len(turn.draft.tokens) + 1 for turn in turns[:1] if role in turn.sequence.kv]
+        return evaluate(engine, turns, reading)
 
     calls = {name: getattr(llama_cpp, name) for name in _CALLS}
     for name, call in calls.items():
         setattr(llama_cpp, name, timed(call))
-    Slots.evaluate = counted  # type: ignore[method-assign]
+    Engine._evaluate = counted  # type: ignore[method-assign, assignment]
     try:
         yield watch
     finally:
-        Slots.evaluate = evaluate  # type: ignore[method-assign]
+        Engine._evaluate = evaluate  # type: ignore[method-assign]
         for name, call in calls.items():
             setattr(llama_cpp, name, call)
 

@@ -140,7 +140,7 @@ def _write(emulator: Emulator, seconds: float) -> float:
     started, tokens = time.perf_counter(), 0
     end = started + seconds
     while time.perf_counter() < end:
-        for _ in emulator.stream(QUESTION, facts=False):
+        for _ in emulator.stream_chat(QUESTION):
             tokens += 1
             if time.perf_counter() >= end:
                 break

@@ -32,7 +32,7 @@ TEXT = (
 )
 
 Conversation = list[Message]
-Ask = Callable[[Emulator, Sequence[Conversation]], list[Answer]]
+Ask = Callable[[Emulator, Recipe, Sequence[Conversation]], list[Answer]]
 
 
 @dataclass(frozen=True)
@@ -98,29 +98,29 @@ def questions(path: Path, count: int, longest: int) -> list[Conversation]:
     return made
 
 
-def alone(loaded: Emulator, asked: Sequence[Conversation]) -> list[Answer]:
-    """Answer each in contexts of its own."""
-    return [answer for each in asked for answer in loaded.generate([each], seed=SEED)]
+def alone(loaded: Emulator, recipe: Recipe, asked: Sequence[Conversation]) -> list[Answer]:
+    """Answer each by itself, with nothing of another one in any cache: an emulator that has just been loaded."""
+    answers = []
+    for each in asked:
+        loaded.forget()
+        answers.append(loaded.chat(each, recipe=recipe, seed=SEED))
+    return answers
 
 
-def after_others(loaded: Emulator, asked: Sequence[Conversation]) -> list[Answer]:
-    return [loaded.chat(each, seed=SEED) for each in asked]
+def after_others(loaded: Emulator, recipe: Recipe, asked: Sequence[Conversation]) -> list[Answer]:
+    return [loaded.chat(each, recipe=recipe, seed=SEED) for each in asked]
 
 
 def in_batches(parallel: int) -> Ask:
-    return lambda loaded, asked: loaded.generate(asked, seed=SEED, parallel=parallel)
+    def ask(loaded: Emulator, recipe: Recipe, asked: Sequence[Conversation]) -> list[Answer]:
+        loaded.forget()
+        return loaded.chat(list(asked), recipe=recipe, seed=SEED, parallel=parallel)
+
+    return ask
 
 
 def with_drafts(draft: int | str) -> Ask:
-    def ask(loaded: Emulator, asked: Sequence[Conversation]) -> list[Answer]:
-        plain = loaded.recipe
-        loaded.recipe = plain.replace(draft=draft)
-        try:
-            return after_others(loaded, asked)
-        finally:
-            loaded.recipe = plain
-
-    return ask
+    return lambda loaded, recipe, asked: after_others(loaded, recipe.replace(draft=draft), asked)
 
 
 def second_turns(firsts: Sequence[Answer], asked: Sequence[Conversation]) -> list[Conversation]:
@@ -150,25 +150,25 @@ def compare(path: Path, asked: Sequence[Conversation], recipe: Recipe) -> Iterat
         tokens = sum(len(answer.tokens) for answer in found)
         return Comparison(path.name, kind, context, temperature, circumstance, exact, len(pairs), tokens, differ)
 
+    plain = recipe.replace(draft="off")
     with Emulator.load(recipe) as loaded:
-        loaded.recipe = loaded.recipe.replace(draft="off")
-        expected = alone(loaded, asked)
+        expected = alone(loaded, plain, asked)
         later = second_turns(expected, asked)
         turns = [
-            [loaded.chat(conversation, seed=SEED) for conversation in (first, first, second)]
+            [loaded.chat(conversation, recipe=plain, seed=SEED) for conversation in (first, first, second)]
             for first, second in zip(asked, later, strict=True)
         ]
         others, again, continued = ([three[turn] for three in turns] for turn in range(3))
         yield compared("after others", loaded.exact, expected, others)
         yield compared("regenerated", loaded.exact, expected, again)
-        yield compared("second turns, continued", loaded.exact, alone(loaded, later), continued)
+        yield compared("second turns, continued", loaded.exact, alone(loaded, plain, later), continued)
         for circumstance, ask in CIRCUMSTANCES.items():
-            yield compared(circumstance, loaded.exact, expected, ask(loaded, asked))
+            yield compared(circumstance, loaded.exact, expected, ask(loaded, plain, asked))
         if kind == "three":
-            found = [loaded.chat(each, only="own", seed=SEED) for each in asked]
+            found = [loaded.chat(each, target="own", recipe=plain, seed=SEED) for each in asked]
             yield compared("the expert alone", loaded.exact, expected, found)
     with Emulator.load(recipe.replace(batch=CHUNK, ubatch=CHUNK)) as loaded:
-        yield compared("prompts in parts", loaded.exact, expected, after_others(loaded, asked))
+        yield compared("prompts in parts", loaded.exact, expected, after_others(loaded, recipe, asked))
 
 
 def measure(

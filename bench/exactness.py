@@ -83,23 +83,26 @@ def compare(
     loaded: Emulator, plain: Recipe, comparison: Comparison, questions: Sequence[str], lengths: Sequence[Sequence[str]]
 ) -> None:
     """Answer with drafts of k = 1, 2, … tokens the questions lengths[k − 1], all of them without, and add up."""
-    loaded.recipe = plain
-    expected = {question: loaded.chat(question, seed=SEED) for question in questions}
+    expected = {question: loaded.chat(question, recipe=plain, seed=SEED) for question in questions}
     for length, asked in enumerate(lengths, 1):
-        loaded.recipe = plain.replace(draft=length, draft_source=comparison.source)
-        made = loaded.generate(asked, seed=SEED, parallel=16)
-        loaded.recipe = plain
+        drafting = plain.replace(draft=length, draft_source=comparison.source)
+        made = loaded.chat(list(asked), recipe=drafting, seed=SEED, parallel=16)
         for question, answer in zip(asked, made, strict=True):
             comparison.answers += 1
             comparison.tokens += len(answer.tokens)
             if answer.tokens != expected[question].tokens:
-                comparison.differences.append(_difference(loaded, question, length, expected[question], answer))
+                difference = _difference(loaded, plain, question, length, expected[question], answer)
+                comparison.differences.append(difference)
 
 
-def _difference(loaded: Emulator, question: str, length: int, plain: Answer, drafted: Answer) -> Difference:
+def _difference(
+    loaded: Emulator, recipe: Recipe, question: str, length: int, plain: Answer, drafted: Answer
+) -> Difference:
     pairs = zip((*plain.tokens, None), (*drafted.tokens, None), strict=False)
     position = next(place for place, (left, right) in enumerate(pairs) if left != right)
-    step = next(loaded.stream(question, seed=SEED, prefix=plain.tokens[:position], max_tokens=1, top=100))
+    (step,) = loaded.stream_chat(
+        question, recipe=recipe, seed=SEED, prefix=plain.tokens[:position], max_tokens=1, top=100
+    )
     temperature = loaded.recipe.sampling.temperature
     scores = {candidate.token: candidate.roles["eft"].logprob for candidate in step.candidates}
     ids = np.array(list(scores), np.int32)
@@ -156,10 +159,10 @@ def rules(recipe: Recipe, questions: Mapping[str, Sequence[str]]) -> Iterator[Ta
             for temperature in RULE_TEMPERATURES:
                 for length in RULE_LENGTHS:
                     for rule in DRAFT_RULES:
-                        loaded.recipe = loaded.recipe.replace(temperature=temperature, draft=length, draft_rule=rule)
+                        drawn = loaded.recipe.replace(temperature=temperature, draft=length, draft_rule=rule)
                         tokens = rounds = 0
                         for seed, question in enumerate(asked):
-                            steps = list(loaded.stream(question, seed=seed, facts=False))[1:]
+                            steps = list(loaded.stream_chat(question, recipe=drawn, seed=seed))[1:]
                             tokens += len(steps)
                             # A round ends with a token that was not drafted, or with the answer.
                             rounds += sum(not step.drafted or step.finish_reason is not None for step in steps)

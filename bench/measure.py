@@ -17,6 +17,7 @@ import psutil
 
 from eft_local.backends.llamacpp import Model
 from eft_local.bench.bare import BareContext, Watch, watched
+from eft_local.bench.lockstep import lockstep
 from eft_local.bench.results import (
     AUTO,
     BASE,
@@ -186,8 +187,8 @@ class Measurement:
             self._running = emulator
             question = self._texts[self._plan.kinds[0]][-1]
             for system in (PLAIN, AUTO):
-                emulator.recipe = _recipe_of(emulator.recipe, system)
-                self._check(emulator.chat(question, max_tokens=4).finish_reason)
+                recipe = _recipe_of(emulator.recipe, system)
+                self._check(emulator.chat(question, recipe=recipe, max_tokens=4).finish_reason)
 
     def _measure_answer(self, kind: str, number: int) -> None:
         """One question, answered by every system: the mixtures in turned order, the base alone somewhere between."""
@@ -209,7 +210,7 @@ class Measurement:
     def _answer(self, emulator: Emulator, system: str, question: str, max_tokens: int, watch: Watch) -> Run:
         """Write one answer and time it from its first token on."""
         self._running = emulator
-        emulator.recipe = _recipe_of(emulator.recipe, system)
+        recipe = _recipe_of(emulator.recipe, system)
         times: list[float] = []
         drafted: list[bool] = []
 
@@ -221,8 +222,8 @@ class Measurement:
             if self._stopped:  # again: a request between two answers found nothing to stop
                 emulator.cancel()
 
-        only = "base" if system == BASE else "eft"
-        answer = emulator.chat(question, only=only, max_tokens=max_tokens, on_step=on_step)
+        target = "base" if system == BASE else "eft"
+        answer = emulator.chat(question, target=target, recipe=recipe, max_tokens=max_tokens, on_step=on_step)
         self._check(answer.finish_reason)
         drafts = [rows - 1 for rows in watch.rows]
         if drafted[-1] and len(answer.tokens) < len(times):
@@ -233,11 +234,11 @@ class Measurement:
         """Token by token of a plain answer: a step, and the roles' bare evaluations of the token before, in turns."""
         question, emulator = self._texts[kind][number], self._emulators[kind]
         self._running = emulator
-        emulator.recipe = _recipe_of(emulator.recipe, PLAIN)
+        recipe = _recipe_of(emulator.recipe, PLAIN)
         for name, bare in self._bare.items():
             bare.hold(self._roles[name].tokens(conversation(question)))
         with watched("base") as watch:
-            steps = cast(Generator[Step, None, None], emulator.stream(question, facts=False, max_tokens=STEP_TOKENS))
+            steps = lockstep(emulator, question, recipe=recipe, max_tokens=STEP_TOKENS)
             try:
                 self._time_tokens(self._samples[kind], steps, watch)
             finally:
@@ -268,8 +269,8 @@ class Measurement:
             system, size = name.split()
             first = number * max(BATCHES)
             questions = [texts[(first + i) % len(texts)] for i in range(int(size))]
-            emulator.recipe = _recipe_of(emulator.recipe, system)
-            answers = emulator.generate(questions, parallel=int(size), max_tokens=BATCH_TOKENS)
+            recipe = _recipe_of(emulator.recipe, system)
+            answers = emulator.chat(questions, recipe=recipe, parallel=int(size), max_tokens=BATCH_TOKENS)
             for answer in answers:
                 self._check(answer.finish_reason)
             timed = [answer for answer in answers if answer.tokens_per_second > 0]
@@ -282,26 +283,28 @@ class Measurement:
         """A prompt of many questions: the time of its first token, and of the same tokens without us, in turns."""
         emulator = self._emulators[self._plan.kinds[0]]
         self._running = emulator
-        emulator.recipe = _recipe_of(emulator.recipe, PLAIN)
-        self._check(emulator.chat(PRIMER, max_tokens=1).finish_reason)  # so it is known what its cache holds
+        recipe = _recipe_of(emulator.recipe, PLAIN)
+        self._check(
+            emulator.chat(PRIMER, recipe=recipe, max_tokens=1).finish_reason
+        )  # so it is known what its cache holds
         text, new = self._long_prompt(number), {}
         for name, bare in self._bare.items():
             primer, prompt = (self._roles[name].tokens(conversation(each)) for each in (PRIMER, text))
             held = common_prefix(primer, prompt)
             bare.hold(prompt[:held])
             new[name] = prompt[held:]
-        seconds = self._time_prompt(emulator, text) if number % 2 else None
+        seconds = self._time_prompt(emulator, recipe, text) if number % 2 else None
         roles = {}
         for name, bare in self._bare.items():
             roles[name] = bare.evaluate(new[name])
             self._check(None)
-        seconds = seconds or self._time_prompt(emulator, text)
+        seconds = seconds or self._time_prompt(emulator, recipe, text)
         self._prompts.append(PromptTime(seconds, roles, {name: len(tokens) for name, tokens in new.items()}))
 
-    def _time_prompt(self, emulator: Emulator, text: str) -> float:
+    def _time_prompt(self, emulator: Emulator, recipe: Recipe, text: str) -> float:
         """Return the seconds until the answer's first token is there."""
         started = time.perf_counter()
-        answer = emulator.chat(text, max_tokens=1)
+        answer = emulator.chat(text, recipe=recipe, max_tokens=1)
         seconds = time.perf_counter() - started
         self._check(answer.finish_reason)
         return seconds

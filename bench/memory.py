@@ -41,8 +41,8 @@ def run_emulator(job: dict[str, Any]) -> dict[str, Any]:
     with Emulator(recipe, roles, library) as emulator:
         memory["after loading"] = resident()
         tokens: list[int] = []
-        for step in emulator.stream(
-            PROMPT, max_tokens=job["tokens"], seed=0, facts=job["facts"], top=10 if job["facts"] else 0
+        for step in emulator.stream_chat(
+            PROMPT, max_tokens=job["tokens"], seed=0, statistics=job["facts"], top=10 if job["facts"] else 0
         ):
             tokens.append(step.token or 0)
         memory["after the answer"] = resident()

@@ -133,8 +133,7 @@ def answer(
     emulator: Emulator, roles: Mapping[str, LoadedRole], question: str, max_tokens: int, draft: str
 ) -> dict[str, Any]:
     """Answer a question and time its first token and the rest."""
-    if emulator.recipe.draft != draft:
-        emulator.recipe = emulator.recipe.replace(draft=draft)
+    recipe = emulator.recipe.replace(draft=draft)
     times = [time.perf_counter()]
     tokens = []
 
@@ -142,7 +141,7 @@ def answer(
         times.append(time.perf_counter())
         tokens.append(step.token)
 
-    written = emulator.chat(question, max_tokens=max_tokens, seed=0, on_step=note)
+    written = emulator.chat(question, recipe=recipe, max_tokens=max_tokens, seed=0, on_step=note)
     return {
         "tokens": tokens,
         "first_seconds": times[1] - times[0],

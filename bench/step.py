@@ -8,13 +8,13 @@ import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import cast
 
 import llama_cpp
 
 from eft_local.backends.llamacpp import Model
 from eft_local.backends.llamacpp.library import default_threads
 from eft_local.bench.blank import load
+from eft_local.bench.lockstep import lockstep
 from eft_local.bench.samples import shown, spread
 from eft_local.bench.shapes import default_folder
 from eft_local.emulator import Emulator
@@ -137,7 +137,7 @@ def measure_ratio(models: Sequence[Model], rounds: int, context: int, clock: Cal
         bare = {name: BareContext(model, prompt, context) for name, model in zip(ROLES, models, strict=True)}
         for each in bare.values():
             cleanup.callback(each.close)
-        steps = cast(Steps, emulated.stream(PROMPT, max_tokens=rounds + 2, seed=0))
+        steps = lockstep(emulated, PROMPT, max_tokens=rounds + 2, seed=0)
         cleanup.callback(steps.close)
         token = next(steps).token  # the prompt, with the first token
         watch = Stopwatch(clock)
@@ -169,7 +169,7 @@ def measure_overhead(models: Sequence[Model], rounds: int, context: int, clock: 
         streams = {}
         for name, (sampling, facts) in ways.items():
             emulated = cleanup.enter_context(emulator(models, context, sampling))
-            steps = cast(Steps, emulated.stream(PROMPT, seed=0, facts=facts, top=10 if facts else 0))
+            steps = lockstep(emulated, PROMPT, seed=0, statistics=facts, top=10 if facts else 0)
             cleanup.callback(steps.close)
             streams[name] = steps
             next(steps)  # the prompt, with the first token

@@ -161,7 +161,7 @@ def _ask(recipe: Path) -> None:
     with Emulator.load(Recipe.from_toml(recipe)) as emulator:
         print("ready", flush=True)
         for line in sys.stdin:
-            for step in emulator.stream(conversation(line.strip()), facts=False):
+            for step in emulator.stream_chat(conversation(line.strip())):
                 sys.stdout.write(step.text)
                 sys.stdout.flush()
                 watch.note(step)

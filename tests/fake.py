@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from eft_local.backends.base import Rows
+from eft_local.backends.base import Capabilities, Rows
 from eft_local.emulator import Emulator
 from eft_local.engine.loading import LoadedRole, mixed_roles
 from eft_local.errors import Cancelled, ContextOverflowError, UsageError
@@ -91,7 +91,7 @@ class FakeContext:
             raise UsageError("too many rows of logits")
         found = []
         for rows in batch:
-            assert 0 < rows.outputs <= len(rows.tokens)
+            assert 0 <= rows.outputs <= len(rows.tokens)
             held = self.tokens[rows.sequence]
             held += rows.tokens
             self.evaluated[rows.sequence] += len(rows.tokens)
@@ -133,6 +133,7 @@ class FakeModel:
         self.table = table
         self.vocabulary = vocabulary or AsciiVocabulary()
         self.recurrent = recurrent
+        self.capabilities = Capabilities(rewinds=not recurrent)
         self.contexts: list[FakeContext] = []
         self.failures: dict[int, BaseException | Callable[[], None]] = {}
 

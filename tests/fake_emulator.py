@@ -32,34 +32,35 @@ class FakeEmulator:
     def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe
         self.asked: list[tuple[str, list[dict[str, str]]]] = []
+        self.recipes: list[Recipe] = []  # of each answer
         self.prefixes: list[tuple[int, ...]] = []
         self.obeyed: list[Recipe] = []  # the recipe at each step
         self.prepared: list[str | Iterable[str]] = []  # what it was loaded for, and what was asked of it
         self.closed = False
         self.cancelled = False
-        self.written: Answer | None = None
 
     @classmethod
     def load(
         cls,
         recipe: Recipe,
         *,
-        only: str | Iterable[str] = "eft",
+        target: str | Iterable[str] = "eft",
+        parallel: int = 1,
         progress: Callable[[str, float], bool | None] | None = None,
     ) -> FakeEmulator:
         if progress:
             progress("base", 1.0)
         emulator = cls(recipe)
-        emulator.prepared.append(only)
+        emulator.prepared.append(target)
         cls.loaded.append(emulator)
         return emulator
 
     @property
-    def systems(self) -> tuple[str, ...]:
+    def targets(self) -> tuple[str, ...]:
         return ("eft", "base", "antiexpert", "expert", *self.recipe.experts, *self.recipe.compare)
 
-    def prepare(self, only: str, *, progress: Callable[[str, float], bool | None] | None = None) -> None:
-        self.prepared.append(only)
+    def prepare(self, target: str, *, progress: Callable[[str, float], bool | None] | None = None) -> None:
+        self.prepared.append(target)
 
     def _words(self, only: str, prompt: Any) -> list[str]:
         messages = [dict(message) for message in conversation(prompt)]
@@ -68,73 +69,54 @@ class FakeEmulator:
         pieces = text.split(" ")
         return pieces[:1] + [f" {piece}" for piece in pieces[1:]]
 
-    def stream(
+    def stream_chat(
         self,
         prompt: Any,
         *,
-        only: str = "eft",
+        target: str = "eft",
+        recipe: Recipe | None = None,
         seed: int | None = None,
-        facts: bool = True,
         top: int = 0,
         prefix: Sequence[int] = (),
-    ) -> Iterator[Step]:
+    ) -> FakeStream:
         self.cancelled = False
-        limit = self.recipe.sampling.max_tokens
-        words = self._words(only, prompt)
+        self.recipes.append(recipe or self.recipe)
+        words = self._words(target, prompt)
         self.prefixes.append(tuple(prefix))
-        for number, word in enumerate(words[len(prefix) :], start=len(prefix)):
-            if limit is not None and number - len(prefix) == limit:
-                yield Step(None, "", finish_reason="length")
-                return
-            type(self).before_word(self, number)
-            if self.cancelled:
-                yield Step(None, "", finish_reason="cancelled")
-                return
-            yield step(number, word, top) if top else Step(number, word)
-        yield Step(END, "", finish_reason="stop")
+        return FakeStream(self, words, recipe or self.recipe, seed, top, prefix)
+
+    def follow(self, prompt: Any, on_step: Callable[[Step], None], **options: Any) -> FakeStream:
+        stream = self.stream_chat(prompt, **options)
+        stream.on_step = on_step
+        return stream
 
     def chat(
         self,
         prompt: Any,
         *,
-        only: str = "eft",
+        target: str = "eft",
+        recipe: Recipe | None = None,
         seed: int | None = None,
-        facts: bool = False,
-        top: int = 0,
-        later: bool = False,
-        prefix: Sequence[int] = (),
-        on_step: Callable[[Step], None] | None = None,
-    ) -> Answer:
-        words, reason = [], None
-        self.written = answer([], "cancelled")
-        for made in self.stream(prompt, only=only, seed=seed, facts=facts, top=top, prefix=prefix):
-            self.obeyed.append(self.recipe)
-            if on_step:
-                on_step(made)
-            words.append(made.text)
-            reason = made.finish_reason
-            self.written = answer(words, reason or "cancelled", seed)
-        return answer(words, reason, seed)
-
-    def generate(
-        self,
-        prompts: Sequence[Any],
-        *,
-        only: str = "eft",
         max_tokens: int | None = None,
-        prefixes: Sequence[Sequence[int]] | None = None,
+        prefix: Sequence[Any] = (),
         parallel: int = 8,
         progress: Callable[[int], None] | None = None,
-    ) -> list[Answer]:
+        on_step: Callable[[Step], None] | None = None,
+    ) -> Any:
+        if not (isinstance(prompt, list) and all(isinstance(each, str | list) for each in prompt)):
+            return self.follow(
+                prompt, on_step or (lambda step: None), target=target, recipe=recipe, seed=seed, prefix=prefix
+            ).wait()
         answers = []
-        for index, prompt in enumerate(prompts):
-            words = self._words(only, prompt)[len(prefixes[index]) if prefixes else 0 :]
+        self.recipes.append(recipe or self.recipe)
+        for index, each in enumerate(prompt):
+            words = self._words(target, each)[len(prefix[index]) if prefix else 0 :]
             cut = max_tokens is not None and len(words) > max_tokens
             answers.append(answer(words[:max_tokens], "length" if cut else "stop"))
             if progress:
                 progress(index + 1)
             if self.cancelled:
-                answers += [answer([], "cancelled")] * (len(prompts) - len(answers))
+                answers += [answer([], "cancelled")] * (len(prompt) - len(answers))
                 break
         return answers
 
@@ -151,6 +133,62 @@ class FakeEmulator:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.closed = True
+
+
+class FakeStream:
+    """One answer of a FakeEmulator, made while it is read."""
+
+    def __init__(
+        self,
+        emulator: FakeEmulator,
+        words: Sequence[str],
+        recipe: Recipe,
+        seed: int | None,
+        top: int,
+        prefix: Sequence[int],
+    ) -> None:
+        self.answer = answer([], "cancelled")
+        self.on_step: Callable[[Step], None] = lambda step: None
+        self._emulator = emulator
+        self._recipe = recipe
+        self._seed = seed
+        self._steps = self._write(words, top, len(prefix))
+
+    def _write(self, words: Sequence[str], top: int, start: int) -> Iterator[Step]:
+        emulator, limit = self._emulator, self._recipe.sampling.max_tokens
+        for number, word in enumerate(words[start:], start=start):
+            if limit is not None and number - start == limit:
+                yield Step(None, "", finish_reason="length")
+                return
+            type(emulator).before_word(emulator, number)
+            if emulator.cancelled:
+                yield Step(None, "", finish_reason="cancelled")
+                return
+            yield step(number, word, top) if top else Step(number, word)
+        yield Step(END, "", finish_reason="stop")
+
+    def __iter__(self) -> Iterator[Step]:
+        return self._steps
+
+    def wait(self) -> Answer:
+        words, reason = [], None
+        for made in self._steps:
+            self._emulator.obeyed.append(self._recipe)
+            self.on_step(made)
+            words.append(made.text)
+            reason = made.finish_reason
+            self.answer = answer(words, reason or "cancelled", self._seed)
+        self.answer = answer(words, reason, self._seed)
+        return self.answer
+
+    def change(self, recipe: Recipe) -> None:
+        self._recipe = recipe
+
+    def cancel(self) -> None:
+        self._emulator.cancel()
+
+    def close(self) -> None:
+        self._emulator.cancel()
 
 
 def step(number: int, word: str, top: int = 10) -> Step:

@@ -7,6 +7,7 @@ thousands of answers take seconds and every one of them meets exactly the same n
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -16,16 +17,26 @@ from fake import END as FAKE_END
 from fake import FakeModel, emulator, recipe, trio
 
 from eft_local import Emulator
-from eft_local.backends.base import Floats, Rows
+from eft_local.backends.base import Floats, Rows, Vocabulary
 from eft_local.backends.llamacpp import Model, Sampler
 from eft_local.backends.llamacpp import sampler as sampler_module
 from eft_local.backends.llamacpp.noise import ACCEPTANCE, gumbel, uniform
 from eft_local.bench.goodness import END, Continuation, cells, chi_square_tail, fit
+from eft_local.engine.cache import Cache
+from eft_local.engine.engine import Engine
 from eft_local.engine.loading import LoadedRole
+from eft_local.engine.request import Request
 from eft_local.engine.speculative.acceptance import RULES, Guess, Rejection, Rule, SharedNoise
-from eft_local.engine.speculative.drafters import Draft, Drafter, Drafting, NgramDrafter, RoleDrafter, Round
+from eft_local.engine.speculative.drafters import (
+    Draft,
+    Drafter,
+    Drafting,
+    DraftingSource,
+    NgramDrafter,
+    RoleDrafter,
+    Round,
+)
 from eft_local.engine.speculative.length import FixedLength
-from eft_local.engine.writing import Line, write
 from eft_local.recipe.sampling import Sampling
 from eft_local.references import find_recipe
 
@@ -47,7 +58,7 @@ def demo(real: Emulator) -> Emulator:
     """The demo's roles with a memory: what follows a sequence of tokens is evaluated when it is first asked for."""
     roles = {
         name: LoadedRole(role.role, role.placement, FakeModel(remembering(role), role.vocabulary), role.template)
-        for name, role in real._roles.items()
+        for name, role in real.models.roles.items()
     }
     return Emulator(real.recipe, roles)
 
@@ -89,10 +100,23 @@ class Story:
     def __init__(self, prompt: str, begin: str, length: int) -> None:
         self.prompt, self.begin, self.length = prompt, begin, length
 
-    def line(self, loaded: Emulator, seed: int = 0) -> Line:
-        vocabulary = loaded._role("base").vocabulary
-        prefix = vocabulary.tokenize(self.begin, add_special=False, parse_special=False)
-        return loaded._line("eft", self.prompt, self.length, seed, prefix)
+    def request(self, loaded: Emulator, seed: int = 0) -> Request:
+        prefix = vocabulary(loaded).tokenize(self.begin, add_special=False, parse_special=False)
+        return loaded.request(self.prompt, {"seed": seed, "max_tokens": self.length}, prefix)
+
+
+def vocabulary(loaded: Emulator) -> Vocabulary:
+    return loaded.request("x", {}).target.vocabulary
+
+
+class Always(DraftingSource):
+    """Drafts every answer in one way."""
+
+    def __init__(self, drafting: Drafting) -> None:
+        self._drafting = drafting
+
+    def choose(self, answer: object, cache: Cache) -> Drafting:
+        return self._drafting
 
 
 UNKNOWN = Story("Who is the president of France?", " The", 4)
@@ -104,20 +128,19 @@ LETTERS = Story("say", "", 5)
 
 def sampled(loaded: Emulator, story: Story, drafting: Drafting, samples: int) -> list[Continuation]:
     """Continuations, each with a seed of its own."""
-    first = story.line(loaded)
-    lines = [
-        Line(first.prompts, seed=seed, max_tokens=first.max_tokens, prefix=first.prefix) for seed in range(samples)
-    ]
-    with loaded._answering("eft", lines[:1], 16) as (slots, system):
-        for _ in write(slots, system, lines, lambda: loaded.recipe, parallel=16, drafting=drafting):
-            pass
-    return [(*line.tokens, END) if line.finish_reason == "stop" else tuple(line.tokens) for line in lines]
+    first = story.request(loaded)
+    loaded.chat([story.prompt] * 16, parallel=16, max_tokens=story.length + 8)  # makes room for so many side by side
+    engine = Engine(loaded.engine.cache, Always(drafting))
+    made = [engine.add(replace(first, seed=seed, outputs=1)) for seed in range(samples)]
+    while not engine.idle:
+        engine.step()
+    return [(*each.tokens, END) if each.finish_reason == "stop" else tuple(each.tokens) for each in made]
 
 
 def exact(loaded: Emulator, story: Story, samples: int = SAMPLES) -> dict[Continuation, float]:
     """Each continuation's probability, by the formula and by what the samplers are defined to do."""
-    sequences = story.line(loaded).sequences
-    models = {name: loaded._role(name).model for name in sequences}
+    sequences = story.request(loaded).texts
+    models = {name: loaded.models.roles[name].model for name in sequences}
 
     def following(continuation: Continuation) -> np.ndarray:
         base, antiexpert, expert = (
@@ -126,7 +149,7 @@ def exact(loaded: Emulator, story: Story, samples: int = SAMPLES) -> dict[Contin
         (alpha,) = loaded.recipe.alphas.values()
         return after_samplers(base + alpha * (expert - antiexpert), loaded.recipe.sampling)
 
-    return cells(following, loaded._role("base").vocabulary.is_eog, story.length, least=5 / samples)
+    return cells(following, vocabulary(loaded).is_eog, story.length, least=5 / samples)
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:
@@ -315,7 +338,7 @@ def test_a_rule_takes_as_many_guesses_as_the_distributions_have_in_common(hesita
     """The rejection rule's share is Σ min(p, q), which nothing can exceed; shared noise comes close."""
     hesitant.recipe = hesitant.recipe.replace(**FREE, temperature=1.0, xtc_probability=0.0)
     p, q = (np.array(weights, np.float32) for weights in ((0.5, 0.3, 0.2), (0.2, 0.3, 0.5)))
-    sampler = Sampler(hesitant._role("base").vocabulary, Sampling(temperature=1.0, **FREE), 3, 10)
+    sampler = Sampler(vocabulary(hesitant), Sampling(temperature=1.0, **FREE), 3, 10)
     taken = {}
     for name, rule in RULES.items():
         guesses = [rule.guess(sampler, np.log(q), seed, 7, 5) for seed in range(SAMPLES)]

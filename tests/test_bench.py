@@ -25,7 +25,7 @@ from eft_local.bench.schedule import Part, interleave, rotated
 from eft_local.bench.turns import Turn
 from eft_local.cores import CoreUse
 from eft_local.emulator import Emulator
-from eft_local.engine.cache import Slots
+from eft_local.engine.engine import Engine
 from eft_local.engine.loading import Library, LoadedRole, mixed_roles
 from eft_local.engine.speculative.costs import RowCosts
 from eft_local.errors import Cancelled, OutOfMemoryError, UsageError
@@ -283,9 +283,9 @@ def measured(recipe: Recipe, roles: Mapping[str, LoadedRole]) -> Benchmark:
 def test_every_system_answers_every_question_alike(measured: Benchmark) -> None:
     assert list(measured.answers) == ["long", "short"]
     for kind, found in measured.answers.items():
-        assert found.systems == ("base", "plain", "k=1", "k=3", "auto")
+        assert found.targets == ("base", "plain", "k=1", "k=3", "auto")
         assert len(found.questions) + found.skipped == 2
-        for system in found.systems[1:]:
+        for system in found.targets[1:]:
             assert found.same_as_plain(system) == len(found.questions)
         for runs in found.questions:
             assert len(runs["plain"].tokens) <= MAX_TOKENS[kind]
@@ -348,12 +348,12 @@ def test_a_bare_context_holds_what_it_is_told(roles: Mapping[str, LoadedRole], m
 
 
 def test_a_watch_counts_the_bases_rows_and_then_lets_go(recipe: Recipe, roles: Mapping[str, LoadedRole]) -> None:
-    before = llama_cpp.llama_decode, Slots.evaluate
+    before = llama_cpp.llama_decode, Engine._evaluate
     with Emulator(recipe.replace(draft="off"), roles) as emulator, watched("base") as watch:
         emulator.chat("What is the capital of Peru?", max_tokens=3)
     assert watch.rows == [1, 1, 1]
     assert watch.seconds > 0
-    assert before == (llama_cpp.llama_decode, Slots.evaluate)
+    assert before == (llama_cpp.llama_decode, Engine._evaluate)
 
 
 def test_rows_that_are_evaluated_for_their_price_alone_are_no_drafts(

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import click
 import pytest
-from fake_emulator import FakeEmulator, answer
+from fake_emulator import FakeEmulator, FakeStream, answer
 
 import eft_local.emulator
 from eft_local import errors
@@ -271,7 +271,7 @@ def test_options_change_the_recipe(run: Run, emulators: list[FakeEmulator], tmp_
         *"--xtc-probability 0.1 --xtc-threshold 0.2 --logit-bias yes=2 --logit-bias 42=-5".split(),
         *"--seed 3 --max-tokens 7 --stop A --stop B --grammar yes.gbnf".split(),
     )
-    recipe = emulators[0].recipe
+    recipe = emulators[0].recipes[-1]
     assert recipe.alphas == {"assistant": 0.5}
     assert (recipe.beta, recipe.conservative_filter) == (1.2, 0.9)
     assert (recipe.plausibility_mask, recipe.plausibility_top_p) == (0.1, 0.8)
@@ -372,7 +372,7 @@ def test_ctrl_c_keeps_the_partial_answer(run: Run, monkeypatch: pytest.MonkeyPat
 def test_ctrl_c_while_models_load_answers_nothing(
     run: Run, monkeypatch: pytest.MonkeyPatch, emulators: list[FakeEmulator], watched: bool
 ) -> None:
-    def load(recipe: Any, *, only: Any, progress: Callable[[str, float], bool | None]) -> FakeEmulator:
+    def load(recipe: Any, *, target: Any, progress: Callable[[str, float], bool | None]) -> FakeEmulator:
         signal.raise_signal(signal.SIGINT)
         if watched and not progress("base", 0.5):
             raise errors.Cancelled("loading was cancelled")
@@ -387,11 +387,11 @@ def test_ctrl_c_while_models_load_answers_nothing(
 def test_a_full_context_is_told(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     from eft_local.engine.step import Step
 
-    def full(self: FakeEmulator, *_: Any, **__: Any) -> Iterator[Step]:
+    def full(self: FakeStream, *_: Any) -> Iterator[Step]:
         yield Step(1, "so far")
         yield Step(None, "", finish_reason="context")
 
-    monkeypatch.setattr(FakeEmulator, "stream", full)
+    monkeypatch.setattr(FakeStream, "_write", full)
     ran = run("ask", "x")
     assert (ran.code, ran.out) == (0, "so far\n")
     assert "is full: the answer ends here" in ran.err
@@ -401,10 +401,10 @@ def test_a_full_context_is_told(run: Run, monkeypatch: pytest.MonkeyPatch) -> No
 def test_json_that_is_cut_off_is_told(run: Run, monkeypatch: pytest.MonkeyPatch, text: str, complete: bool) -> None:
     from eft_local.engine.step import Step
 
-    def cut(self: FakeEmulator, *_: Any, **__: Any) -> Iterator[Step]:
+    def cut(self: FakeStream, *_: Any) -> Iterator[Step]:
         yield Step(1, text, finish_reason="length")
 
-    monkeypatch.setattr(FakeEmulator, "stream", cut)
+    monkeypatch.setattr(FakeStream, "_write", cut)
     ran = run("ask", "--json-schema", "{}", "--max-tokens", "5", "x")
     assert (ran.code, ran.out) == (0, f"{text}\n")
     assert ("the JSON is cut off at 5 tokens" in ran.err) is not complete
@@ -459,7 +459,7 @@ def test_slash_commands_change_what_comes_next(run: Run, emulators: list[FakeEmu
         *("chat", "-r", "demo-two"),
         stdin=b"/alpha cautious=0.25\n/beta 1.5\n/seed 7\n/system Be brief.\nhello\n/quit\nnever\n",
     )
-    recipe = emulators[0].recipe
+    recipe = emulators[0].recipes[-1]
     assert recipe.alphas == {"assistant": 0.5, "cautious": 0.25}
     assert (recipe.beta, recipe.sampling.seed) == (1.5, 7)
     assert contents(emulators[0].asked[0][1]) == ["Be brief.", "hello"]
@@ -469,7 +469,7 @@ def test_slash_commands_change_what_comes_next(run: Run, emulators: list[FakeEmu
 
 def test_slash_commands_can_be_undone(run: Run, emulators: list[FakeEmulator]) -> None:
     run("chat", "--seed", "3", "--system", "Be brief.", stdin=b"/seed\n/system\nhello\n")
-    assert emulators[0].recipe.sampling.seed is None
+    assert emulators[0].recipes[-1].sampling.seed is None
     assert contents(emulators[0].asked[0][1]) == ["hello"]
 
 

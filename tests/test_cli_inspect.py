@@ -18,6 +18,7 @@ from test_cli import Ran, Run, home, run  # noqa: F401
 
 import eft_local.emulator
 from eft_local.analysis import CANDIDATES, Inspection, chosen
+from eft_local.bench.lockstep import lockstep
 from eft_local.chats import History
 from eft_local.cli.inspect import JSON_KEYS
 from eft_local.cli.inspected import _row
@@ -260,7 +261,7 @@ def saved(home: Path, *, facts: bool = True) -> tuple[str, list[int], list[Inspe
         chat = history.create(recipe).id
         for question in (PERU, "What is the currency of Japan?"):
             asked = history.ask(chat, question)
-            inspection = Inspection(tuple(emulator.stream(question, top=CANDIDATES)))
+            inspection = Inspection(tuple(emulator.stream_chat(question, top=CANDIDATES)))
             with history.answer(asked.id, recipe, seed=3) as writer:
                 for step in inspection.steps:
                     end = chosen(step)
@@ -389,7 +390,7 @@ def test_a_curve_from_steps() -> None:
         (["--chat", "abc", "--recipe", "demo"], "--recipe does not go with --chat"),
         (["x", "--html", "-", "--json"], "both go to stdout"),
         (["x", "--token", "0"], "--token"),
-        (["x", "--only", "bass"], "no system 'bass'"),
+        (["x", "--only", "bass"], "no target 'bass'"),
         ([""], "empty prompt"),
     ],
 )
@@ -402,15 +403,14 @@ def test_wrong_usage_is_one_line(run: Run, arguments: list[str], told: str) -> N
 
 
 def test_ctrl_c_keeps_what_is_written(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    original = Emulator.stream
-
     def interrupted(self: Emulator, *arguments: Any, **options: Any) -> Any:
-        for number, step in enumerate(original(self, *arguments, **options)):
+        made = lockstep(self, *arguments, **options)
+        for number, step in enumerate(made):
             yield step
             if number == 2:
-                self.cancel()
+                self.engine.abort(self.engine.running)
 
-    monkeypatch.setattr(Emulator, "stream", interrupted)
+    monkeypatch.setattr(Emulator, "stream_chat", interrupted)
     ran = run("inspect", PERU, "--draft", "off")
     assert ran.code == 130
     assert ran.out.startswith("[The] capital of\n")
@@ -422,7 +422,7 @@ def test_ctrl_c_keeps_what_is_written(run: Run, monkeypatch: pytest.MonkeyPatch)
 def test_questions_that_were_stopped_report_what_was_answered(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     from eft_local.cli.interrupt import Interrupt
 
-    original = Emulator.stream
+    original = Emulator.stream_chat
     answered = []
 
     def counted(self: Emulator, *arguments: Any, **options: Any) -> Any:
@@ -431,7 +431,7 @@ def test_questions_that_were_stopped_report_what_was_answered(run: Run, monkeypa
             Interrupt.asked = True
         return original(self, *arguments, **options)
 
-    monkeypatch.setattr(Emulator, "stream", counted)
+    monkeypatch.setattr(Emulator, "stream_chat", counted)
     monkeypatch.setattr(Interrupt, "asked", False)
     ran = run("inspect", "--questions", "demo", "--limit", "5", "--kind", "short")
     assert ran.code == 130

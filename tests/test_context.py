@@ -280,8 +280,8 @@ def test_facts_about_a_model(ggufs, model):
     assert model.size == 4 * model.n_params
     assert model.metadata["general.architecture"] == "llama"
     assert model.chat_template is None
-    assert not model.keeps_recurrent_state
-    assert not model.caps_logits
+    assert model.capabilities.rewinds
+    assert not model.capabilities.caps_logits
     with Model.load(ggufs / "tuned.gguf") as tuned:
         assert tuned.chat_template
         assert "<|im_start|>" in tuned.chat_template
@@ -340,7 +340,7 @@ def test_llama_cpp_speaks_through_logging_only(ggufs, capfd, caplog):
 
 def test_a_recurrent_model_starts_over_where_others_rewind(ggufs, caplog):
     with Model.load(ggufs / "mamba.gguf") as model:
-        assert model.keeps_recurrent_state
+        assert not model.capabilities.rewinds
         with model.open(n_ctx=256, n_seq=2, **EXACT) as context:
             context.submit([Rows(0, TOKENS), Rows(1, TOKENS[:6])])
             first = context.logits().copy()

@@ -52,7 +52,7 @@ def trio_recipe(ggufs: Path) -> Recipe:
 
 def answers(loaded: Emulator, parallel: int | None = None) -> list[tuple[tuple[int, ...], str, str]]:
     made = (
-        loaded.generate(PROMPTS, seed=3, max_tokens=24, parallel=parallel)
+        loaded.chat(PROMPTS, seed=3, max_tokens=24, parallel=parallel)
         if parallel
         else [loaded.chat(prompt, seed=3, max_tokens=24) for prompt in PROMPTS]
     )
@@ -88,7 +88,7 @@ def margin(loaded: Emulator, question: str, plain: tuple[int, ...], other: tuple
     """How far apart the two likeliest tokens are, without drafts, where one answer leaves the other."""
     common = next((i for i, pair in enumerate(zip(plain, other, strict=False)) if len(set(pair)) > 1), None)
     common = min(len(plain), len(other)) if common is None else common
-    step = next(loaded.stream(question, prefix=plain[:common], max_tokens=1, top=2))
+    step = next(loaded.stream_chat(question, prefix=plain[:common], max_tokens=1, top=2))
     first, second = (candidate.roles["eft"].logprob for candidate in step.candidates[:2])
     return first - second
 
@@ -99,14 +99,14 @@ def test_greedy_answers_of_the_demo_are_the_same_token_for_token(questions: list
         alpha=alpha, temperature=0, max_tokens=20, threads=1, kv_type="f32", flash_attention=False
     )
     with Emulator.load(exact) as loaded:
-        plain = [answer.tokens for answer in loaded.generate(questions, parallel=19)]
+        plain = [answer.tokens for answer in loaded.chat(questions, parallel=19)]
         assert len(set(plain)) > 200
         for source in ("expert", "proxy", "ngram") if alpha != 1.0 else DRAFT_SOURCES:
             differing = []
             for length in range(1, 17):
                 loaded.recipe = exact.replace(draft=length, draft_source=source)
                 asked, expected = questions[length - 1 :: 16], plain[length - 1 :: 16]
-                drafted = loaded.generate(asked, parallel=19)
+                drafted = loaded.chat(asked, parallel=19)
                 differing += [each for each in zip(asked, expected, drafted, strict=True) if each[1] != each[2].tokens]
             loaded.recipe = exact
             margins = [margin(loaded, asked, expected, made.tokens) for asked, expected, made in differing]
@@ -154,7 +154,7 @@ def test_what_stood_before_is_drafted_at_once_and_the_rest_by_the_expert(rule: s
     models = counted(base=says(text), small=says(text), tuned=says(text))
     asked = recipe(draft=8, draft_source="ngram+expert", draft_rule=rule, max_tokens=24)
     with emulator(models, asked) as loaded:
-        steps = list(loaded.stream("abcdefghijklmnop"))
+        steps = list(loaded.stream_chat("abcdefghijklmnop", statistics=True))
     assert "".join(step.text for step in steps) == text
     # 1: the prompt; 2 … 10, 11 … 16 and z: looked up; y: nothing stood before; then the expert's.
     assert [step.drafted for step in steps].count(True) >= 18
@@ -183,7 +183,7 @@ def test_an_answer_that_begins_does_not_keep_others_from_drafts() -> None:
 
     models = counted(base=table, small=table, tuned=table)
     with emulator(models, recipe(draft=8, max_tokens=80)) as loaded:
-        made = loaded.generate(["2", "1", "1", "1"], parallel=2)
+        made = loaded.chat(["2", "1", "1", "1"], parallel=2)
     assert [answer.text for answer in made] == ["x" * 60, "no", "no", "no"]
     assert models["base"].evaluations == 1 + 60 // 9 + 1  # the first token, then nine at a time; the others beside it
 
@@ -214,19 +214,19 @@ def test_whenever_an_answer_is_stopped_nothing_of_it_is_left(
 
     def next_turn(loaded: Emulator) -> list[tuple[int, ...]]:
         one = loaded.chat("hello there, hello", seed=4, max_tokens=9).tokens
-        return [one, *(each.tokens for each in loaded.generate(["a", "bb", "a"], seed=4, parallel=2))]
+        return [one, *(each.tokens for each in loaded.chat(["a", "bb", "a"], seed=4, parallel=2))]
 
     with emulator(models, asked) as loaded:
         expected = next_turn(loaded)
         if abandon:
-            steps = loaded.stream("hello and hello", seed=1)
+            steps = loaded.stream_chat("hello and hello", seed=1, statistics=True)
             for _, _ in zip(range(moment), steps, strict=False):
                 pass
             steps.close()
         else:
             models[failing].failures = {moment: loaded.cancel}
             if parallel > 1:
-                stopped = loaded.generate(["hello", "hello and", "c"], seed=1, parallel=parallel)
+                stopped = loaded.chat(["hello", "hello and", "c"], seed=1, parallel=parallel)
             else:
                 stopped = [loaded.chat("hello and hello", seed=1)]
             assert {answer.finish_reason for answer in stopped} <= {"cancelled", "length"}
@@ -238,21 +238,27 @@ def test_an_expert_that_is_its_own_mixture_is_always_right() -> None:
     """Base and antiexpert alike at α = 1: the mixture is the expert, and every draft is accepted."""
     same = trio(base=noise(1), small=noise(1))
     with emulator(same, recipe(draft=4, temperature=1.0)) as loaded:
-        steps = list(loaded.stream("hello", seed=1, max_tokens=31))
+        steps = list(loaded.stream_chat("hello", seed=1, max_tokens=31, statistics=True))
     assert [step.drafted for step in steps] == [False, *[True, True, True, True, False] * 6]
 
 
-def test_a_changed_alpha_acts_from_the_next_token_of_an_accepted_draft(trio_recipe: Recipe) -> None:
-    plain = trio_recipe.replace(temperature=0)
-    with Emulator.load(plain.replace(draft=8)) as loaded:
-        drafted, expected = [], []
-        for made, draft in ((drafted, 8), (expected, "off")):
-            loaded.recipe = plain.replace(draft=draft)
-            for number, step in enumerate(loaded.stream("hello", max_tokens=12)):
-                made.append(step.token)
-                if number == 4:
-                    loaded.recipe = loaded.recipe.replace(alpha=-2.0)
-    assert drafted == expected
+def test_a_changed_alpha_acts_from_the_next_round_on(trio_recipe: Recipe) -> None:
+    plain = trio_recipe.replace(temperature=0, draft=8)
+    changed = plain.replace(alpha=-2.0)
+    with Emulator.load(plain) as loaded:
+        whole = loaded.chat("hello", max_tokens=12).tokens
+        engine = loaded.engine
+        answer = engine.add(loaded.request("hello", {"max_tokens": 12}))
+        while len(answer.tokens) < 4:
+            engine.step()
+        begun = tuple(answer.tokens)
+        engine.change(answer, changed)
+        while not engine.idle:
+            engine.step()
+        assert begun == whole[: len(begun)]
+        assert len(begun) < 12
+        rest = loaded.chat("hello", recipe=changed, prefix=begun, max_tokens=12 - len(begun)).tokens
+        assert tuple(answer.tokens) == begun + rest
 
 
 @pytest.mark.parametrize("stop_after", [1, 2, 3, 7])
@@ -260,7 +266,7 @@ def test_a_changed_alpha_acts_from_the_next_token_of_an_accepted_draft(trio_reci
 def test_an_abandoned_drafted_answer_leaves_nothing_behind(trio_recipe: Recipe, rule: str, stop_after: int) -> None:
     with Emulator.load(trio_recipe.replace(draft=6, draft_rule=rule, temperature=1.0)) as loaded:
         expected = loaded.chat("there", seed=5, max_tokens=20).tokens
-        steps = loaded.stream("hello", seed=5)
+        steps = loaded.stream_chat("hello", seed=5, statistics=True)
         for _ in range(stop_after):
             next(steps)
         del steps
@@ -316,7 +322,7 @@ def test_every_guess_is_judged_and_the_one_that_is_not_drafted_as_well(
                 place += outcome.accepted + 1
             assert judged.keys() >= set(range(1, len(tokens) - 1)), "the first one's time is the prompt's"
             for place, right in judged.items():
-                expert = loaded.chat(prompt, seed=3, prefix=tokens[:place], max_tokens=1, only="helpful").tokens
+                expert = loaded.chat(prompt, seed=3, prefix=tokens[:place], max_tokens=1, target="helpful").tokens
                 assert right == (expert == tokens[place : place + 1])
 
 

@@ -54,17 +54,17 @@ def emulator(trio):
 
 
 def steps(emulator: Emulator, prompt="hello", **options):
-    return list(emulator.stream(prompt, **options))
+    return list(emulator.stream_chat(prompt, **{"statistics": True} | options))
 
 
 def logprobs(emulator: Emulator, prompt: str, text: str, only="eft") -> np.ndarray:
-    return emulator.score(prompt, text, only=only).logprobs
+    return emulator.score(prompt, text, target=only).logprobs
 
 
 def test_an_answer_tells_what_other_programs_used(emulator, monkeypatch):
     monkeypatch.setattr(CoreMeter, "use", lambda meter: CoreUse(1.5, 2))
     assert emulator.chat("hello").cores == CoreUse(1.5, 2)
-    assert [answer.cores for answer in emulator.generate(["hello", "x"])] == [CoreUse(1.5, 2)] * 2
+    assert [answer.cores for answer in emulator.chat(["hello", "x"])] == [CoreUse(1.5, 2)] * 2
 
 
 def log_softmax(logits: np.ndarray) -> np.ndarray:
@@ -74,7 +74,7 @@ def log_softmax(logits: np.ndarray) -> np.ndarray:
 
 def distributions(emulator: Emulator, **options) -> dict[str, np.ndarray]:
     """Every role's log-probabilities, [steps, n_vocab], along one answer; read from all candidates."""
-    n_vocab = emulator._mixture.n_vocab
+    n_vocab = emulator.models.target("eft").n_vocab
     found: dict[str, list[np.ndarray]] = {}
     for step in steps(emulator, top=n_vocab, **options):
         for name in step.roles:
@@ -86,11 +86,11 @@ def distributions(emulator: Emulator, **options) -> dict[str, np.ndarray]:
 
 def test_names(emulator):
     assert emulator.roles == ("base", "antiexpert", "helpful")
-    assert emulator.systems == ("eft", "base", "antiexpert", "helpful", "expert")
+    assert emulator.targets == ("eft", "base", "antiexpert", "helpful", "expert")
 
 
 def test_the_roles_differ_and_so_does_the_mixture(emulator):
-    answers = {only: emulator.chat("hello", only=only).tokens for only in ("eft", "base", "antiexpert", "expert")}
+    answers = {only: emulator.chat("hello", target=only).tokens for only in ("eft", "base", "antiexpert", "expert")}
     assert len(set(answers.values())) == 4
 
 
@@ -100,14 +100,14 @@ def test_alpha_0_beta_1_is_the_base(emulator):
     np.testing.assert_allclose(views["eft"], views["base"], atol=1e-5)
     assert all(step.change < 1e-5 and not step.top_changed for step in steps(emulator))
     for prompt in PROMPTS:
-        assert emulator.chat(prompt).tokens == emulator.chat(prompt, only="base").tokens
+        assert emulator.chat(prompt).tokens == emulator.chat(prompt, target="base").tokens
 
 
 def test_three_times_the_same_model_is_that_model(ggufs):
     with Emulator.load(recipe(ggufs, "small", "small", "small", alpha=1.7, beta=1.0)) as emulator:
         views = distributions(emulator)
         np.testing.assert_allclose(views["eft"], views["base"], atol=1e-4)
-        assert emulator.chat("hello").tokens == emulator.chat("hello", only="base").tokens
+        assert emulator.chat("hello").tokens == emulator.chat("hello", target="base").tokens
         emulator.recipe = emulator.recipe.replace(beta=1.5, conservative_filter=0.9)
         views = distributions(emulator)
         np.testing.assert_allclose(views["eft"], views["base"], atol=1e-4)
@@ -118,7 +118,7 @@ def test_base_equal_to_antiexpert_gives_the_expert(ggufs):
         views = distributions(emulator)
         np.testing.assert_allclose(views["eft"], views["helpful"], atol=1e-4)
         for prompt in PROMPTS:
-            assert emulator.chat(prompt).tokens == emulator.chat(prompt, only="expert").tokens
+            assert emulator.chat(prompt).tokens == emulator.chat(prompt, target="expert").tokens
 
 
 def formula(views, alpha=1.0, beta=1.0, keep=None):
@@ -176,12 +176,12 @@ def test_plausibility_masks(emulator):
 
 def test_padded_ids_are_never_offered(ggufs, emulator):
     with Emulator.load(recipe(ggufs, "base-padded", "small", "tuned-padded")) as padded:
-        assert padded._mixture.n_vocab == 265
+        assert padded.models.target("eft").n_vocab == 265
         for only in ("eft", "base", "expert"):
-            assert padded.chat("hello", only=only).tokens == emulator.chat("hello", only=only).tokens
+            assert padded.chat("hello", target=only).tokens == emulator.chat("hello", target=only).tokens
         padded.recipe = padded.recipe.replace(**SAMPLED | {"temperature": 100.0, "max_tokens": 100})
         for only in ("eft", "base", "expert"):
-            seen = {token for seed in range(4) for token in padded.chat("x", only=only, seed=seed).tokens}
+            seen = {token for seed in range(4) for token in padded.chat("x", target=only, seed=seed).tokens}
             assert len(seen) > 100
             assert max(seen) < 265
 
@@ -192,16 +192,16 @@ def test_padding_that_every_role_has_is_never_offered(ggufs):
     with Emulator.load(recipe(ggufs, *["base-padded"] * 3, extra=compare)) as emulator:
         emulator.recipe = emulator.recipe.replace(**SAMPLED | {"temperature": 100.0, "max_tokens": 100})
         for only in ("eft", "base", "expert", "alone"):
-            seen = {token for seed in range(4) for token in emulator.chat("x", only=only, seed=seed).tokens}
+            seen = {token for seed in range(4) for token in emulator.chat("x", target=only, seed=seed).tokens}
             assert len(seen) > 100
-            step = next(emulator.stream("x", only=only, top=300))
+            step = next(emulator.stream_chat("x", target=only, top=300))
             assert len(step.candidates) == 265
             assert max(seen) < 265
 
 
 def test_more_answers_side_by_side_than_llama_cpp_can_hold(emulator):
     with pytest.raises(UsageError, match=r"257 sequences.*256"):
-        emulator.generate(["x"] * 257, parallel=300)
+        emulator.chat(["x"] * 257, parallel=300)
     assert emulator.chat("x").text
 
 
@@ -214,11 +214,11 @@ def test_vocabularies_that_differ(ggufs):
 @pytest.mark.parametrize("only", ["eft", "base"])
 def test_a_batch_gives_each_what_it_gets_alone(emulator, options, only):
     emulator.recipe = emulator.recipe.replace(**options)
-    alone = [emulator.chat(prompt, only=only) for prompt in PROMPTS]
+    alone = [emulator.chat(prompt, target=only) for prompt in PROMPTS]
     assert len({answer.tokens for answer in alone}) == len(PROMPTS) - 1, "hello comes twice"
     for parallel in (1, 2, 5, 50):
         counts = []
-        batch = emulator.generate(PROMPTS, only=only, parallel=parallel, progress=counts.append)
+        batch = emulator.chat(PROMPTS, target=only, parallel=parallel, progress=counts.append)
         assert [answer.tokens for answer in batch] == [answer.tokens for answer in alone]
         assert [answer.text for answer in batch] == [answer.text for answer in alone]
         assert counts == [1, 2, 3, 4, 5]
@@ -234,7 +234,7 @@ def test_a_prefix_is_continued_as_if_it_had_just_been_written(emulator):
         prefix, room = whole.tokens[:cut], len(whole.tokens) - cut
         rest = emulator.chat("hello", prefix=prefix, max_tokens=room)
         assert prefix + rest.tokens == whole.tokens
-    batch = emulator.generate(["hello", "hello"], prefixes=[whole.tokens[:3], ()], max_tokens=13)
+    batch = emulator.chat(["hello", "hello"], prefix=[whole.tokens[:3], ()], max_tokens=13)
     assert batch[0].tokens == whole.tokens[3:]
     assert batch[1].tokens == whole.tokens[:13]
 
@@ -243,12 +243,12 @@ def test_score_is_the_product_of_stepwise_probabilities(emulator):
     """Longer than a chunk of rows, and independent of what the caches held before."""
     emulator.recipe = emulator.recipe.replace(**SAMPLED, max_tokens=30)
     text = "the hello of words, more than sixteen tokens"
-    alone = {name: Emulator.score(emulator, "hello", text, only=name) for name in ("eft", *emulator.roles)}
+    alone = {name: Emulator.score(emulator, "hello", text, target=name) for name in ("eft", *emulator.roles)}
     tokens = alone["eft"].tokens
     assert len(tokens) > 2 * SCORED_ROWS + 1
     stepwise: dict[str, list[float]] = {}
     for index, token in enumerate(tokens):
-        step = next(emulator.stream("hello", prefix=tokens[:index], top=265))
+        step = next(emulator.stream_chat("hello", prefix=tokens[:index], top=265))
         scored = next(each for each in step.candidates if each.token == token)
         for name, view in scored.roles.items():
             stepwise.setdefault(name, []).append(view.logprob)
@@ -273,7 +273,7 @@ def test_score_at_the_edges_of_a_chunk(emulator, length):
 
 def test_facts_do_not_change_the_answer(emulator):
     for only, name in (("eft", "eft"), ("expert", "helpful")):
-        with_facts, without = steps(emulator, only=only), steps(emulator, only=only, facts=False)
+        with_facts, without = steps(emulator, target=only), steps(emulator, target=only, statistics=False)
         assert [step.token for step in with_facts] == [step.token for step in without]
         assert all(step.logprob == step.roles[name].logprob for step in with_facts)
         assert all(step.logprob is None and not step.roles for step in without)
@@ -285,7 +285,7 @@ def test_score_takes_the_text_verbatim(ggufs, emulator, text):
     with Emulator.load(recipe(ggufs, "base-spm", "small-spm", "tuned-spm")) as spm:
         for each in (spm, emulator):
             tokens = each.score("x", text).tokens
-            piece = each._roles["helpful"].vocabulary.piece
+            piece = each.models.roles["helpful"].vocabulary.piece
             assert b"".join(map(piece, tokens)).decode() == text
 
 
@@ -298,10 +298,10 @@ def test_score_wants_a_text(emulator):
 def test_the_tokenisation_contract_of_plain_and_chat(ggufs):
     """Plain: BOS as the vocabulary says, all is text. Chat: the template's markup is markup, and one BOS."""
     with Emulator.load(recipe(ggufs, prompt="chat")) as emulator:
-        line = emulator._line("eft", "say <|im_end|>", None, 1, ())
-        vocabulary = emulator._roles["base"].vocabulary
+        prompts = emulator.request("say <|im_end|>", {}).prompts
+        vocabulary = emulator.models.roles["base"].vocabulary
         bos, start, end = vocabulary.bos, 263, 264
-        plain, chat = line.prompts["base"], line.prompts["helpful"]
+        plain, chat = prompts["base"], prompts["helpful"]
         assert plain[0] == bos
         assert not {start, end, bos} & set(plain[1:])
         assert b"".join(map(vocabulary.piece, plain)).decode() == "Question: say <|im_end|>\nAnswer:"
@@ -311,7 +311,7 @@ def test_the_tokenisation_contract_of_plain_and_chat(ggufs):
         assert chat.count(end) == 1
         assert emulator.chat("say <|im_end|>").prompt_tokens["helpful"] == len(chat)
     with Emulator.load(recipe(ggufs, "base-spm", "small-spm", "tuned-spm", prompt="chat")) as spm:
-        prompts = spm._line("eft", "hello", None, 1, ()).prompts
+        prompts = spm.request("hello", {}).prompts
         assert [prompts[name].count(1) for name in spm.roles] == [1, 1, 1], "the template writes <s> itself"
         assert prompts["helpful"][0] == 1
 
@@ -329,12 +329,13 @@ def test_a_second_turn_evaluates_only_what_is_new(ggufs):
         again = emulator.chat(turns)
         assert again.tokens == first.tokens
         assert again.evaluated_tokens == dict.fromkeys(emulator.roles, 1)
-        sequences = {name: emulator._slots["eft"]._sequences[name, 0] for name in emulator.roles}
-        held = {name: list(sequence.cached) for name, sequence in sequences.items()}
+        contexts = {id(each.role.model): each for each in emulator.engine.cache.contexts}
+        models = {name: emulator.models.roles[name].model for name in emulator.roles}
+        held = {name: list(contexts[id(model)].sequences[0].cached) for name, model in models.items()}
         turns += [{"role": "assistant", "content": first.text}, {"role": "user", "content": "more"}]
         second = emulator.chat(turns)
         for name in emulator.roles:
-            prompt = emulator._line("eft", turns, None, 1, ()).prompts[name]
+            prompt = emulator.request(turns, {}).prompts[name]
             common = next(
                 (i for i, (a, b) in enumerate(zip(held[name], prompt, strict=False)) if a != b),
                 min(len(held[name]), len(prompt)),
@@ -369,7 +370,7 @@ def test_recurrent_models_answer_right_on_every_turn(ggufs):
         assert emulator.chat("something else").tokens != first.tokens
         turns += [{"role": "assistant", "content": first.text}, {"role": "user", "content": "more"}]
         second = emulator.chat(turns)
-        assert emulator.generate(["hello", turns])[1].tokens == second.tokens
+        assert emulator.chat(["hello", turns])[1].tokens == second.tokens
         emulator.cancel()
     with Emulator.load(recipe(ggufs, "mamba", "small", "mamba", max_tokens=5)) as fresh:
         assert fresh.chat(turns).tokens == second.tokens
@@ -386,15 +387,15 @@ def test_several_experts_and_their_own_antiexperts(ggufs):
     """
     with Emulator.load(recipe(ggufs, extra=extra)) as emulator:
         assert emulator.roles == ("base", "antiexpert", "helpful", "kind", "kind.antiexpert")
-        assert set(emulator.systems) == {"eft", "expert", *emulator.roles}
+        assert set(emulator.targets) == {"eft", "expert", *emulator.roles}
         for alphas, beta in (({"helpful": 1.0, "kind": 0.5}, 1.0), ({"helpful": -0.3, "kind": 1.1}, 1.2)):
             emulator.recipe = emulator.recipe.replace(alpha=alphas, beta=beta)
             views = distributions(emulator)
             expected = formula(views, alphas["helpful"], beta)
             expected += alphas["kind"] * (views["kind"] - views["kind.antiexpert"])
             np.testing.assert_allclose(views["eft"], log_softmax(expected), atol=3e-4)
-        with_expert = emulator.chat("hello", only="expert")
-        assert with_expert.tokens == emulator.chat("hello", only="helpful").tokens
+        with_expert = emulator.chat("hello", target="expert")
+        assert with_expert.tokens == emulator.chat("hello", target="helpful").tokens
         np.testing.assert_allclose(views["helpful"], views["kind.antiexpert"], atol=1e-4)
 
 
@@ -406,9 +407,9 @@ def test_a_file_is_loaded_once_however_many_roles_use_it(ggufs, monkeypatch):
     extra = extra.replace("GGUFS", ggufs.name)
     with Emulator.load(recipe(ggufs, "small", "small", "tuned", extra=extra)) as emulator:
         assert sorted(loads) == ["small.gguf", "tuned.gguf"]
-        assert emulator.chat("hello", only="again").tokens == emulator.chat("hello", only="base").tokens
+        assert emulator.chat("hello", target="again").tokens == emulator.chat("hello", target="base").tokens
         assert sorted(loads) == ["small.gguf", "tuned.gguf"]
-        assert len(emulator._slots["eft"]._groups) == 2, "roles on the same weights are sequences of one context"
+        assert len(emulator.engine.cache.contexts) == 2, "roles on the same weights are sequences of one context"
 
 
 def test_compare_models_are_loaded_when_asked_for(ggufs, monkeypatch):
@@ -418,25 +419,25 @@ def test_compare_models_are_loaded_when_asked_for(ggufs, monkeypatch):
     compare = '[compare.other]\nmodel = "base-spm.gguf"\n[compare.gone]\nmodel = "gone.gguf"'
     with Emulator.load(recipe(ggufs, extra=compare)) as emulator:
         assert "base-spm.gguf" not in loads
-        assert emulator.systems == ("eft", "base", "antiexpert", "helpful", "expert", "other", "gone")
-        other = emulator.chat("hello", only="other")
+        assert emulator.targets == ("eft", "base", "antiexpert", "helpful", "expert", "other", "gone")
+        other = emulator.chat("hello", target="other")
         assert "base-spm.gguf" in loads
-        assert emulator.chat("hello", only="other").tokens == other.tokens
+        assert emulator.chat("hello", target="other").tokens == other.tokens
         assert list(other.prompt_tokens) == ["other"]
-        assert emulator.generate(["x", "hello"], only="other")[1].tokens == other.tokens
+        assert emulator.chat(["x", "hello"], target="other")[1].tokens == other.tokens
         assert loads.count("base-spm.gguf") == 1
         with pytest.raises(Exception, match=r"gone\.gguf"):
-            emulator.chat("hello", only="gone")
+            emulator.chat("hello", target="gone")
         assert emulator.chat("hello").tokens, "the emulator is not stuck"
 
 
 @pytest.mark.parametrize("only", ["eftt", "", "compare", None])
-def test_an_unknown_system(emulator, only):
+def test_an_unknown_target(emulator, only):
     for call in (
-        lambda: emulator.chat("hello", only=only),
-        lambda: emulator.stream("hello", only=only),
-        lambda: emulator.generate(["hello"], only=only),
-        lambda: emulator.score("hello", "x", only=only),
+        lambda: emulator.chat("hello", target=only),
+        lambda: emulator.stream_chat("hello", target=only, statistics=True),
+        lambda: emulator.chat(["hello"], target=only),
+        lambda: emulator.score("hello", "x", target=only),
     ):
         with pytest.raises(UsageError, match=r"base, antiexpert, helpful"):
             call()
@@ -447,7 +448,7 @@ def test_prefix_tokens_that_do_not_exist(ggufs, emulator):
         with pytest.raises(UsageError, match=str(wrong)):
             emulator.chat("hello", prefix=[wrong])
         with pytest.raises(UsageError, match=str(wrong)):
-            emulator.generate(["hello"], only="base", prefixes=[[5, wrong]])
+            emulator.chat(["hello"], target="base", prefix=[[5, wrong]])
     with pytest.raises(UsageError, match="whole number"):
         emulator.chat("hello", prefix=["5"])
 
@@ -502,20 +503,20 @@ def test_cancel_from_another_thread_keeps_the_text(emulator):
 
 def test_a_closed_emulator_says_so(ggufs):
     emulator = Emulator.load(recipe(ggufs, "small", "small", "tuned"))
-    suspended, fresh = emulator.stream("hello"), emulator.stream("x")
+    suspended, fresh = emulator.stream_chat("hello", statistics=True), emulator.stream_chat("x", statistics=True)
     next(suspended)
     emulator.close()
     emulator.close()
     for call in (
         lambda: emulator.chat("hello"),
-        lambda: emulator.stream("hello"),
-        lambda: emulator.generate(["hello"]),
+        lambda: emulator.stream_chat("hello", statistics=True),
+        lambda: emulator.chat(["hello"]),
         lambda: emulator.score("hello", "x"),
-        lambda: next(suspended),
-        lambda: next(fresh),
     ):
         with pytest.raises(Exception, match="closed"):
             call()
+    for stopped in (suspended, fresh):
+        assert [step.finish_reason for step in stopped][-1] == "cancelled", "what was written can still be read"
     emulator.cancel()
 
 

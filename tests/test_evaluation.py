@@ -455,12 +455,12 @@ def test_nothing_sensitive_means_no_declined_share(emulator: FakeEmulator, tmp_p
     assert told["interval95"]["declined"] is None
 
 
-def test_the_recipe_is_changed_for_a_system_and_put_back(tmp_path: Path, recipe: Recipe) -> None:
+def test_the_recipe_is_changed_for_a_system_alone(tmp_path: Path, recipe: Recipe) -> None:
     seen: list[float] = []
 
     class Watching(FakeEmulator):
-        def generate(self, *args: Any, **kwargs: Any) -> Any:
-            seen.append(self.recipe.experts["assistant"].alpha)
+        def chat(self, *args: Any, **kwargs: Any) -> Any:
+            seen.append(kwargs["recipe"].experts["assistant"].alpha)
             raise Cancelled("stop")
 
     emulator = Watching(recipe)
@@ -476,16 +476,16 @@ def test_steering_only_the_first_tokens_goes_on_with_the_base(
     calls: list[dict[str, Any]] = []
 
     class Watching(FakeEmulator):
-        def generate(self, prompts: Any, **kwargs: Any) -> Any:
+        def chat(self, prompts: Any, **kwargs: Any) -> Any:
             calls.append({"prompts": list(prompts), **kwargs})
-            return super().generate(prompts, **kwargs)
+            return super().chat(prompts, **kwargs)
 
     reply = staticmethod(lambda only, messages: f"{only} one two three four five")
     monkeypatch.setattr(FakeEmulator, "reply", reply)
     questions = read_questions(write_file(tmp_path / "q.jsonl", row(), row(id="2")))
     report = run(Watching(recipe), questions, System("eft first=2", steer_first=2), max_tokens=4)
-    assert [(call["only"], call["max_tokens"]) for call in calls] == [("eft", 2), ("base", 2)]
-    assert calls[1]["prefixes"] == [(0, 1), (0, 1)]
+    assert [(call["target"], call["max_tokens"]) for call in calls] == [("eft", 2), ("base", 2)]
+    assert calls[1]["prefix"] == [(0, 1), (0, 1)]
     assert report.answers[0].text == "eft one two three"
     assert report.answers[0].finish_reason == "length"
     assert report.tokens == 8

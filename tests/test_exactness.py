@@ -218,11 +218,11 @@ def three(path, draft="off"):
 def test_one_model_in_all_roles_gives_its_own_answer(ggufs, temperature):
     asked = ["A", "What is a river, and where does it end?", "Hello there " * 20]
     with Emulator.load(three(ggufs / "tuned.gguf").replace(temperature=temperature, draft=8)) as loaded:
-        answers = [loaded.chat(each, only="own", seed=3).tokens for each in asked]
+        answers = [loaded.chat(each, target="own", seed=3).tokens for each in asked]
         for draft in ("off", 1, 4, 8, "auto"):
             loaded.recipe = loaded.recipe.replace(draft=draft)
             assert [loaded.chat(each, seed=3).tokens for each in asked] == answers
-            assert [each.tokens for each in loaded.generate(asked, seed=3, parallel=3)] == answers
+            assert [each.tokens for each in loaded.chat(asked, seed=3, parallel=3)] == answers
 
 
 def test_an_answer_says_whether_it_is_exact(ggufs):

@@ -78,9 +78,9 @@ def test_the_experts_own_end_ends_the_answer(draft: object, caplog: pytest.LogCa
     models = trio()
     models["tuned"] = FakeModel(ending_at("Hi", OWN_END, OWN_END + 1), TunedVocabulary(b"<|im_end|>"))
     with emulator(models, recipe(draft=draft)) as emulated:
-        answer = emulated.chat("Where?", facts=True)
+        answer = emulated.chat("Where?", statistics=True)
         assert (answer.text, answer.finish_reason) == ("Hi", "stop")
-        alone = emulated.chat("Where?", only="helpful")
+        alone = emulated.chat("Where?", target="helpful")
         assert (alone.text, alone.finish_reason) == ("Hi", "stop")
     assert [record.getMessage() for record in caplog.records] == [
         "helpful has special tokens of its own: id 130 is missing in base and '<|im_end|>' (control) in helpful; "
@@ -94,8 +94,8 @@ def test_its_probability_stands_against_the_others_ends() -> None:
     models["tuned"] = FakeModel(noise(9, OWN_END + 2, ends=True), TunedVocabulary(b"<|im_end|>", b"<pad>"))
     models["tuned"].vocabulary._ends = frozenset([OWN_END])
     with emulator(models, recipe(alpha=0.7)) as emulated:
-        step = next(emulated.stream("Where?", top=130))
-    prompt = tuple(emulator(trio())._role("base").tokens([{"role": "user", "content": "Where?"}]))
+        step = next(emulated.stream_chat("Where?", top=130))
+    prompt = tuple(emulator(trio()).models.roles["base"].tokens([{"role": "user", "content": "Where?"}]))
     base, anti = (models[name].table(prompt).astype(np.float64) for name in ("base", "small"))
     tuned = models["tuned"].table(prompt).astype(np.float64)
     tuned[END] = tuned[OWN_END]  # END itself is none of the expert's ends, but common: it counts as well
@@ -138,7 +138,7 @@ def test_a_role_alone_has_all_of_its_own_tokens() -> None:
     )
     models["tuned"].vocabulary._ends = frozenset([OWN_END])
     with emulator(models) as emulated:
-        assert emulated.chat("Where?", only="helpful", max_tokens=2).tokens == (OWN_END + 1,) * 2
+        assert emulated.chat("Where?", target="helpful", max_tokens=2).tokens == (OWN_END + 1,) * 2
         assert max(emulated.chat("Where?", max_tokens=2).tokens) <= END
         with pytest.raises(UsageError, match="prefix holds the token 131; the tokens of eft are 0 … 129"):
             emulated.chat("Where?", prefix=[OWN_END + 1])
@@ -197,12 +197,12 @@ def test_fine_tunes_run(tmp_path: Path, name: str, caplog: pytest.LogCaptureFixt
     base, tuned = FINE_TUNES[name]
     known = {text for text, kind in zip(base.texts, base.types, strict=True) if kind != 5}
     with Emulator.load(files(tmp_path, base, tuned)) as emulated:
-        voice = emulated._role("kind").vocabulary
+        voice = emulated.models.roles["kind"].vocabulary
         for seed in range(6):
             answer = emulated.chat("Where <is> it?", seed=seed)
             assert {voice.texts()[token].decode() for token in answer.tokens} <= known
         emulated.score("Where?", " <|im_end|> w1")
-        emulated.chat("Where?", only="kind")
+        emulated.chat("Where?", target="kind")
     own = [record.getMessage() for record in caplog.records if record.getMessage().startswith("kind has special")]
     assert len(own) == 1
     assert "in base and '" in own[0]
@@ -286,16 +286,16 @@ def test_a_stop_string_that_names_a_control_token_stops_there(only: str, stop: l
     table = ending_at("Hi", OWN_END, OWN_END + 2)
     models = {name: FakeModel(table, vocabulary) for name in ("base", "small", "tuned")}
     with emulator(models, recipe(stop=stop, draft=3)) as emulated:
-        answer = emulated.chat("Where?", only=only)
+        answer = emulated.chat("Where?", target=only)
         assert (answer.text, answer.finish_reason, len(answer.tokens)) == ("Hi", "stop", 2)
-        steps = list(emulated.stream("Where?", only=only, top=2))
+        steps = list(emulated.stream_chat("Where?", target=only, top=2))
         assert [[each.ends for each in step.candidates if each.token == step.token] for step in steps] == [
             [False], [False], [True]
         ]  # fmt: skip
         emulated.recipe = emulated.recipe.replace(stop=["<other>"])
-        assert emulated.chat("Where?", only=only).finish_reason == "length"
+        assert emulated.chat("Where?", target=only).finish_reason == "length"
         emulated.recipe = emulated.recipe.replace(stop=["i"])
-        assert emulated.chat("Where?", only=only).text == "H"
+        assert emulated.chat("Where?", target=only).text == "H"
 
 
 # A real model's
@@ -324,7 +324,7 @@ def test_variants_of_a_real_model(
     asked = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "List three fruits."}]
     with Emulator.load(recipe) as emulated:
         answer = emulated.chat(asked)
-        assert answer.text == emulated.chat(asked, only="kind").text
+        assert answer.text == emulated.chat(asked, target="kind").text
         assert answer.text
     assert sum(said in line for line in warnings(caplog)) == 1
     moved = "variant.gguf takes no system text: it goes before the first question"

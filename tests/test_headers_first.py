@@ -199,39 +199,37 @@ def test_what_was_left_out_is_loaded_when_it_is_asked(ggufs: Path, monkeypatch: 
 
     monkeypatch.setattr(Model, "load", classmethod(note))
     with Emulator.load(recipe) as whole:
-        expected = {only: whole.chat("hello", only=only).tokens for only in ("base", "kind", "eft")}
+        expected = {only: whole.chat("hello", target=only).tokens for only in ("base", "kind", "eft")}
     assert sorted(opened) == ["base", "small", "tuned"]
     opened.clear()
-    with Emulator.load(recipe, only="base") as emulator:
-        assert emulator.chat("hello", only="base").tokens == expected["base"]
+    with Emulator.load(recipe, target="base") as emulator:
+        assert emulator.chat("hello", target="base").tokens == expected["base"]
         assert opened == ["base"]
         assert emulator.exact
-        assert emulator.generate(["hello"], only="base")[0].tokens == expected["base"]
-        assert emulator.chat("hello", only="expert").tokens == expected["kind"]
+        assert emulator.chat(["hello"], target="base")[0].tokens == expected["base"]
+        assert emulator.chat("hello", target="expert").tokens == expected["kind"]
         assert opened == ["base", "tuned"]
-        stream = emulator.stream("hello", only="base")
+        stream = emulator.stream_chat("hello", target="base", statistics=True)
         next(stream)
-        with pytest.raises(Exception, match="another answer is being written"):
-            emulator.chat("hello")
+        assert emulator.chat("hello").tokens == expected["eft"], "loaded while another answer is written"
         stream.close()
-        assert emulator.chat("hello").tokens == expected["eft"]
         assert opened == ["base", "tuned", "small"]
-        assert emulator.chat("hello", only="base").tokens == expected["base"]
+        assert emulator.chat("hello", target="base").tokens == expected["base"]
         emulator.recipe = recipe.replace(alpha=0)
-    with Emulator.load(recipe, only=["kind", "base"]) as emulator:
-        assert emulator.chat("hello", only="kind").tokens == expected["kind"]
-    with pytest.raises(UsageError, match="there is no system 'nobody'"):
-        Emulator.load(recipe, only="nobody")
+    with Emulator.load(recipe, target=["kind", "base"]) as emulator:
+        assert emulator.chat("hello", target="kind").tokens == expected["kind"]
+    with pytest.raises(UsageError, match="there is no target 'nobody'"):
+        Emulator.load(recipe, target="nobody")
 
 
 def test_a_misfit_is_told_when_the_mixture_is_first_asked(ggufs: Path) -> None:
     recipe = Recipe.from_text(
         RECIPE.format(base="base.gguf", small="small-spm.gguf", tuned="tuned-spm.gguf", prompt="plain"), ggufs
     )
-    with Emulator.load(recipe, only="base") as emulator:
+    with Emulator.load(recipe, target="base") as emulator:
         with pytest.raises(VocabularyMismatchError):
             emulator.chat("hello")
-        assert emulator.chat("hello", only="base").tokens
+        assert emulator.chat("hello", target="base").tokens
 
 
 # Once per file

@@ -40,7 +40,7 @@ def browser() -> Iterator[Any]:
 @pytest.fixture(scope="module")
 def peru() -> Inspection:
     with Emulator.load("demo") as emulator:
-        return Inspection(tuple(emulator.stream("Tell me about Peru", top=CANDIDATES)))
+        return Inspection(tuple(emulator.stream_chat("Tell me about Peru", top=CANDIDATES)))
 
 
 class Page:

@@ -29,6 +29,7 @@ from eft_local.analysis import (
     sparkline,
 )
 from eft_local.analysis.page import page
+from eft_local.bench.lockstep import lockstep
 from eft_local.engine import statistics as facts
 from eft_local.errors import HistoryError, UsageError
 from eft_local.recipe import Expert, Prompt, Recipe, Role
@@ -112,7 +113,7 @@ def test_deltas_are_those_of_the_formula_for_every_expert_and_filter():
         sampling=recipe().sampling,
     )
     kept = set()
-    for step in emulator(models, two).stream("hello", top=END + 1):
+    for step in emulator(models, two).stream_chat("hello", top=END + 1, statistics=True):
         total = [
             each.roles["antiexpert"].logprob + each.scale + each.behaviour - each.roles["eft"].logprob
             for each in step.candidates
@@ -155,7 +156,7 @@ def test_candidates_say_what_they_add_and_whether_they_end():
 
 def inspected(prompt: str = "hello", tables=None, recipe_=None, **options) -> tuple[Emulator, Inspection]:
     each = emulator(tables or trio(), recipe_ or recipe(max_tokens=12, **SAMPLED))
-    return each, Inspection(tuple(each.stream(prompt, top=CANDIDATES, **options)))
+    return each, Inspection(tuple(each.stream_chat(prompt, top=CANDIDATES, **options)))
 
 
 def test_an_inspection_is_the_answer():
@@ -166,7 +167,7 @@ def test_an_inspection_is_the_answer():
     assert inspection.roles == ("base", "antiexpert", "helpful", "eft")
     assert inspection.system == "eft"
     assert all(chosen(step) in step.candidates for step in inspection.steps)
-    assert Inspection(tuple(each.stream("hello", only="expert"))).system == "helpful"
+    assert Inspection(tuple(each.stream_chat("hello", target="expert", statistics=True))).system == "helpful"
     assert Inspection().system == "eft"
     assert Inspection().tokens == ()
 
@@ -174,7 +175,7 @@ def test_an_inspection_is_the_answer():
 def test_facts_worked_out_later_and_together_are_the_same():
     each, inspection = inspected()
     steps: list[Step] = []
-    answer = each.chat("hello", top=CANDIDATES, later=True, on_step=steps.append)
+    answer = each.follow("hello", steps.append, top=CANDIDATES).wait()
     assert answer.tokens == inspection.tokens
     assert all(step.evidence and not step.roles and not step.candidates for step in steps)
     assert facts.known(steps) == list(inspection.steps)
@@ -192,15 +193,12 @@ def test_equal_scores_have_their_ids_order_under_every_role():
 
 def test_an_answer_has_figures_while_it_is_written():
     each, inspection = inspected()
-    lengths = []
-
-    def look(step: Step) -> None:
-        assert each.written is not None
-        lengths.append(len(each.written.tokens))
-
-    answer = each.chat("hello", on_step=look)
-    assert lengths == list(range(1, len(inspection.tokens) + 1))
-    assert each.written == answer
+    stream = each.stream_chat("hello")
+    assert stream.answer.finish_reason == "cancelled", "as if it were stopped now"
+    lengths = [len(stream.answer.tokens) for _ in stream]
+    assert all(length >= number for number, length in enumerate(lengths, 1))
+    assert stream.answer == stream.wait()
+    assert len(stream.answer.tokens) == len(inspection.tokens)
 
 
 def test_an_end_token_is_a_step_and_no_token_of_the_answer():
@@ -255,7 +253,7 @@ def test_a_branch_with_the_token_that_was_chosen_goes_on_as_the_answer_did():
         assert kept.text == whole.text[: index + 1]
         assert [step.finish_reason for step in kept.steps] == [None] * (index + 1)
         if room := len(whole.tokens) - len(kept.tokens):
-            again = kept.continued(each.stream("hello", prefix=kept.tokens, max_tokens=room, top=CANDIDATES))
+            again = kept.continued(each.stream_chat("hello", prefix=kept.tokens, max_tokens=room, top=CANDIDATES))
             assert again.tokens == whole.tokens
             assert again.text == whole.text
             assert [step.finish_reason for step in again.steps] == [step.finish_reason for step in whole.steps]
@@ -272,7 +270,7 @@ def test_a_branch_takes_another_candidate_with_what_is_known_of_it():
     assert kept.steps[3].roles == other.roles
     assert kept.steps[3].logprob == other.roles["eft"].logprob
     assert (kept.steps[3].change, kept.steps[3].candidates) == (whole.steps[3].change, whole.steps[3].candidates)
-    on = kept.continued(each.stream("hello", prefix=kept.tokens, top=1))
+    on = kept.continued(each.stream_chat("hello", prefix=kept.tokens, top=1))
     assert on.tokens == (*kept.tokens, *each.chat("hello", prefix=kept.tokens).tokens)
 
 
@@ -308,14 +306,14 @@ def test_a_branch_that_cannot_be_taken():
 def test_what_continues_a_cancelled_answer_keeps_what_it_held_back():
     each = emulator(trio(base=says("ab\n\n"), small=says("ab\n\n"), tuned=says("ab\n\n")), recipe(stop=["\n\n\n"]))
     steps = []
-    for step in each.stream("hello", top=1):
+    for step in lockstep(each, "hello", top=1):
         steps.append(step)
         if len(steps) == 3:
-            each.cancel()
+            each.engine.abort(each.engine.running)
     stopped = Inspection(tuple(steps))
     assert (stopped.steps[-1].token, stopped.steps[-1].text, stopped.text) == (None, "\n", "ab\n")
     assert stopped.tokens == tuple(b"ab\n")
-    on = stopped.continued(each.stream("hello", prefix=stopped.tokens, top=1))
+    on = stopped.continued(each.stream_chat("hello", prefix=stopped.tokens, top=1))
     assert on.text == "ab\n\n"
     assert on.tokens == tuple(b"ab\n\n")
     assert [step.finish_reason for step in on.steps] == [None] * 4 + ["stop"]
@@ -388,7 +386,7 @@ def test_what_is_stored_comes_back_to_a_thousandth(steps):
 
 def test_the_demos_answers_are_stored_in_few_bytes():
     with Emulator.load("demo") as each:
-        inspection = Inspection(tuple(each.stream("Tell me about Peru", top=CANDIDATES)))
+        inspection = Inspection(tuple(each.stream_chat("Tell me about Peru", top=CANDIDATES)))
     stored = inspection.dumps()
     assert len(inspection.steps) > 60
     assert len(stored) < 300 * len(inspection.steps)

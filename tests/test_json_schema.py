@@ -392,7 +392,7 @@ PERSON = {
 def people(loaded: Emulator, questions: Sequence[str], parallel: int | None = None) -> list[str]:
     """Return what is answered, after checking that it is what the schema asks for."""
     if parallel:
-        made = loaded.generate(questions, seed=7, parallel=parallel)
+        made = loaded.chat(questions, seed=7, parallel=parallel)
     else:
         made = [loaded.chat(question, seed=7) for question in questions]
     for answer in made:

@@ -64,7 +64,8 @@ def trio(folder: Path, antiexpert: str, expert: str, more: str = "", **changes: 
 def logits(emulator: Emulator, steps: int = 6) -> dict[str, np.ndarray]:
     """Return what each role and the mixture ("eft") say of all tokens, along one answer: [steps, n_vocab]."""
     found: dict[str, list[np.ndarray]] = {}
-    mixture, n_vocab = emulator._mixture, emulator._mixture.n_vocab
+    target = emulator.models.target("eft")
+    mixture, n_vocab = target.mixture, target.n_vocab
     scores = type(mixture).scores
 
     def kept(recipe, rows, lawful=None):
@@ -112,8 +113,8 @@ def adapted_and_merged(folder: Path) -> tuple[dict[str, np.ndarray], dict[str, n
         expected = logits(merged)
     with Emulator.load(trio(folder, "small.gguf", 'model = "@antiexpert"\nlora = "lora.gguf"', **placement)) as mine:
         found = logits(mine)
-        assert mine._roles["tuned"].model is mine._roles["antiexpert"].model, "one copy of the weights"
-        assert len(mine._slots["eft"]._groups) == 3
+        assert mine.models.roles["tuned"].model is mine.models.roles["antiexpert"].model, "one copy of the weights"
+        assert len(mine.engine.cache.contexts) == 3
     return found, expected
 
 
@@ -249,16 +250,15 @@ def test_several_adapters_are_several_experts_on_one_model(tmp_path, monkeypatch
     with Emulator.load(trio(tmp_path, "demo:small", expert, more, max_tokens=8)) as emulator:
         assert sorted(loads) == ["base.gguf", "small.gguf"]
         assert sorted(adapters) == ["one.gguf", "two.gguf"]
-        groups = [group.roles for group in emulator._slots["eft"]._groups]
-        assert groups == [["base"], ["antiexpert"], ["tuned", "same"], ["two"], ["half"]]
+        assert [len(context.sequences) for context in emulator.engine.cache.contexts] == [1, 1, 2, 1, 1]
         rows = logits(emulator)
         np.testing.assert_allclose(rows["tuned"], rows["same"], atol=1e-5)
         deltas = {name: rows[name] - rows["antiexpert"] for name in ("tuned", "two", "same", "half")}
         expected = rows["base"] + sum(emulator.recipe.alphas[name] * delta for name, delta in deltas.items())
         np.testing.assert_allclose(rows["eft"], expected, atol=1e-3)
-        assert emulator.chat("x", only="alone").tokens == emulator.chat("x", only="two").tokens
+        assert emulator.chat("x", target="alone").tokens == emulator.chat("x", target="two").tokens
         assert len(adapters) == 2
-        again = emulator.generate(["x", "What is the capital of Peru?"], parallel=2)
+        again = emulator.chat(["x", "What is the capital of Peru?"], parallel=2)
         assert again[0].tokens == emulator.chat("x").tokens
 
 

@@ -304,7 +304,7 @@ def test_the_peer_writes_what_the_emulator_writes(peer_python, exact_recipe):
         ends = [token for token in range(4096) if roles["assistant"].vocabulary.is_eog(token)]
         prompts = [{name: role.tokens(conversation(text)) for name, role in roles.items()} for text in asked]
     with Emulator.load(exact_recipe) as emulator:
-        answers = [[step.token for step in emulator.stream(text, max_tokens=80, facts=False)] for text in asked]
+        answers = [[step.token for step in emulator.stream_chat(text, max_tokens=80)] for text in asked]
     facts = {"n_vocab": 4096, "unused": []}
     with Worker(peer_system(exact_recipe, "float32", peer_python, 1), facts) as peer:
         for roles_prompts, ours in zip(prompts, answers, strict=True):

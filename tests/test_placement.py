@@ -65,7 +65,7 @@ def test_each_role_has_its_own_cache_and_attention(tmp_path):
         # Where a recipe leaves the choice, and attention cannot be timed with this cache, it is the plain one.
         assert caches(asked)[-3:] == [("bf16", "disabled"), ("f32", "disabled"), ("q8_0", "enabled")]
         assert emulator.chat("hello").tokens
-        placed = {name: loaded.placement for name, loaded in emulator._roles.items()}
+        placed = {name: loaded.placement for name, loaded in emulator.models.roles.items()}
     assert placed["tuned"].mlock
     assert not placed["tuned"].mmap
     assert placed["base"].mmap
@@ -122,10 +122,10 @@ def test_the_recipe_s_layers_go_where_the_plan_puts_them(ggufs, monkeypatch):
     monkeypatch.setattr(loading, "places", lambda: two)
     with Emulator.load(trio(ggufs)) as emulator:
         assert asked == {"base": (4, (0, 4)), "small": (3, (0, 3)), "tuned": (3, (0, 3))}
-        assert {each.placement.ubatch for each in emulator._roles.values()} == {512}
+        assert {each.placement.ubatch for each in emulator.models.roles.values()} == {512}
     with Emulator.load(trio(ggufs, base="offload = 2", antiexpert="offload = 0\nubatch = 32")) as emulator:
         assert asked == {"base": (2, (0, 2)), "small": (0, ()), "tuned": (3, (0, 3))}
-        assert emulator._roles["antiexpert"].placement.ubatch == 32
+        assert emulator.models.roles["antiexpert"].placement.ubatch == 32
 
 
 def test_layers_become_llama_cpp_s_parameters():
@@ -177,6 +177,6 @@ def test_answers_side_by_side_that_would_not_fit_are_refused(ggufs, monkeypatch)
     with Emulator.load(trio(ggufs)) as emulator:
         monkeypatch.setattr(refusal, "available", lambda: Available(1000, RAM))
         with pytest.raises(OutOfMemoryError, match="write fewer answers side by side"):
-            emulator.generate(["a", "b"], parallel=2)
+            emulator.chat(["a", "b"], parallel=2)
         monkeypatch.undo()
-        assert len(emulator.generate(["a", "b"], parallel=2)) == 2
+        assert len(emulator.chat(["a", "b"], parallel=2)) == 2

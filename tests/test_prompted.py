@@ -13,9 +13,12 @@ from fake import FakeContext, FakeModel, emulator, noise, recipe
 from eft_local import Emulator, Recipe
 from eft_local.backends.base import Rows
 from eft_local.bench.gguf_factory import ModelSpec, Shape, bpe, write_model
+from eft_local.engine.cache import ContextCache, KVSequence
+from eft_local.engine.sequence import Sequence as Answering
 from eft_local.engine.speculative import costs as row_costs
 from eft_local.engine.speculative.costs import RowCosts, per_role
 from eft_local.engine.speculative.drafters import DraftingSource
+from eft_local.engine.speculative.length import AdaptiveLength
 from eft_local.errors import RecipeError
 from eft_local.prompts import conversation
 from eft_local.recipe import Expert, Prompt, Role
@@ -64,7 +67,7 @@ def test_a_prompted_expert_is_a_sequence_of_the_context_it_shares(model, shared)
         assert weights[shared].batches[1:] == [[(0, 1), (1, 1)]] * 7
         for each in weights.values():
             each.batches.clear()
-        loaded.chat(QUESTION, only="helpful")
+        loaded.chat(QUESTION, target="helpful")
         assert {len(batch) for batch in weights[shared].batches} == {1}, "alone it is evaluated alone"
     seeds = {"base": 0, "small": 1, "tuned": {"@base": 0, "@antiexpert": 1}[model]}
     apart = {name: FakeModel(noise(seed)) for name, seed in seeds.items()}
@@ -82,8 +85,8 @@ def test_an_antiexpert_that_is_the_base_is_evaluated_with_it():
     weights = {"base": Watched(0)}
     with emulator(weights, aware()) as loaded:
         assert loaded.roles == ("base", "helpful")
-        assert loaded.systems == ("eft", "base", "helpful", "expert")
-        steps = list(loaded.stream(QUESTION, top=130))
+        assert loaded.targets == ("eft", "base", "helpful", "expert")
+        steps = list(loaded.stream_chat(QUESTION, top=130))
         assert [len(batch) for batch in weights["base"].batches] == [2] * 8
         for step in steps:
             by_token = sorted(step.candidates, key=lambda each: each.token)
@@ -94,7 +97,7 @@ def test_an_antiexpert_that_is_the_base_is_evaluated_with_it():
             for draft in (3, "auto"):
                 loaded.recipe = aware(draft=draft, draft_source=source)
                 assert loaded.chat(QUESTION).tokens == plain
-                assert [each.tokens for each in loaded.generate([QUESTION, QUESTION])] == [plain] * 2
+                assert [each.tokens for each in loaded.chat([QUESTION, QUESTION])] == [plain] * 2
         with pytest.raises(RecipeError, match=r"Emulator\.load"):
             loaded.recipe = aware().replace(base=Role(model="base", prompt=Prompt("plain", instructions="x")))
 
@@ -116,7 +119,7 @@ def test_drafts_of_a_prompted_expert_leave_the_answer_as_it_is(model, source):
         for draft in (1, 5, "auto"):
             loaded.recipe = prompted(model, max_tokens=24, draft=draft, draft_source=source)
             assert loaded.chat(QUESTION).tokens == plain.tokens
-            batch = loaded.generate([QUESTION, "x", QUESTION], parallel=2)
+            batch = loaded.chat([QUESTION, "x", QUESTION], parallel=2)
             assert [each.tokens for each in batch] == [plain.tokens, loaded.chat("x").tokens, plain.tokens]
         np.testing.assert_array_equal(loaded.score(QUESTION, "and so on").logprobs, scored)
 
@@ -161,19 +164,17 @@ def exact(ggufs: Path) -> Recipe:
 
 def test_one_copy_of_weights_and_the_formula_of_separate_contexts(exact, ggufs):
     with Emulator.load(exact) as loaded:
-        roles = loaded._roles
+        roles = loaded.models.roles
         assert roles["shown"].model is roles["antiexpert"].model
         assert roles["told"].model is roles["base"].model
-        groups = {tuple(group.roles): group.evaluator for group in loaded._slots["eft"]._groups}
-        assert groups.keys() == {("base", "told"), ("antiexpert", "shown")}
-        assert {evaluator.n_seq for evaluator in groups.values()} == {2}
+        assert [len(context.sequences) for context in loaded.engine.cache.contexts] == [2, 2]
         answer = loaded.chat(QUESTION)
         rows = {}
         for name, role in roles.items():
             tokens = [*role.tokens(conversation(QUESTION)), *answer.tokens]
             with role.model.open(n_ctx=256, n_outputs=20, n_threads=1, kv_type="f32", flash_attention=False) as alone:
                 alone.submit([Rows(0, tokens, 13)])
-                rows[name] = alone.logits()[:12, : loaded._mixture.n_vocab].copy()
+                rows[name] = alone.logits()[:12, : loaded.models.target("eft").n_vocab].copy()
     mixed = rows["base"] + (rows["shown"] - rows["antiexpert"]) - 0.7 * (rows["told"] - rows["antiexpert"])
     assert tuple(mixed.argmax(-1).tolist()) == answer.tokens
     best = np.sort(mixed, -1)[:, -2:]
@@ -187,7 +188,7 @@ def test_batches_of_unequal_rows_in_shared_contexts(exact, draft):
         plain = [loaded.chat(question).tokens for question in questions]
         loaded.recipe = exact.replace(draft=draft)
         assert [loaded.chat(question).tokens for question in questions] == plain
-        assert [answer.tokens for answer in loaded.generate(questions, parallel=3)] == plain
+        assert [answer.tokens for answer in loaded.chat(questions, parallel=3)] == plain
 
 
 def test_prompts_change_without_a_reload(exact):
@@ -217,42 +218,43 @@ def test_other_places_are_other_contexts_and_copies(ggufs, caplog):
         mmap = false
     """
     with Emulator.load(Recipe.from_text(text, ggufs)) as loaded:
-        roles = loaded._roles
+        roles = loaded.models.roles
         assert roles["cache"].model is roles["antiexpert"].model
         assert roles["read"].model is not roles["antiexpert"].model
-        assert len(loaded._slots["eft"]._groups) == 4
+        assert len(loaded.engine.cache.contexts) == 4
     assert "small.gguf is loaded 2 times, as antiexpert and read place it differently" in caplog.text
 
 
 # what drafting believes that rows cost
 
 
-def test_roles_of_one_context_cost_its_rows_together(tmp_path, home):
+def test_roles_of_one_context_cost_its_rows_together(monkeypatch):
     measured = []
 
-    class Timed:
-        advice = None
+    def time_rows(context: ContextCache, sequence: KVSequence, rows: int) -> float:
+        measured.append(context.role.role.model)
+        return {"base": 10.0}.get(context.role.role.model, 1.0) + rows
 
-        def most_rows(self, name: str) -> int:
-            return 16
-
-        def time_rows(self, name: str, rows: int) -> float:
-            measured.append(name)
-            return {"base": 10.0}.get(name, 1.0) + rows
-
+    monkeypatch.setattr(ContextCache, "time_rows", time_rows)
     with emulator(models(), prompted(draft="auto")) as loaded:
-        source = DraftingSource(loaded._roles)
-        slots = Timed()
-        drafting = source.choose(loaded.recipe, loaded._system("eft"), slots)
-        rest, own = drafting.length._rest, drafting.length._drafting
-        assert (own(1), own(4)) == (2.0, 5.0)
-        assert rest(1) == 11.0 + 2.0
-        assert set(measured) == {"base", "helpful"}, "one measurement for both roles of a context"
-        proxy = source.choose(loaded.recipe.replace(draft_source="proxy"), loaded._system("eft"), slots)
-        assert proxy.length._drafting(3) == 1.0 + 6, "one evaluation of six rows"
-        before = own(4)
-        slots.advice.learn("antiexpert", 4, 50.0)
-        assert own(4) > before, "what is seen of one role is learnt for all in its context"
+        source, cache = DraftingSource(), loaded.engine.cache
+
+        def lengths(**changes: object) -> AdaptiveLength:
+            answer = Answering(loaded.request(QUESTION, {"recipe": loaded.recipe.replace(**changes)}))
+            answer.begin(cache.admit(answer.texts, dict.fromkeys(answer.texts, 50), 1))
+            length = source.choose(answer, cache).length
+            for sequence in answer.kv.values():
+                sequence.release()
+            return length
+
+        drafting = lengths()
+        assert (drafting._drafting(1), drafting._drafting(4)) == (2.0, 5.0)
+        assert drafting._rest(1) == 11.0 + 2.0
+        assert set(measured) == {"base", "small"}, "one measurement for both roles of a context"
+        assert lengths(draft_source="proxy")._drafting(3) == 1.0 + 6, "one evaluation of six rows"
+        before = drafting._drafting(4)
+        cache.contexts[1].costs.learn(4, 50.0)
+        assert drafting._drafting(4) > before, "what is seen of one role is learnt for all in its context"
 
 
 def test_costs_per_role():
@@ -279,7 +281,7 @@ def test_costs_of_an_adapted_model_are_kept_apart(ggufs, tmp_path):
         prompt = "plain"
     """
     with Emulator.load(Recipe.from_text(text, ggufs)) as loaded:
-        kept = {name: row_costs._cached(role) for name, role in loaded._roles.items()}
+        kept = {name: row_costs._cached(role) for name, role in loaded.models.roles.items()}
     assert kept["antiexpert"] == kept["prompted"]
     assert len(set(kept.values())) == 3
 
@@ -308,9 +310,9 @@ def test_widths_of_qwen_fit_together(tmp_path):
         instructions = "hello"
     """
     with Emulator.load(Recipe.from_text(text, tmp_path).replace(temperature=1, top_k=0, max_tokens=8)) as loaded:
-        assert loaded._mixture.n_vocab == 151_665
+        assert loaded.models.target("eft").n_vocab == 151_665
         for only, width in (("eft", 151_665), ("base", 151_665)):
-            system = loaded._system(only)
+            system = loaded.models.target(only)
             offered = system.scores(loaded.recipe, {name: np.zeros((1, 152_064), np.float32) for name in system.roles})
             assert offered.shape[1] <= 152_064
             assert np.isneginf(offered[0, width:]).all()
@@ -320,7 +322,7 @@ def test_widths_of_qwen_fit_together(tmp_path):
 def test_down_scaling_is_the_same_formula():
     with Emulator.load("demo-down") as loaded:
         assert loaded.recipe.base.model == "demo:small"
-        steps = list(loaded.stream("What is the capital of Peru?", top=4096, max_tokens=3))
+        steps = list(loaded.stream_chat("What is the capital of Peru?", top=4096, max_tokens=3))
     for step in steps:
         by_token = sorted(step.candidates, key=lambda each: each.token)
         views = {name: np.array([each.roles[name].logprob for each in by_token]) for name in step.roles}
@@ -332,17 +334,17 @@ def test_down_scaling_is_the_same_formula():
 def test_the_demo_of_a_prompted_expert():
     with Emulator.load("demo-prompted") as loaded:
         assert loaded.chat("What is the capital of Peru?").text == " The capital of Peru is Lima."
-        assert loaded.chat("What is the capital of Peru?", only="shown").text != " The capital of Peru is Lima."
-        assert [group.roles for group in loaded._slots["eft"]._groups] == [["base"], ["antiexpert", "shown"]]
-        assert loaded.chat("What is the capital of Peru?", only="base-shown").finish_reason == "stop"
-        assert loaded._roles["base-shown"].model is loaded._roles["base"].model
-        assert len(loaded._library._models) == 2
+        assert loaded.chat("What is the capital of Peru?", target="shown").text != " The capital of Peru is Lima."
+        assert [len(context.sequences) for context in loaded.engine.cache.contexts] == [1, 2]
+        assert loaded.chat("What is the capital of Peru?", target="base-shown").finish_reason == "stop"
+        assert loaded.models.roles["base-shown"].model is loaded.models.roles["base"].model
+        assert len({id(role.model) for role in loaded.models.roles.values()}) == 2
 
 
 def test_negative_weights_push_away():
     with emulator({name: FakeModel(noise(seed)) for seed, name in enumerate(("base", "small", "tuned"))}) as loaded:
         loaded.recipe = loaded.recipe.replace(alpha=-1.5)
-        for step in loaded.stream(QUESTION, top=130, max_tokens=4):
+        for step in loaded.stream_chat(QUESTION, top=130, max_tokens=4):
             by_token = sorted(step.candidates, key=lambda each: each.token)
             views = {name: np.array([each.roles[name].logprob for each in by_token]) for name in step.roles}
             mixed = views["base"] - 1.5 * (views["helpful"] - views["antiexpert"])

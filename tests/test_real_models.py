@@ -117,12 +117,12 @@ def test_smollm2_in_other_quantisations_knows_what_it_knew(kind: str, real_model
     facts = read_facts(real_model("smollm2", kind))
     assert next(iter(facts.weights)) == kind
     with Emulator.load(alone(facts.path)) as emulator:
-        assert " 4" in emulator.chat("What is 2 + 2?", only="base", max_tokens=20).text
+        assert " 4" in emulator.chat("What is 2 + 2?", target="base", max_tokens=20).text
 
 
 def test_gemma_in_q8_0_knows_what_it_knew(real_model: Callable[..., Path]) -> None:
     with Emulator.load(alone(real_model("gemma", "Q8_0"), Prompt("plain"))) as emulator:
-        assert emulator.chat(QUESTION, only="base", max_tokens=8).text.strip().startswith("Paris")
+        assert emulator.chat(QUESTION, target="base", max_tokens=8).text.strip().startswith("Paris")
 
 
 # What they are
@@ -171,9 +171,9 @@ def test_an_answer_behind_a_prompt_longer_than_the_window_can_be_regenerated(gem
     """Cells that left Gemma's window of 512 tokens are there again when the answer is taken back."""
     prompt = "The code word is heron. " + "The sky was grey and the sea was calm that day. " * 50
     with Emulator.load(alone(gemma, Prompt("plain"), context=1024)) as emulator:
-        first = emulator.chat(prompt + QUESTION, only="base", max_tokens=8)
-        again = emulator.chat(prompt + QUESTION, only="base", max_tokens=8)
-        other = emulator.chat(prompt + "What was the sky like?", only="base", max_tokens=8)
+        first = emulator.chat(prompt + QUESTION, target="base", max_tokens=8)
+        again = emulator.chat(prompt + QUESTION, target="base", max_tokens=8)
+        other = emulator.chat(prompt + "What was the sky like?", target="base", max_tokens=8)
     assert first.prompt_tokens["base"] > 512
     assert again.tokens == first.tokens
     assert again.evaluated_tokens["base"] < 16
@@ -184,7 +184,7 @@ def test_greedy_answers_are_the_same_from_load_to_load(smollm2: Path) -> None:
     answers = []
     for _ in range(2):
         with Emulator.load(alone(smollm2)) as emulator:
-            answers.append(emulator.chat("What is 2 + 2?", only="base"))
+            answers.append(emulator.chat("What is 2 + 2?", target="base"))
     assert answers[0].tokens == answers[1].tokens
     assert answers[0].text.endswith(" 4.")
     assert answers[0].finish_reason == "stop"
@@ -200,9 +200,9 @@ def test_a_model_in_all_roles_is_that_model(name: str, prompt: Prompt, real_mode
     for roles in (recipe, apart):
         with Emulator.load(roles) as emulator:
             assert emulator.exact == "yes"
-            expected = [emulator.chat(question, only="base").tokens for question in questions]
+            expected = [emulator.chat(question, target="base").tokens for question in questions]
             assert [len(tokens) for tokens in expected] == [12, 12] or name == "smollm2"
-            assert [answer.tokens for answer in emulator.generate(questions, parallel=2)] == expected
+            assert [answer.tokens for answer in emulator.chat(questions, parallel=2)] == expected
             emulator.recipe = roles.replace(draft="off")
             assert [emulator.chat(question).tokens for question in questions] == expected
 

@@ -129,7 +129,7 @@ def held_out(kind, count):
 def answer(emulator, question, **options):
     """Return an answer's tokens, and the lead of each over the next in the scores it was chosen by."""
     own = {"expert": "assistant"}.get(options["only"], options["only"])
-    steps = [step for step in emulator.stream(question, top=2, **options) if step.token is not None]
+    steps = [step for step in emulator.stream_chat(question, top=2, **options) if step.token is not None]
     leads = []
     for step in steps:
         first, second = sorted((each.roles[own].logprob for each in step.candidates), reverse=True)[:2]

@@ -335,7 +335,7 @@ async def test_warnings_of_the_models_are_shown(opened: Open) -> None:
     def load(recipe: Any, only: Any, progress: Any) -> FakeEmulator:
         for file in ("a", "b"):
             logging.getLogger("eft_local").warning("%s.gguf does not say how its tokenizer splits text", file)
-        return FakeEmulator.load(recipe, only=only, progress=progress)
+        return FakeEmulator.load(recipe, target=only, progress=progress)
 
     async with opened(load=load) as desk:
         assert "a.gguf does not say" in desk.notice

@@ -141,7 +141,7 @@ async def desk(
     """Run the app on a fake Emulator until its models are loaded."""
 
     def fake(recipe: Any, only: str, progress: Any) -> Any:
-        return FakeEmulator.load(recipe, only=only, progress=progress)
+        return FakeEmulator.load(recipe, target=only, progress=progress)
 
     engine = Engine(load or fake)
     history = History(home / "chats.db")

@@ -22,6 +22,7 @@ from eft_local.tui.describing import Describer
 if TYPE_CHECKING:
     from eft_local.emulator import Emulator
     from eft_local.engine.step import Answer, Step
+    from eft_local.engine.worker import Stream
     from eft_local.recipe import Recipe
 
 Progress = Callable[[str, float], bool]
@@ -136,9 +137,9 @@ def load(recipe: Recipe, only: str, progress: Progress) -> Emulator:
     only: the system; one that this recipe does not have means the mixture.
     """
     from eft_local.emulator import Emulator
-    from eft_local.engine.targets import systems_of
+    from eft_local.engine.targets import targets_of
 
-    return Emulator.load(recipe, only=only if only in systems_of(recipe) else "eft", progress=progress)
+    return Emulator.load(recipe, target=only if only in targets_of(recipe) else "eft", progress=progress)
 
 
 @dataclass(eq=False, slots=True)
@@ -172,7 +173,8 @@ class Engine:
         self._warnings = _Warnings(self._events)
         logging.getLogger("eft_local").addHandler(self._warnings)
         self._emulator: Emulator | None = None
-        self._wanted: Recipe | None = None
+        self._stream: Stream | None = None  # of the answer that is being written
+        self._request: Request | None = None
         self.watched = False  # somebody looks at the facts of what is written
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
@@ -188,19 +190,20 @@ class Engine:
 
     def write(self, request: Request) -> int:
         """Write an answer; return the number that its events carry."""
-        self._wanted = None
         self._add(_Job(request))
         return request.number
 
     @property
     def written(self) -> Answer | None:
         """The answer that is being written, as it stands: its figures so far."""
-        emulator = self._emulator
-        return emulator.written if emulator is not None else None
+        stream = self._stream
+        return stream.answer if stream is not None else None
 
     def change(self, recipe: Recipe) -> None:
         """Let the next token of the answer that is being written obey another recipe (of the same models)."""
-        self._wanted = recipe
+        stream, request = self._stream, self._request
+        if stream is not None and request is not None and request.follows:
+            stream.change(recipe)
 
     def stop(self) -> None:
         """Stop what runs and what is queued; a partial answer is kept."""
@@ -250,7 +253,7 @@ class Engine:
         except Exception as error:
             self._events.append(LoadFailed(recipe, error))
         else:
-            self._events.append(Loaded(recipe, tuple(self._emulator.systems)))
+            self._events.append(Loaded(recipe, tuple(self._emulator.targets)))
 
     def _progress(self, job: _Job) -> Progress:
         told: Loading | None = None
@@ -275,15 +278,9 @@ class Engine:
         def on_step(step: Step) -> None:
             self._events.append(Wrote(number, step))
             describer.add(step)
-            if step.finish_reason is not None:
-                return
-            if job.stopped:  # a stop that came before the answer began found nothing to stop
+            if step.finish_reason is None and job.stopped:  # a stop that came before found nothing to stop
                 assert emulator is not None
                 emulator.cancel()
-            wanted = self._wanted
-            if request.follows and wanted is not None:
-                self._wanted = None
-                self._obey(wanted)
 
         try:
             if emulator is None:
@@ -292,27 +289,24 @@ class Engine:
                 raise Cancelled("stopped before it began")
             emulator.prepare(request.only, progress=self._progress(job))
             self._events.append(Started(number))
-            emulator.recipe = request.recipe
-            answer = emulator.chat(
+            self._request = request
+            self._stream = emulator.follow(
                 request.messages,
-                only=request.only,
+                on_step,
+                target=request.only,
+                recipe=request.recipe,
                 seed=request.seed,
                 prefix=request.prefix,
-                facts=True,
                 top=request.candidates,
-                later=True,
-                on_step=on_step,
             )
+            answer = self._stream.wait()
             steps = (*request.kept, *describer.finish())
             self._events.append(Finished(number, answer, steps, _recorded(request, steps)))
         except Exception as error:
             self._events.append(Failed(number, error))
         finally:
+            self._stream = self._request = None
             describer.close()
-
-    def _obey(self, recipe: Recipe) -> None:
-        assert self._emulator is not None
-        self._emulator.recipe = recipe
 
 
 def _recorded(request: Request, steps: Sequence[Step]) -> bytes | None:

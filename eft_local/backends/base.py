@@ -119,8 +119,24 @@ class Adapter(Protocol):
         """What the model knows it by."""
 
 
+@dataclass(frozen=True, slots=True)
+class Capabilities:
+    """What a model and its contexts can do.
+
+    rewinds: whether the end of a sequence can be dropped, and a sequence copied up to any place; a recurrent state
+        cannot.
+    caps_logits: whether logits are soft-capped, so that they are on a scale of their own.
+    """
+
+    rewinds: bool = True
+    caps_logits: bool = False
+
+
 class LanguageModel(Protocol):
     """Weights that contexts can be made from."""
+
+    @property
+    def capabilities(self) -> Capabilities: ...
 
     @property
     def vocabulary(self) -> Vocabulary: ...

@@ -49,11 +49,11 @@ def ask(session: Session, question: tuple[str, ...], only: str, system: str | No
     recipe = session.recipe()
     with loaded(recipe, only) as emulator, interruptible(emulator.cancel) as interrupt:
         if as_json:
-            answer = emulator.chat(messages, only=only, on_step=answers.heed(interrupt, emulator.cancel))
+            answer = emulator.chat(messages, target=only, on_step=answers.heed(interrupt, emulator.cancel))
             output.write_json(answers.as_dict(answer))
             text, reason = answer.text, str(answer.finish_reason)
         else:
-            steps, printer = emulator.stream(messages, only=only, facts=False), answers.Printer()
+            steps, printer = emulator.stream_chat(messages, target=only), answers.Printer()
             reason = answers.stream(steps, printer, interrupt, emulator.cancel)
             text = printer.text
     answers.remark(text, reason)

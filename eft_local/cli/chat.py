@@ -96,6 +96,7 @@ class PlainChat:
 
     def __init__(self, emulator: Emulator, only: str, system: str | None, kept: record.Record) -> None:
         self.emulator = emulator
+        self.recipe = emulator.recipe
         self.only = only
         self.system = system
         self.record = kept
@@ -157,14 +158,14 @@ class PlainChat:
         """
         self.last_question = question
         printer = answers.Printer()
-        recipe = self.emulator.recipe
+        recipe = self.recipe
         seed = secrets.randbits(32) if recipe.sampling.seed is None else recipe.sampling.seed
         try:
             with interruptible(self.emulator.cancel) as interrupt:
-                steps = self.emulator.stream(
-                    self.messages(question), only=self.only, seed=seed, facts=False, top=self.record.candidates
+                stream = self.emulator.stream_chat(
+                    self.messages(question), target=self.only, recipe=recipe, seed=seed, top=self.record.candidates
                 )
-                steps = self.record.saved(steps, record.Asked(question, recipe, self.system, self.only, seed, again))
+                steps = self.record.saved(stream, record.Asked(question, recipe, self.system, self.only, seed, again))
                 reason = answers.stream(steps, printer, interrupt, self.emulator.cancel)
         except ContextOverflowError as error:
             raise ContextOverflowError(f"{error}; /reset starts anew") from None
@@ -191,12 +192,12 @@ class PlainChat:
 
     def change(self, **changes: Any) -> None:
         """Change the recipe from the next answer on, and say how it stands."""
-        self.emulator.recipe = self.emulator.recipe.replace(**changes)
+        self.recipe = self.recipe.replace(**changes)
         self.tell()
 
     def tell(self) -> None:
         """Say how the models are mixed."""
-        output.note(steering(self.emulator.recipe))
+        output.note(steering(self.recipe))
 
     def retry(self) -> None:
         """Answer the last question again, in place of the answer it got."""

@@ -71,9 +71,9 @@ def compare(session: Session, question: tuple[str, ...], systems: str, system: s
     if recipe.sampling.max_tokens is None:
         recipe = recipe.replace(max_tokens=DEFAULT_MAX_TOKENS)
     chosen = names(systems)
-    from eft_local.engine.targets import systems_of
+    from eft_local.engine.targets import targets_of
 
-    check_systems(chosen, systems_of(recipe))
+    check_systems(chosen, targets_of(recipe))
     with loaded(recipe, chosen) as emulator, interruptible(emulator.cancel) as interrupt:
         answered = dict(_answers(emulator, messages, chosen, interrupt))
     if as_json:
@@ -93,7 +93,7 @@ def _answers(
         if interrupt.asked:
             return
         with _status(f"{name} answers"):
-            yield name, emulator.chat(messages, only=name, on_step=answers.heed(interrupt, emulator.cancel))
+            yield name, emulator.chat(messages, target=name, on_step=answers.heed(interrupt, emulator.cancel))
 
 
 @contextmanager

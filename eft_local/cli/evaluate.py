@@ -128,10 +128,10 @@ def evaluate(
     names = evaluation.names(systems) if systems is not None else ("base", "expert", "eft", *recipe.compare)
     recipe, planned = evaluation.plan(recipe, names, alphas=alpha, betas=beta, mixes=mix, steer_first=steer_first)
     tokens = max_tokens or MAX_TOKENS.get(kind, MAX_TOKENS["long"])
-    from eft_local.engine.targets import systems_of
+    from eft_local.engine.targets import targets_of
 
     wanted = tuple(dict.fromkeys(system.only for system in planned))
-    evaluation.check_systems(wanted, systems_of(recipe))
+    evaluation.check_systems(wanted, targets_of(recipe))
     with loaded(recipe, wanted) as emulator, interruptible(emulator.cancel) as interrupt:
         finished = _run(emulator, chosen, planned, tokens, parallel, interrupt)
     if as_json:

@@ -209,7 +209,7 @@ def _written(session: Session, question: str, only: str, system: str | None, *, 
     steps: list[Step] = []
     with loaded(recipe, only) as emulator, interruptible(emulator.cancel) as interrupt:
         stop_if_asked = answers.heed(interrupt, emulator.cancel)
-        stream = emulator.stream(messages, only=only, seed=seed, top=CANDIDATES)
+        stream = emulator.stream_chat(messages, target=only, seed=seed, top=CANDIDATES)
         with closing(cast("Generator[Step]", stream)):
             for step in stream:
                 steps.append(step)

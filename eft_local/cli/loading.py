@@ -26,7 +26,7 @@ def loaded(recipe: Recipe, only: str | Iterable[str] = "eft") -> Iterator[Emulat
     if unkept:
         output.note(f"what is measured here cannot be kept: {unkept}; set EFT_HOME to a folder for it")
     with interruptible() as interrupt, _progress(interrupt) as progress:
-        emulator = Emulator.load(recipe, only=only, progress=progress)
+        emulator = Emulator.load(recipe, target=only, progress=progress)
     with emulator:
         if interrupt.asked:  # too late for the progress callback
             raise Cancelled("loading was cancelled")

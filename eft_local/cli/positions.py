@@ -104,7 +104,7 @@ def _answers(emulator: Emulator, questions: Questions, system: str | None, inter
     answers: list[Inspection] = []
     console = Console(stderr=True)
     for question in track(questions.items, "answers", console=console, transient=True, disable=not sys.stderr.isatty()):
-        stream = emulator.stream(conversation(question.question, system), top=1)
+        stream = emulator.stream_chat(conversation(question.question, system), top=1)
         with closing(cast("Generator[Step]", stream)):
             steps = tuple(stream) if not interrupt.asked else ()
         if interrupt.asked:

@@ -1,32 +1,45 @@
-"""Slots: a context for each role, with room for several answers that are being written at the same time.
+"""The KV caches: what every model has read so far, for all requests, and the one place where tokens are evaluated.
 
-A role's prompt in a slot is one sequence of a context. Roles on the same weights and adapter are sequences of one
-context, so that their rows go through the weights together. What a sequence's cache holds is kept as a list of token
-ids: the next prompt in that slot evaluates only what follows the longest common prefix.
+A context holds several sequences on one model with its adapter and placement; roles that run on the same ones are
+sequences of one context, so that their tokens go through the weights together. Contexts live as long as the emulator.
+A sequence that no request uses keeps its tokens: the next prompt starts from the longest common prefix of anything
+that its context holds, whoever wrote it, and the least recently used sequence gives way.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Hashable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import accumulate
-from typing import Protocol
+from functools import partial
+from itertools import count
+from typing import NamedTuple
+
+import numpy as np
 
 from eft_local.backends.base import Evaluator, Floats, Rows
 from eft_local.engine.loading import LoadedRole
+from eft_local.engine.speculative.costs import MEASURED_ROWS, RowCosts, row_costs
 from eft_local.errors import ContextOverflowError
 
+_SHARED = 16
+"""Tokens that a prefix must save for it to be copied or waited for: fewer are evaluated as fast."""
 
-@dataclass(slots=True)
-class _Sequence:
-    """One role's tokens in one slot: `cached` are in the context's memory, `pending` are to be evaluated next."""
 
-    evaluator: Evaluator
+@dataclass(slots=True, eq=False)
+class KVSequence:
+    """One sequence of a context: `cached` tokens are in its memory, `pending` ones are evaluated next.
+
+    seconds: spent on evaluating it, since it was last taken. used: when that was; larger is later.
+    """
+
+    context: ContextCache
     number: int
     cached: list[int] = field(default_factory=list)
     pending: list[int] = field(default_factory=list)
+    free: bool = True
+    used: int = 0
+    seconds: float = 0.0
 
     @property
     def length(self) -> int:
@@ -34,14 +47,10 @@ class _Sequence:
 
     def begin(self, prompt: Sequence[int]) -> int:
         """Make `prompt` the sequence's content; return how many of its tokens must be evaluated."""
-        # The evaluator knows best what it holds: a failed evaluation ends a recurrent sequence, and an interrupt may
-        # come before `settle`.
-        held = self.evaluator.length(self.number)
-        del self.cached[held:]
         # The last token is always evaluated: its logits choose the first token of the answer.
         kept = min(common_prefix(self.cached, prompt), len(prompt) - 1)
         self.pending = []
-        if kept < held:
+        if kept < len(self.cached):
             self._forget(kept)
         self.pending += prompt[self.length :]
         return len(self.pending)
@@ -53,213 +62,336 @@ class _Sequence:
         else:
             self._forget(length)
 
+    def restore(self, length: int) -> None:
+        """After an evaluation that failed: hold the first `length` tokens again, at least the last one pending."""
+        self.cached, self.pending = [], (self.cached + self.pending)[:length]
+        held = min(self.context.evaluator.length(self.number), length - 1)
+        kept = self.context.evaluator.rewind(self.number, held)
+        self.cached, self.pending = self.pending[:kept], self.pending[kept:]
+
+    def uncache(self, length: int) -> None:
+        """Cache no more than the first `length` tokens; what follows is pending again."""
+        if length < len(self.cached):
+            kept = self.context.evaluator.rewind(self.number, length)
+            self.cached, self.pending = self.cached[:kept], self.cached[kept:] + self.pending
+
+    def release(self) -> None:
+        """Let other requests have it; what it has cached stays until then."""
+        self.pending = []
+        del self.cached[self.context.evaluator.length(self.number) :]  # a failed evaluation may have ended it
+        self.free = True
+
     def _forget(self, length: int) -> None:
-        kept = self.evaluator.rewind(self.number, length)
+        kept = self.context.evaluator.rewind(self.number, length)
         self.pending = self.cached[kept:length]
         del self.cached[kept:]
 
-    def settle(self) -> None:
-        """What was pending has been evaluated."""
-        self.cached += self.pending
-        self.pending = []
 
+class ContextCache:
+    """One context and its sequences.
 
-@dataclass(slots=True)
-class _Group:
-    """Roles on the same weights and adapter: one context, whose sequences are numbered role by role.
-
-    room: tokens that each sequence can hold.  rows: of logits that one evaluation can give at most.
+    room: tokens that each sequence can hold.  outputs: rows of logits that one evaluation gives of each sequence,
+    rows: of all together, at most.  costs: what several rows cost; None until they were measured.
     """
 
-    evaluator: Evaluator
-    roles: list[str]
-    room: int
-    rows: int
-
-
-class RowAdvice(Protocol):
-    """Knows what several rows cost."""
-
-    def cheapest(self, name: str, rows: int) -> int:
-        """Return how many rows of a role's context to evaluate, at least so many, to have these soonest."""
-
-    def learn(self, name: str, rows: int, seconds: float) -> None:
-        """Hear of an evaluation that gave logits of all its rows."""
-
-
-class Slots:
-    """Contexts for `roles`, each with `slots` sequences of at most `context` tokens."""
-
-    def __init__(
-        self,
-        roles: Mapping[str, LoadedRole],
-        *,
-        context: int,
-        slots: int = 1,
-        longest: Mapping[str, int] | None = None,
-        outputs: int = 1,
-    ) -> None:
-        """longest: tokens that a slot of a role needs room for, by role, if fewer than `context`.
-        outputs: rows of logits that `evaluate` can return per slot.
-
-        Raises: OutOfMemoryError.
-        """
-        self.context = context
+    def __init__(self, role: LoadedRole, *, sequences: int, room: int, outputs: int) -> None:
+        """Raises: OutOfMemoryError."""
+        self.role = role
+        self.room = room
         self.outputs = outputs
-        self._slots = slots
-        self.seconds: dict[str, float] = dict.fromkeys(roles, 0.0)
-        self.advice: RowAdvice | None = None
-        self._groups: list[_Group] = []
-        self._sequences: dict[tuple[str, int], _Sequence] = {}
-        with ExitStack() as cleanup:
-            for names in _by_context(roles):
-                room = max(longest[name] for name in names) if longest else context
-                rows = len(names) * slots * outputs
-                evaluator = roles[names[0]].open(n_ctx=room, n_seq=len(names) * slots, n_outputs=rows)
-                cleanup.callback(evaluator.close)
-                self._groups.append(_Group(evaluator, names, room, min(room, rows)))
-                for index, name in enumerate(names):
-                    for slot in range(slots):
-                        self._sequences[name, slot] = _Sequence(evaluator, index * slots + slot)
-            self._cleanup = cleanup.pop_all()
+        self.rows = min(room, sequences * outputs)
+        self.costs: RowCosts | None = None
+        self.evaluator: Evaluator = role.open(n_ctx=room, n_seq=sequences, n_outputs=sequences * outputs)
+        self.sequences = [KVSequence(self, number) for number in range(sequences)]
 
-    def begin(self, slot: int, prompts: Mapping[str, Sequence[int]], room: int = 0) -> dict[str, int]:
-        """Give a slot a prompt per role; return how many tokens of each must be evaluated.
+    @property
+    def idle(self) -> bool:
+        return all(sequence.free for sequence in self.sequences)
 
-        room: tokens that must fit behind each prompt. Raises: ContextOverflowError if they do not.
-        """
-        self.check(prompts, room)
-        return {name: self._sequences[name, slot].begin(prompt) for name, prompt in prompts.items()}
+    @property
+    def free(self) -> list[KVSequence]:
+        return [sequence for sequence in self.sequences if sequence.free]
 
-    def check(self, prompts: Mapping[str, Sequence[int]], room: int = 0) -> None:
-        """Raise ContextOverflowError if a role's prompt, and `room` tokens behind it, do not fit."""
-        for name, prompt in prompts.items():
-            if len(prompt) + room > self.context:
-                behind = f" and {room} follow" if room > 0 else ""
-                raise ContextOverflowError(
-                    f"the prompt of {name} has {len(prompt)} tokens{behind}; the context holds {self.context}: "
-                    "shorten the conversation or raise `context` in the recipe"
-                )
-
-    def push(self, slot: int, roles: Sequence[str], tokens: Sequence[int]) -> None:
-        """Append tokens to a slot's sequences; they are evaluated with the next `evaluate`."""
-        for name in roles:
-            self._sequences[name, slot].pending += tokens
-
-    def room(self, slot: int, roles: Sequence[str]) -> int:
-        """How many more tokens fit into the slot's sequence of every role."""
-        return min(self.context - self._sequences[name, slot].length for name in roles)
-
-    def length(self, slot: int, name: str) -> int:
-        """Tokens of a role's sequence, evaluated or pending."""
-        return self._sequences[name, slot].length
-
-    def rewind(self, slot: int, name: str, length: int) -> None:
-        """Keep the first `length` tokens of a role's sequence."""
-        self._sequences[name, slot].rewind(length)
-
-    def evaluate(self, slots: Sequence[int], roles: Sequence[str], outputs: Sequence[int]) -> dict[str, list[Floats]]:
-        """Evaluate what is pending in these slots; return per role and slot the logits [outputs of it, n_vocab].
-
-        All roles are submitted before the first is read: on a GPU they overlap. The arrays are views, valid until
-        the next call. Adds to `seconds`.
-        Raises: Cancelled, EvaluationError, ContextOverflowError; each sequence is then as it was, or evaluated.
-        """
-        active = [(group, [name for name in group.roles if name in roles]) for group in self._groups]
-        active = [(group, names) for group, names in active if names]
-        evaluated: list[int] = []
-        submitted: list[float] = []
-        for group, names in active:
-            started = time.perf_counter()
-            sequences = [self._sequences[name, slot] for name in names for slot in slots]
-            batch = [
-                Rows(each.number, each.pending, rows)
-                for each, rows in zip(sequences, [*outputs] * len(names), strict=True)
-            ]
-            evaluated.append(self._submit(group, names[0], batch))
-            for each in sequences:
-                each.settle()
-            submitted.append(self._count(names, started))
-        logits: dict[str, list[Floats]] = {}
-        for (group, names), evaluated_rows, before in zip(active, evaluated, submitted, strict=True):
-            started = time.perf_counter()
-            rows, wanted = group.evaluator.logits(), [*outputs] * len(names)
-            parts = [rows[end - count : end] for end, count in zip(accumulate(wanted), wanted, strict=True)]
-            for index, name in enumerate(names):
-                logits[name] = parts[index * len(slots) : (index + 1) * len(slots)]
-            seconds = before + self._count(names, started)
-            if self.advice and evaluated_rows == len(rows) and len(set(wanted)) == 1:
-                self.advice.learn(names[0], evaluated_rows, seconds)
-        return logits
-
-    def _submit(self, group: _Group, name: str, batch: list[Rows]) -> int:
+    def submit(self, batch: list[Rows]) -> int:
         """Submit a batch; return its rows. Where those of one sequence all give logits there may be more of them, which
         are forgotten at once: kernels work in fours, and four rows may be sooner done than three.
         """
         rows = sum(len(each.tokens) for each in batch)
-        if not self.advice or len(batch) > 1 or rows > batch[0].outputs:
-            group.evaluator.submit(batch)
+        if not self.costs or len(batch) > 1 or rows > batch[0].outputs:
+            self.evaluator.submit(batch)
             return rows
-        sequence, length = batch[0].sequence, group.evaluator.length(batch[0].sequence) + rows
-        more = self.advice.cheapest(name, rows) - rows
-        if rows + more > group.rows or length + more > group.room:
+        sequence, length = batch[0].sequence, self.evaluator.length(batch[0].sequence) + rows
+        more = self.costs.cheapest(rows) - rows
+        if rows + more > self.rows or length + more > self.room:
             more = 0
-        group.evaluator.submit([Rows(sequence, [*batch[0].tokens, *[0] * more], rows + more)])
+        self.evaluator.submit([Rows(sequence, [*batch[0].tokens, *[0] * more], rows + more)])
         if more:
-            group.evaluator.rewind(sequence, length)
+            self.evaluator.rewind(sequence, length)
         return rows + more
 
-    def most_rows(self, name: str) -> int:
-        """Return how many rows one evaluation of a role's empty context can have."""
-        return self._group(name).rows
-
-    def time_rows(self, name: str, rows: int) -> float:
-        """Return the seconds that one evaluation of so many rows takes in a role's context, behind what it holds.
-
-        What it holds stays, as far as there is room behind it.
-        """
-        group, sequence = self._group(name), self._sequences[name, 0]
-        evaluator = group.evaluator
-        if evaluator.length(sequence.number) + rows > group.room:
-            sequence.rewind(group.room - rows)
-        length = evaluator.length(sequence.number)
+    def time_rows(self, sequence: KVSequence, rows: int) -> float:
+        """Return the seconds that one evaluation of so many rows takes after what a sequence has cached."""
+        sequence.uncache(self.room - rows)
         started = time.perf_counter()
-        evaluator.submit([Rows(sequence.number, [0] * rows, rows)])
-        evaluator.logits()
+        self.evaluator.submit([Rows(sequence.number, [0] * rows, rows)])
+        self.evaluator.logits()
         seconds = time.perf_counter() - started
-        evaluator.rewind(sequence.number, length)
+        self.evaluator.rewind(sequence.number, len(sequence.cached))
         return seconds
+
+
+class Part(NamedTuple):
+    """A sequence's share of an evaluation: its first `tokens` pending ones (None: all), and logits of the last
+    `outputs` of them.
+    """
+
+    sequence: KVSequence
+    outputs: int = 1
+    tokens: int | None = None
+
+
+class _Place(NamedTuple):
+    """Where a prompt goes: a free sequence, after a copy of another one's tokens if that saves some."""
+
+    sequence: KVSequence
+    source: KVSequence | None
+
+
+class Cache:
+    """The contexts of all roles that are loaded."""
+
+    def __init__(self, context: int) -> None:
+        """context: tokens that a role can hold."""
+        self.context = context
+        self._roles: dict[str, LoadedRole] = {}
+        self._contexts: dict[Hashable, list[ContextCache]] = {}
+        self._costs: dict[tuple[Hashable, int], RowCosts] = {}
+        self._clock = count(1)
+
+    def reserve(
+        self, roles: Mapping[str, LoadedRole], *, parallel: int = 1, room: int | None = None, outputs: int = 1
+    ) -> None:
+        """Make sure that so many requests of these roles fit side by side.
+
+        room: tokens that each role needs; None for as many as the context has. outputs: rows of logits of each at once.
+        Contexts that do not suffice are replaced if nobody uses them. Raises: OutOfMemoryError.
+        """
+        self._roles |= roles
+        for names in _by_context(roles):
+            contexts = self._contexts.setdefault(roles[names[0]].context_key, [])
+            wanted = len(names) * parallel
+            needed = min(room or self.context, self.context)
+            fitting = [each for each in contexts if each.room >= needed and len(each.sequences) >= wanted]
+            if any(each.outputs >= outputs or not each.idle for each in fitting):
+                continue
+            for each in [each for each in contexts if each.idle and each.room <= max(needed, self.context - 1)]:
+                wanted = max(wanted, len(each.sequences)) if each.room == needed == self.context else wanted
+                contexts.remove(each)
+                each.evaluator.close()
+            contexts.append(ContextCache(roles[names[0]], sequences=wanted, room=needed, outputs=outputs))
+
+    @property
+    def contexts(self) -> list[ContextCache]:
+        """All contexts that are open."""
+        return [context for contexts in self._contexts.values() for context in contexts]
+
+    def check(self, prompts: Mapping[str, Sequence[int]], more: int = 0) -> None:
+        """Raise ContextOverflowError if a role's prompt, and `more` tokens after it, do not fit."""
+        for name, prompt in prompts.items():
+            if len(prompt) + more > self.context:
+                after = f" and {more} follow" if more > 0 else ""
+                raise ContextOverflowError(
+                    f"the prompt of {name} has {len(prompt)} tokens{after}; the context holds {self.context}: "
+                    "shorten the conversation or raise `context` in the recipe"
+                )
+
+    def admit(
+        self, prompts: Mapping[str, Sequence[int]], room: Mapping[str, int], outputs: int
+    ) -> dict[str, KVSequence] | None:
+        """Give each role's prompt a sequence with room for so many tokens; None while there is none.
+
+        That is also while another request evaluates a prefix which these prompts share: it is copied soon.
+        outputs: rows of logits that are wanted of each at once; where a context is in use, what it has must do.
+        Raises: OutOfMemoryError.
+        """
+        places: dict[str, _Place] = {}
+        for names in _by_context({name: self._roles[name] for name in prompts}):
+            needed = max(room[name] for name in names)
+            found = self._places({name: prompts[name] for name in names}, needed, outputs)
+            if found is None:
+                return None
+            places |= found
+        now = next(self._clock)
+        for sequence, source in places.values():
+            if source is not None:
+                sequence.context.evaluator.copy(source.number, sequence.number)
+                sequence.cached = list(source.cached)
+        for name, (sequence, _) in places.items():
+            sequence.free, sequence.used, sequence.seconds = False, now, 0.0
+            sequence.begin(prompts[name])
+        return {name: place.sequence for name, place in places.items()}
+
+    def measure(self, sequences: Sequence[KVSequence]) -> None:
+        """Measure what several rows cost in these sequences' contexts, where that is not known."""
+        for sequence in sequences:
+            context = sequence.context
+            most = min(context.rows, MEASURED_ROWS[-1])
+            key = context.role.context_key, most
+            if key not in self._costs:
+                self._costs[key] = row_costs(context.role, partial(context.time_rows, sequence), most)
+            context.costs = self._costs[key]
+
+    def evaluate(self, parts: Sequence[Part]) -> list[Floats]:
+        """Evaluate what is pending; return the logits of each part, [outputs, n_vocab].
+
+        All contexts are given their work before the first is read: on a GPU they overlap. The arrays are views, valid
+        until the next call. Raises: Cancelled, EvaluationError, ContextOverflowError; each sequence is then as it was,
+        or evaluated.
+        """
+        contexts: dict[int, list[int]] = {}
+        for index, part in enumerate(parts):
+            contexts.setdefault(id(part.sequence.context), []).append(index)
+        submitted = []
+        for indices in contexts.values():
+            indices.sort(key=lambda index: parts[index].sequence.number)
+            submitted.append(self._submit([parts[index] for index in indices]))
+        logits = [_NO_LOGITS] * len(parts)
+        for indices, (rows, before) in zip(contexts.values(), submitted, strict=True):
+            started = time.perf_counter()
+            mine = [parts[index] for index in indices]
+            context = mine[0].sequence.context
+            given = context.evaluator.logits() if any(part.outputs for part in mine) else None
+            start = 0
+            for index, part in zip(indices, mine, strict=True):
+                if given is not None:
+                    logits[index] = given[start : start + part.outputs]
+                    start += part.outputs
+            seconds = before + _share(mine, started)
+            if context.costs and given is not None and rows == len(given) and len({part.outputs for part in mine}) == 1:
+                context.costs.learn(rows, seconds)
+        return logits
+
+    def _submit(self, parts: Sequence[Part]) -> tuple[int, float]:
+        """Submit the parts of one context; return the rows and the seconds."""
+        started = time.perf_counter()
+        now = [part.sequence.pending[: part.tokens] for part in parts]
+        batch = [Rows(part.sequence.number, tokens, part.outputs) for part, tokens in zip(parts, now, strict=True)]
+        rows = parts[0].sequence.context.submit(batch)
+        for part, tokens in zip(parts, now, strict=True):
+            part.sequence.cached += tokens
+            del part.sequence.pending[: len(tokens)]
+        return rows, _share(parts, started)
+
+    def forget(self) -> None:
+        """Forget what sequences hold that nobody uses."""
+        for sequence in [each for context in self.contexts for each in context.free]:
+            sequence.context.evaluator.rewind(sequence.number, 0)
+            sequence.cached = []
 
     def abort(self) -> None:
         """Stop a running `evaluate`; callable from any thread."""
-        for group in self._groups:
-            group.evaluator.abort()
+        self._each(lambda evaluator: evaluator.abort())
 
     def resume(self) -> None:
         """Allow evaluations again after `abort`."""
-        for group in self._groups:
-            group.evaluator.resume()
+        self._each(lambda evaluator: evaluator.resume())
 
     def close(self) -> None:
-        self._cleanup.close()
+        self._each(lambda evaluator: evaluator.close())
+        self._contexts.clear()
 
-    def _group(self, name: str) -> _Group:
-        return next(group for group in self._groups if name in group.roles)
+    def _each(self, act: Callable[[Evaluator], None]) -> None:
+        for context in self.contexts:
+            act(context.evaluator)
 
-    def _count(self, names: Sequence[str], started: float) -> float:
-        """Share the time since `started` among roles; return it."""
-        seconds = time.perf_counter() - started
-        for name in names:
-            self.seconds[name] += seconds / len(names)
-        return seconds
+    def _places(self, prompts: Mapping[str, Sequence[int]], room: int, outputs: int) -> dict[str, _Place] | None:
+        """Find sequences of one context for the prompts of roles that share one."""
+        role = self._roles[next(iter(prompts))]
+        contexts = [each for each in self._contexts.get(role.context_key, []) if each.room >= room]
+        large_enough = [each for each in contexts if len(each.sequences) >= len(prompts)]
+        if not large_enough or all(each.outputs < outputs and each.idle for each in large_enough):
+            if any(not each.idle for each in contexts):
+                return None
+            self.reserve({name: self._roles[name] for name in prompts}, outputs=outputs)
+            return self._places(prompts, room, outputs)
+        free = [each for each in large_enough if len(each.free) >= len(prompts)]
+        holding = max(free, key=lambda each: _saved(each, prompts), default=None)
+        if holding is None or not _saved(holding, prompts):
+            # The smallest that will do, even if it is full: what runs in one context is evaluated together.
+            holding = min(large_enough, key=lambda each: each.room)
+            if holding not in free:
+                return None
+        return _placed(holding, prompts)
+
+
+_NO_LOGITS: Floats = np.empty((0, 0), np.float32)
+
+
+def _saved(context: ContextCache, prompts: Mapping[str, Sequence[int]]) -> int:
+    """Return how many tokens of the prompts a context holds; few do not count."""
+    saved = [max(common_prefix(each.cached, prompt) for each in context.sequences) for prompt in prompts.values()]
+    return sum(tokens for tokens in saved if tokens >= _SHARED)
+
+
+def _placed(context: ContextCache, prompts: Mapping[str, Sequence[int]]) -> dict[str, _Place] | None:
+    """Choose a free sequence of a context for each prompt; None while a prefix of one is being evaluated."""
+    common = {
+        name: [common_prefix(each.cached, prompt) for each in context.sequences] for name, prompt in prompts.items()
+    }
+    rewinds = context.role.model.capabilities.rewinds
+    places: dict[str, _Place] = {}
+    free = context.free
+    for name in sorted(prompts, key=lambda name: max(common[name]), reverse=True):
+        held = common[name]
+        source = max(context.sequences, key=lambda each: held[each.number])
+        if rewinds and _promised(context, prompts[name]) - held[source.number] >= _SHARED:
+            return None
+        own = max(free, key=lambda each: held[each.number])
+        if 2 * held[own.number] < max(len(own.cached), 2 * _SHARED):  # most of what it holds would be lost
+            own = min(free, key=lambda each: (not _beside_others(each), each.used))
+        copies = rewinds and source is not own and held[source.number] - held[own.number] >= _SHARED
+        places[name] = _Place(own, source if copies else None)
+        free.remove(own)
+    copies_to = {place.sequence.number for place in places.values() if place.source}
+    return {  # what is written over by a copy cannot be copied
+        name: place._replace(source=None) if place.source and place.source.number in copies_to else place
+        for name, place in places.items()
+    }
+
+
+def _promised(context: ContextCache, prompt: Sequence[int]) -> int:
+    """Return how many of a prompt's first tokens a request that runs will have cached."""
+    return max(
+        (common_prefix(each.cached + each.pending, prompt) for each in context.sequences if each.pending), default=0
+    )
+
+
+def _beside_others(sequence: KVSequence) -> bool:
+    """Whether a neighbour is in use: neighbours are evaluated in one pass."""
+    around = sequence.context.sequences[max(0, sequence.number - 1) : sequence.number + 2]
+    return any(not each.free for each in around)
+
+
+def _share(parts: Sequence[Part], started: float) -> float:
+    """Share the time since `started` among parts; return it."""
+    seconds = time.perf_counter() - started
+    for part in parts:
+        part.sequence.seconds += seconds / len(parts)
+    return seconds
 
 
 def common_prefix(first: Sequence[int], second: Sequence[int]) -> int:
     """Length of the longest common prefix."""
-    for index, (left, right) in enumerate(zip(first, second, strict=False)):
-        if left != right:
-            return index
-    return min(len(first), len(second))
+    low, high = 0, min(len(first), len(second))
+    if list(first[:high]) == list(second[:high]):
+        return high
+    while high - low > 1:  # the first `low` are the same, the first `high` are not
+        middle = (low + high) // 2
+        if list(first[low:middle]) == list(second[low:middle]):
+            low = middle
+        else:
+            high = middle
+    return low
 
 
 def _by_context(roles: Mapping[str, LoadedRole]) -> list[list[str]]:

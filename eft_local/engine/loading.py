@@ -307,7 +307,7 @@ def exactness(roles: Mapping[str, LoadedRole]) -> str:
 
 def warn_of_capped_logits(roles: Mapping[str, LoadedRole]) -> None:
     """Warn where logits are soft-capped in some roles only: their deltas are on another scale."""
-    capped = {name for name, loaded in roles.items() if getattr(loaded.model, "caps_logits", False)}
+    capped = {name for name, loaded in roles.items() if loaded.model.capabilities.caps_logits}
     if capped and capped != set(roles):
         log.warning("%s cap their logits and the other roles do not: deltas are on different scales", sorted(capped))
 

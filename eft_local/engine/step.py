@@ -98,6 +98,7 @@ class Answer:
     exact: "yes" where tokens do not depend on what else is evaluated: they are the same alone and in a batch, after
         other answers, with drafts and without, and after a prompt that came at once or in parts; otherwise
         "no, because …". Empty if nothing was evaluated.
+    logprobs: of the tokens, under the mixture (or the one role) before the samplers; None where not asked for.
     cores: what other programs used of the cores meanwhile; None where that was too short to tell.
     """
 
@@ -111,13 +112,19 @@ class Answer:
     tokens_per_second: float
     seed: int
     exact: str = ""
+    logprobs: tuple[float, ...] | None = None
     cores: CoreUse | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """Log-probabilities of a given continuation, one per token: of the mixture, and `by_role`; float32 [n]."""
+    """How likely a given continuation is.
+
+    logprobs: one per token, of the mixture (or the one role), float32 [n]; by_role: of each role.
+    greedy: whether every token is the likeliest one where it stands.
+    """
 
     tokens: tuple[int, ...]
     logprobs: Floats
     by_role: Mapping[str, Floats]
+    greedy: bool = False

@@ -262,20 +262,14 @@ def run(
     parallel: int = 8,
     progress: Callable[[int], None] | None = None,
 ) -> Report:
-    """Answer and judge all questions with one system; the emulator's recipe is left as it was.
+    """Answer and judge all questions with one system.
 
     parallel: questions answered at a time. progress: called with the number of questions answered so far.
     Raises: Cancelled after `emulator.cancel()`.
     """
-    recipe = emulator.recipe
     started, meter = time.perf_counter(), CoreMeter()
-    try:
-        if system.changes:
-            emulator.recipe = recipe.replace(**system.changes)
-        prompts = [question.question for question in questions.items]
-        answers = _answers(emulator, prompts, system, max_tokens, parallel, progress)
-    finally:
-        emulator.recipe = recipe
+    prompts = [question.question for question in questions.items]
+    answers = _answers(emulator, prompts, system, max_tokens, parallel, progress)
     seconds = time.perf_counter() - started
     phrase = questions.judge["declined_phrase"]
     judged = tuple(
@@ -303,9 +297,11 @@ def _answers(
     progress: Callable[[int], None] | None,
 ) -> list[Written]:
     """Return what the system writes for each prompt. Raises: Cancelled if `emulator.cancel` stopped it."""
-    first = emulator.generate(
-        prompts,
-        only=system.only,
+    recipe = emulator.recipe.replace(**system.changes)
+    first = emulator.chat(
+        list(prompts),
+        target=system.only,
+        recipe=recipe,
         max_tokens=min(max_tokens, system.steer_first or max_tokens),
         parallel=parallel,
         progress=None if system.steer_first else progress,
@@ -313,11 +309,12 @@ def _answers(
     written = [Written(a.text, a.finish_reason, len(a.tokens)) for a in first]
     if system.steer_first and system.steer_first < max_tokens:
         unfinished = [index for index, answer in enumerate(first) if answer.finish_reason == "length"]
-        rest = emulator.generate(
+        rest = emulator.chat(
             [prompts[index] for index in unfinished],
-            only="base",
+            target="base",
+            recipe=recipe,
             max_tokens=max_tokens - system.steer_first,
-            prefixes=[first[index].tokens for index in unfinished],
+            prefix=[first[index].tokens for index in unfinished],
             parallel=parallel,
             progress=progress,
         )

@@ -140,7 +140,7 @@ class Context:
         if adapter is not None:
             handles = (llama_cpp.llama_adapter_lora_p_ctypes * 1)(adapter.handle)
             llama_cpp.llama_set_adapters_lora(self.handle, handles, 1, (ctypes.c_float * 1)(adapter_scale))
-        self._fills = not model.keeps_recurrent_state
+        self._fills = model.capabilities.rewinds
         self._memory = llama_cpp.llama_get_memory(self.handle)
         self.n_ctx = int(llama_cpp.llama_n_ctx_seq(self.handle))
         self._batch = _Batch(int(llama_cpp.llama_n_batch(self.handle)))

@@ -12,7 +12,7 @@ from typing import Any
 import llama_cpp
 
 from eft_local import locations
-from eft_local.backends.base import Adapter
+from eft_local.backends.base import Adapter, Capabilities
 from eft_local.backends.llamacpp import library
 from eft_local.backends.llamacpp.context import Context
 from eft_local.backends.llamacpp.threads import Threads, read_times, times_file, write_times
@@ -141,15 +141,12 @@ class Model:
         return int(llama_cpp.llama_model_size(self.handle))
 
     @property
-    def keeps_recurrent_state(self) -> bool:
-        """Whether the model (Mamba, RWKV, hybrids) has a state that cannot be rewound token by token."""
+    def capabilities(self) -> Capabilities:
+        """What its contexts can do. Mamba, RWKV and hybrids cannot rewind; Gemma-2 caps its logits."""
         handle = self.handle
-        return bool(llama_cpp.llama_model_is_recurrent(handle) or llama_cpp.llama_model_is_hybrid(handle))
-
-    @property
-    def caps_logits(self) -> bool:
-        """Whether the model soft-caps its logits (Gemma-2): its deltas are on another scale than other models'."""
-        return any(key.endswith(".final_logit_softcapping") for key in self.metadata)
+        recurrent = bool(llama_cpp.llama_model_is_recurrent(handle) or llama_cpp.llama_model_is_hybrid(handle))
+        capped = any(key.endswith(".final_logit_softcapping") for key in self.metadata)
+        return Capabilities(rewinds=not recurrent, caps_logits=capped)
 
     def open(
         self,

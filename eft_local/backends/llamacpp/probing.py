@@ -178,7 +178,7 @@ def _tried(model: Model, question: Question, open_context: Callable[..., Evaluat
     for flash in sorted(question.flash, key=lambda flash: times[flash].get(True, 0.0)):
         if exact:
             verdict = Verdict(False, "it is slower than another way that is exact")
-        elif model.keeps_recurrent_state:
+        elif not model.capabilities.rewinds:
             verdict = Verdict(False, "its state cannot be rewound, so it was not tried")
         else:
             with closing(open_context(n_ctx=ROOM, n_seq=SEQUENCES, n_outputs=4, flash_attention=flash)) as context:
@@ -241,7 +241,7 @@ def _deep(model: Model, flash: Attention, question: Question) -> Iterator[Callab
         kv_unified=True, n_threads=1, n_threads_batch=1,
     )  # fmt: skip
     # Copies are rotated to their places, which llama.cpp ends the process at where keys are of some other types.
-    movable = question.kv_type in ("f16", "f32") and not model.keeps_recurrent_state
+    movable = question.kv_type in ("f16", "f32") and model.capabilities.rewinds
     context = llama_cpp.llama_init_from_model(model.handle, params) if movable else None
     if not context:
         yield None

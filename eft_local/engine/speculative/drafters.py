@@ -11,32 +11,29 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import numpy as np
 
 from eft_local.backends.base import Floats
 from eft_local.backends.llamacpp import Sampler
-from eft_local.engine.cache import Slots
-from eft_local.engine.loading import LoadedRole, antiexpert_name
+from eft_local.engine.cache import Cache, ContextCache, KVSequence, Part
+from eft_local.engine.loading import antiexpert_name
+from eft_local.engine.request import Request
 from eft_local.engine.speculative.acceptance import RULES, Guess, Rule
-from eft_local.engine.speculative.costs import MEASURED_ROWS, RowCosts, per_role, row_costs
+from eft_local.engine.speculative.costs import per_role
 from eft_local.engine.speculative.length import AdaptiveLength, Calibration, DraftLength, FixedLength
 from eft_local.recipe import Recipe
-
-if TYPE_CHECKING:
-    from eft_local.engine.writing import Line, System
 
 _NGRAM = 3  # tokens at the end of an answer that are looked up in what came before
 
 _FOUND = (0.0, 0.3, 0.7, 0.9)
-"""How sure a guess is where so many tokens were found: what it is worth, experience tells."""
+"""The confidence in a guess where so many tokens were found: what it is worth, experience tells."""
 
 
 @dataclass(slots=True)
 class Draft:
-    """Guesses for one line's next tokens.
+    """Guesses for one answer's next tokens.
 
     ended: whether the last of them is an end token; it is offered like any other, but not evaluated: nothing follows.
     next: the guess after them, which is not evaluated: nothing is won where it is right, but how good guesses are is
@@ -60,15 +57,35 @@ class Draft:
         return tuple(self.guesses) if self.ended else (*self.guesses, self.next)
 
 
+class Writing(Protocol):
+    """What drafts are made for: an answer that has begun (`sequence.Sequence`)."""
+
+    @property
+    def request(self) -> Request: ...
+    @property
+    def recipe(self) -> Recipe: ...
+    @property
+    def kv(self) -> Mapping[str, KVSequence]: ...
+    @property
+    def tokens(self) -> list[int]: ...
+    @property
+    def position(self) -> int: ...
+    @property
+    def room(self) -> int: ...
+    @property
+    def remaining(self) -> float: ...
+    @property
+    def history(self) -> list[int]: ...
+    def draft_sampler(self) -> Sampler: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Round:
-    """What drafts are made for: the answers in the making, and how many tokens each may get at most."""
+    """Answers that are drafted for together, and how many tokens each may get at most."""
 
-    slots: Slots
-    system: System
-    lines: Sequence[Line]
+    cache: Cache
+    answers: Sequence[Writing]
     limits: Sequence[int]
-    recipe: Recipe
     length: DraftLength
 
 
@@ -86,7 +103,7 @@ class Drafter(Protocol):
     def kinds(self) -> tuple[bool, ...]: ...
 
     def draft(self, now: Round, which: Sequence[int]) -> dict[int, Draft]:
-        """Draft for the lines with these numbers; the tokens are then part of the roles' sequences."""
+        """Draft for the answers with these numbers; the tokens are then part of the roles' sequences."""
 
 
 class RoleDrafter:
@@ -107,15 +124,18 @@ class RoleDrafter:
 
     def draft(self, now: Round, which: Sequence[int]) -> dict[int, Draft]:
         drafts = {i: Draft(rows={name: [] for name in self.roles}) for i in which}
-        samplers = {i: now.lines[i].draft_sampler(now.system, now.recipe.sampling) for i in which}
+        samplers = {i: now.answers[i].draft_sampler() for i in which}
         active = list(which)
         try:
             while active:
                 _evaluate(now, {i: drafts[i] for i in active}, [1] * len(active))
                 scores = {
-                    i: self._scores(drafts[i], now.recipe) for i in active if len(drafts[i].guesses) < now.limits[i]
+                    i: self._scores(drafts[i], now.answers[i].recipe)
+                    for i in active
+                    if len(drafts[i].guesses) < now.limits[i]
                 }
-                longer = now.length.extend({i: _sureness(row, now.system.scratch) for i, row in scores.items()})
+                confidence = {i: _confidence(row, now.answers[i].request.target.scratch) for i, row in scores.items()}
+                longer = now.length.extend(confidence)
                 guesses = {i: self._guess(now, i, drafts[i], samplers[i], row) for i, row in scores.items()}
                 for i in guesses.keys() - longer:
                     drafts[i].next = guesses[i]
@@ -126,17 +146,20 @@ class RoleDrafter:
         return drafts
 
     def _guess(self, now: Round, i: int, draft: Draft, sampler: Sampler, scores: Floats) -> Guess:
-        line = now.lines[i]
-        return self._rule.guess(sampler, scores, line.seed, line.position + len(draft.guesses), line.position)
+        answer = now.answers[i]
+        position = answer.position
+        return self._rule.guess(sampler, scores, answer.request.seed, position + len(draft.guesses), position)
 
     def _extend(self, now: Round, i: int, draft: Draft, sampler: Sampler, guess: Guess) -> bool:
         """Add a guess to a draft; return whether it may be followed by another."""
         draft.guesses.append(guess)
-        if now.system.ends(guess.token):
+        answer = now.answers[i]
+        if answer.request.target.ends(guess.token):
             draft.ended = True
             return False
         sampler.accept(guess.token)
-        now.slots.push(now.lines[i].slot, self.roles, [guess.token])
+        for name in self.roles:
+            answer.kv[name].pending.append(guess.token)
         return True
 
     def _scores(self, draft: Draft, recipe: Recipe) -> Floats:
@@ -159,16 +182,17 @@ class NgramDrafter:
 
     def _draft(self, now: Round, i: int) -> Draft:
         draft = Draft()
-        found, tokens = _continuation(now.lines[i].history(), now.limits[i])
+        target = now.answers[i].request.target
+        found, tokens = _continuation(now.answers[i].history, now.limits[i])
         for token in tokens:
-            if token >= now.system.n_vocab:  # a prompt may hold what only its role knows
+            if token >= target.n_vocab:  # a prompt may hold what only its role knows
                 break
             guess = Guess(token)
             if not now.length.extend({i: _FOUND[found]}, free=True):
                 draft.next = guess
                 break
             draft.guesses.append(guess)
-            if now.system.ends(token):
+            if target.ends(token):
                 draft.ended = True
                 break
         return draft
@@ -187,7 +211,8 @@ class FirstOf:
         found = {i: draft for i, draft in self._free.draft(now, which).items() if draft.guesses}
         for i, draft in found.items():
             draft.rows = {name: [] for name in self.roles}
-            now.slots.push(now.lines[i].slot, self.roles, draft.tokens)
+            for name in self.roles:
+                now.answers[i].kv[name].pending += draft.tokens
         if found:
             _evaluate(now, found, [len(draft.tokens) + 1 for draft in found.values()])
         others = [i for i in which if i not in found]
@@ -206,60 +231,46 @@ class Drafting:
 class DraftingSource:
     """Makes what a recipe asks for; what it learns about acceptance lasts from answer to answer."""
 
-    def __init__(self, roles: Mapping[str, LoadedRole]) -> None:
-        self._roles = roles
-        self._costs: dict[tuple[Hashable, int], RowCosts] = {}  # by context, and the most rows that were measured
+    def __init__(self) -> None:
         self._calibrations: dict[Hashable, dict[bool, Calibration]] = {}  # by source
-        self._lengths: dict[Hashable, AdaptiveLength] = {}  # by source, and what rows its contexts have
+        self._made: dict[Hashable, Drafting] = {}  # by source, and the contexts that it is used with
 
-    def choose(self, recipe: Recipe, system: System, slots: Slots) -> Drafting | None:
-        """Return how to draft, or None: off, one role alone, or a role whose model cannot rewind.
+    def choose(self, answer: Writing, cache: Cache) -> Drafting | None:
+        """Return how to draft for an answer, or None: off, one role alone, or a role whose model cannot rewind.
 
-        slots: where costs are measured when they are not known yet, and learnt from what is evaluated.
+        Answers for which it is the same object are drafted for together. cache: where costs are measured when they are
+        not known yet.
         """
-        if recipe.draft == "off" or not system.mixture or self._recurrent(system.roles):
+        recipe, kv = answer.recipe, answer.kv
+        if recipe.draft == "off" or answer.request.given is not None or not answer.request.target.mixture:
+            return None
+        if not all(each.context.role.model.capabilities.rewinds for each in kv.values()):
             return None
         rule = RULES[recipe.draft_rule]
         drafter = _drafter(recipe, rule)
-        if recipe.draft != "auto":
-            return Drafting(drafter, FixedLength(int(recipe.draft)), rule)
-        slots.advice = self
         source = recipe.draft_rule, recipe.draft_source, drafter.roles
-        key = source, slots.most_rows(system.roles[0])
-        if key not in self._lengths:
-            self._lengths[key] = AdaptiveLength(
-                drafting=self._measured(drafter.roles, slots),
-                rest=self._measured([name for name in system.roles if name not in drafter.roles], slots),
-                calibrations=self._calibrations.setdefault(source, {free: Calibration() for free in drafter.kinds}),
-            )
-        return Drafting(drafter, self._lengths[key], rule)
+        contexts = tuple((name, id(each.context)) for name, each in kv.items())
+        key = source, recipe.draft, contexts
+        if key not in self._made:
+            self._made[key] = Drafting(drafter, self._length(recipe, source, drafter, kv, cache), rule)
+        return self._made[key]
 
-    def _measured(self, names: Sequence[str], slots: Slots) -> list[Callable[[int], float]]:
-        """Return what a row of each of these roles costs, by context: those that share one are evaluated at once."""
-        contexts: Counter[tuple[Hashable, int]] = Counter()
-        for name in names:
-            most = min(slots.most_rows(name), MEASURED_ROWS[-1])
-            key = self._roles[name].context_key, most
-            contexts[key] += 1
-            if key not in self._costs:
-                self._costs[key] = row_costs(self._roles[name], partial(slots.time_rows, name), most)
-        return [per_role(self._costs[key], roles) for key, roles in contexts.items()]
+    def _length(
+        self, recipe: Recipe, source: Hashable, drafter: Drafter, kv: Mapping[str, KVSequence], cache: Cache
+    ) -> DraftLength:
+        if recipe.draft != "auto":
+            return FixedLength(int(recipe.draft))
+        cache.measure(list(kv.values()))
+        return AdaptiveLength(
+            drafting=_costs([kv[name].context for name in drafter.roles]),
+            rest=_costs([each.context for name, each in kv.items() if name not in drafter.roles]),
+            calibrations=self._calibrations.setdefault(source, {free: Calibration() for free in drafter.kinds}),
+        )
 
-    def cheapest(self, name: str, rows: int) -> int:
-        """Return how many rows of a role's context to evaluate, at least so many, to have these soonest."""
-        return next((costs.cheapest(rows) for costs in self._costs_of(name)), rows)
 
-    def learn(self, name: str, rows: int, seconds: float) -> None:
-        """Take an evaluation of so many rows into account."""
-        for costs in self._costs_of(name):
-            costs.learn(rows, seconds)
-
-    def _costs_of(self, name: str) -> list[RowCosts]:
-        context = self._roles[name].context_key
-        return [costs for (key, _), costs in self._costs.items() if key == context]
-
-    def _recurrent(self, roles: Sequence[str]) -> bool:
-        return any(getattr(self._roles[name].model, "keeps_recurrent_state", False) for name in roles)
+def _costs(contexts: Sequence[ContextCache]) -> list[Callable[[int], float]]:
+    """Return what a row of each of some roles costs, by context: those that share one are evaluated at once."""
+    return [per_role(context.costs, roles) for context, roles in Counter(contexts).items() if context.costs]
 
 
 def _drafter(recipe: Recipe, rule: Rule) -> Drafter:
@@ -272,16 +283,17 @@ def _drafter(recipe: Recipe, rule: Rule) -> Drafter:
 
 
 def _evaluate(now: Round, drafts: Mapping[int, Draft], rows: Sequence[int]) -> None:
-    """Evaluate what is pending of the drafting roles, and keep so many last rows of each line in its draft."""
+    """Evaluate what is pending of the drafting roles, and keep so many last rows of each answer in its draft."""
     roles = tuple(next(iter(drafts.values())).rows)
-    logits = now.slots.evaluate([now.lines[i].slot for i in drafts], roles, rows)
-    for name, parts in logits.items():
-        for draft, part in zip(drafts.values(), parts, strict=True):
-            # A copy: the view is gone with the next evaluation, and the mixture needs these rows later.
-            draft.rows[name] += np.split(now.system.common(name, part).copy(), len(part))
+    wanted = [(i, name, count) for name in roles for i, count in zip(drafts, rows, strict=True)]
+    logits = now.cache.evaluate([Part(now.answers[i].kv[name], count) for i, name, count in wanted])
+    for (i, name, _), part in zip(wanted, logits, strict=True):
+        # A copy: the view is gone with the next evaluation, and the mixture needs these rows later.
+        shared = now.answers[i].request.target.shared(name, part).copy()
+        drafts[i].rows[name] += np.split(shared, len(part))
 
 
-def _sureness(scores: Floats, scratch: Floats) -> float:
+def _confidence(scores: Floats, scratch: Floats) -> float:
     """Return the highest probability of one row of scores, before any sampler."""
     exponentials = np.exp(np.subtract(scores, scores.max(), out=scratch), out=scratch)
     return 1.0 / float(exponentials.sum())
@@ -297,9 +309,3 @@ def _continuation(tokens: Sequence[int], limit: int) -> tuple[int, Sequence[int]
             if tokens[start : start + size] == ending:
                 return size, tokens[start + size : start + size + limit]
     return 0, ()
-
-
-def rows_of(draft: Draft, logits: Mapping[str, list[Floats]], line: int, row: int) -> dict[str, Floats]:
-    """Return every role's logits [1, n] at one row of one line: from drafting, or from the evaluation after it."""
-    rows = {name: parts[line][row : row + 1] for name, parts in logits.items()}
-    return rows | {name: kept[row] for name, kept in draft.rows.items()}

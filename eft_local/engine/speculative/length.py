@@ -11,8 +11,8 @@ from typing import NamedTuple, Protocol
 Costs = Callable[[int], float]
 """Seconds of an evaluation, from the rows that each answer's tokens are."""
 
-_SURENESS = (0.2, 0.4, 0.6, 0.8, 0.9, 0.95, 0.99)
-"""Guesses are told apart by how sure the draft was: these are the bounds between one kind and the next."""
+_CONFIDENCE = (0.2, 0.4, 0.6, 0.8, 0.9, 0.95, 0.99)
+"""Guesses are told apart by the draft's confidence: these are the bounds between one kind and the next."""
 
 _BELIEVED = (0.3, 0.45, 0.6, 0.75, 0.85, 0.9, 0.95, 0.97)
 """How often a guess of each kind is believed to be right, before any was seen …"""
@@ -47,10 +47,10 @@ class DraftLength(Protocol):
     def begin(self, live: int, most: int) -> bool:
         """Start drafting for `live` answers, numbered from 0, `most` tokens each; return whether any could pay."""
 
-    def extend(self, sureness: Mapping[int, float], *, free: bool = False) -> set[int]:
+    def extend(self, confidence: Mapping[int, float], *, free: bool = False) -> set[int]:
         """Return the answers whose draft shall get one more token.
 
-        sureness: the draft's highest probability for the next token, by answer. It must not depend on which token is
+        confidence: the draft's highest probability for the next token, by answer. It must not depend on which token is
         drawn: a rule that rejects guesses would be biased by those that are held back.
         free: whether guessing needs no evaluation of its own.
         """
@@ -70,8 +70,8 @@ class FixedLength:
         self._lengths = [0] * live
         return True
 
-    def extend(self, sureness: Mapping[int, float], *, free: bool = False) -> set[int]:
-        longer = {i for i in sureness if self._lengths[i] < self._tokens}
+    def extend(self, confidence: Mapping[int, float], *, free: bool = False) -> set[int]:
+        longer = {i for i in confidence if self._lengths[i] < self._tokens}
         for i in longer:
             self._lengths[i] += 1
         return longer
@@ -88,9 +88,9 @@ class Calibration:
     wrong: list[float] = field(default_factory=lambda: [0.0] * len(_BELIEVED))
     _known: list[float] = field(default_factory=list, init=False)  # the probabilities, until another guess is seen
 
-    def probability(self, sureness: float) -> float:
+    def probability(self, confidence: float) -> float:
         """Return the probability that a guess is right where all before it are."""
-        return self._probabilities[bisect_right(_SURENESS, sureness)]
+        return self._probabilities[bisect_right(_CONFIDENCE, confidence)]
 
     @property
     def mean(self) -> float:
@@ -103,9 +103,9 @@ class Calibration:
         """The probability for a guess of the kind that is right most often."""
         return max(self._probabilities)
 
-    def observe(self, sureness: Sequence[float], outcome: Outcome) -> None:
-        for place, value in enumerate(sureness[: outcome.judged]):
-            (self.right if place < outcome.accepted else self.wrong)[bisect_right(_SURENESS, value)] += 1
+    def observe(self, confidence: Sequence[float], outcome: Outcome) -> None:
+        for place, value in enumerate(confidence[: outcome.judged]):
+            (self.right if place < outcome.accepted else self.wrong)[bisect_right(_CONFIDENCE, value)] += 1
         self._known = []
 
     def fade(self, tokens: int) -> None:
@@ -154,15 +154,15 @@ class AdaptiveLength:
         self._tokens = 0.0
         self._seconds = 0.0
         self._idle = self._live = 0
-        self._sureness: list[list[float]] = []
+        self._confidence: list[list[float]] = []
         self.begin(1, 1)
 
     def begin(self, live: int, most: int) -> bool:
         self._most = most
-        drafted = self._rows > len(self._sureness)
+        drafted = self._rows > len(self._confidence)
         self._idle = max(0, self._idle - 1) if live == self._live else 0
         self._live = live
-        self._sureness = [[] for _ in range(live)]
+        self._confidence = [[] for _ in range(live)]
         self._odds = [1.0] * live  # that all guesses so far are right
         self._free = [False] * live
         self._next: list[tuple[float, bool] | None] = [None] * live  # the guess not drafted: how sure, whether free
@@ -171,19 +171,19 @@ class AdaptiveLength:
             self._idle = _PATIENCE
         return not self._idle
 
-    def extend(self, sureness: Mapping[int, float], *, free: bool = False) -> set[int]:
+    def extend(self, confidence: Mapping[int, float], *, free: bool = False) -> set[int]:
         calibration = self._calibrations[free]
         odds = {
             i: self._odds[i] * calibration.probability(value)
-            for i, value in sureness.items()
-            if len(self._sureness[i]) < self._most
+            for i, value in confidence.items()
+            if len(self._confidence[i]) < self._most
         }
         likeliest = sorted(odds, key=lambda i: odds[i], reverse=True)
         longer = likeliest[: self._best([odds[i] for i in likeliest], calibration.mean, free)]
         rows = self._rows
-        self._next = [(sureness[i], free) if i in sureness else guess for i, guess in enumerate(self._next)]
+        self._next = [(confidence[i], free) if i in confidence else guess for i, guess in enumerate(self._next)]
         for i in longer:
-            self._sureness[i].append(sureness[i])
+            self._confidence[i].append(confidence[i])
             self._odds[i] = odds[i]
             self._free[i] = free
             self._next[i] = None
@@ -198,11 +198,11 @@ class AdaptiveLength:
         for calibration in self._calibrations.values():
             calibration.fade(tokens)
         for i, outcome in enumerate(outcomes):
-            if self._sureness[i]:
-                self._calibrations[self._free[i]].observe(self._sureness[i], outcome)
+            if self._confidence[i]:
+                self._calibrations[self._free[i]].observe(self._confidence[i], outcome)
             if (guess := self._next[i]) and outcome.next_right is not None:
-                sureness, free = guess
-                self._calibrations[free].observe([sureness], Outcome(1, int(outcome.next_right)))
+                confidence, free = guess
+                self._calibrations[free].observe([confidence], Outcome(1, int(outcome.next_right)))
         left = _MEMORY ** (2 * tokens)
         self._tokens = left * self._tokens + tokens
         self._seconds = left * self._seconds + self._spent + self._rest(self._rows)
@@ -210,13 +210,13 @@ class AdaptiveLength:
     @property
     def _rows(self) -> int:
         """Rows that the other roles must evaluate for the drafts as they are."""
-        return len(self._sureness) + sum(map(len, self._sureness))
+        return len(self._confidence) + sum(map(len, self._confidence))
 
     def _best(self, odds: Sequence[float], later: float, free: bool) -> int:
         """Return how many of the drafts should go on, the likeliest first; they may have to go on several times."""
         best, most = 0, 0.0
         rows, worth = self._rows, self._tokens_per_second()
-        done = min((len(sureness) for sureness in self._sureness), default=0)
+        done = min((len(confidence) for confidence in self._confidence), default=0)
         before = self._checking(rows, free)
         for count, won_now in enumerate(accumulate(odds), 1):
             won = 0.0
@@ -235,7 +235,7 @@ class AdaptiveLength:
 
     def _tokens_per_second(self) -> float:
         """Return the present speed: never below that without drafts, with which it begins."""
-        live = len(self._sureness)
+        live = len(self._confidence)
         plain = self._drafting(live) + self._rest(live)
         return max(live / plain, (self._tokens + 2 * live) / (self._seconds + 2 * plain))
 
