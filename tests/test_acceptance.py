@@ -20,7 +20,7 @@ from eft_local.backends.base import Floats, Rows
 from eft_local.backends.llamacpp import Model, Sampler
 from eft_local.backends.llamacpp import sampler as sampler_module
 from eft_local.backends.llamacpp.noise import ACCEPTANCE, gumbel, uniform
-from eft_local.bench.goodness import END, Continuation, cells, chi_square_tail, fit
+from eft_local.bench.studies.goodness import END, Continuation, cells, chi_square_tail, fit
 from eft_local.engine.loading import LoadedRole
 from eft_local.engine.speculative.acceptance import RULES, Guess, Rejection, Rule, SharedNoise
 from eft_local.engine.speculative.drafters import Draft, Drafter, Drafting, NgramDrafter, RoleDrafter, Round
