@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import ast
+import re
 import tomllib
 from pathlib import Path
 
 import pytest
+
+from eft_local import __version__
 
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
@@ -72,3 +75,10 @@ def test_the_command_of_every_study_is_documented() -> None:
     assert not [
         file.stem for file in studies if f"bench.studies.{file.stem}" not in readme and file.stem != "proxy_tuning"
     ]
+
+
+def test_the_changelog_names_this_version() -> None:
+    versions = re.findall(
+        r"^## \[(\d.*)\] - \d{4}-\d\d-\d\d$", (ROOT / "CHANGELOG.md").read_text("utf-8"), re.MULTILINE
+    )
+    assert versions[0] == __version__
