@@ -36,7 +36,7 @@ def entries(docstring: str) -> Iterator[tuple[str, str]]:
     for paragraph in re.split(r"\n(?!    )", docstring):
         for part in _WITHIN_A_LINE.split(re.sub(r"\n +", " ", paragraph)):
             entry = _ENTRY.fullmatch(part)
-            yield (entry[1], entry[2].strip()) if entry else ("", part)
+            yield (entry[1], re.sub(r";$", ".", entry[2].strip())) if entry else ("", part)
 
 
 def as_definitions(docstring: str, types: Mapping[str, str]) -> list[str]:
@@ -50,8 +50,8 @@ def as_definitions(docstring: str, types: Mapping[str, str]) -> list[str]:
             lines += ["", f"**{names}**: {words}", ""]
         else:
             each = re.findall(r"\w+", names.split(" (")[0])
-            typed = {left.pop(name) for name in each if name in left}
-            shown = ", ".join(f"``{name}``" for name in each) + "".join(f" : {kind}" for kind in sorted(typed))
+            typed = ", ".join(dict.fromkeys(left.pop(name) for name in each if name in left))
+            shown = ", ".join(f"``{name}``" for name in each) + (f" : {typed}" if typed else "")
             lines += ["", shown, f"    {words}", ""]
     return [*lines, "", *(f"- ``{name}``: ``{kind}``" for name, kind in left.items())]
 
