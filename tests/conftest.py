@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -18,6 +20,7 @@ from eft_local.errors import ModelNotFoundError
 
 TOKENS = bpe(add_bos=True)
 PADDING = 7
+POSIX_ONLY = re.compile(r"^import (fcntl|pty|resource|termios)$", re.MULTILINE)
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -26,6 +29,13 @@ def pytest_configure(config: pytest.Config) -> None:
     if worker and hasattr(os, "sched_setaffinity"):
         cores = sorted(os.sched_getaffinity(0))
         os.sched_setaffinity(0, {cores[int(worker["workerid"].removeprefix("gw")) % len(cores)]})
+
+
+def pytest_ignore_collect(collection_path: Path) -> bool | None:
+    """Leave out on Windows what is about terminals, signals and limits of POSIX, whose modules it does not have."""
+    if sys.platform != "win32" or collection_path.suffix != ".py":
+        return None
+    return bool(POSIX_ONLY.search(collection_path.read_text(encoding="utf-8"))) or None
 
 
 @pytest.fixture(scope="session", autouse=True)
