@@ -59,6 +59,8 @@ def test_what_a_document_names_exists(document: str) -> None:
     folder = (ROOT / document).parent
     for link in re.findall(r"\]\((?!https?:)([^)#\s]+)", text):
         assert (folder / link).exists(), link
+    for path in re.findall(r"`((?:\.ci|\.github|bench|docs|eft_local|examples|models|tests|tui)/[\w./-]*)`", text):
+        assert (ROOT / path).exists() or "NAME" in path, path
     for module in re.findall(r"python -m (eft_local[\w.]*\w)", text):
         assert find_spec(module), module
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
