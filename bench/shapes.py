@@ -15,7 +15,7 @@ from typing import TypeVar
 from gguf.constants import GGMLQuantizationType
 
 from eft_local import locations
-from eft_local.bench.gguf_factory import Shape, row_bytes
+from eft_local.bench.gguf_zeros import Shape, row_bytes
 from eft_local.bench.widening import VERSION, Source, fitted, narrowest, widen
 from eft_local.checks import nearest, shown
 from eft_local.errors import OutputError, UsageError

@@ -33,7 +33,7 @@ from gguf.constants import GGUFValueType, TokenType
 
 from eft_local.backends.base import Floats, Rows
 from eft_local.backends.llamacpp import Model
-from eft_local.bench.gguf_factory import Place, Shape, add_shape, row_bytes, write_zeros
+from eft_local.bench.gguf_zeros import Place, Shape, add_shape, row_bytes, write_zeros
 from eft_local.errors import UnsupportedModelError, UsageError
 from eft_local.gguf.checks import check_gguf
 

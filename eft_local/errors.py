@@ -14,7 +14,6 @@
     ├── OutOfMemoryError          1   no memory for weights or context
     ├── OutputError               1   a result could not be written (disk full, no permission)
     ├── HistoryError              1   the history of chats cannot be read or written (disk full, damaged, ...)
-    ├── BusyError                 1   the emulator already writes another answer
     └── Cancelled               130   stopped on request, where there is no answer to keep
 
 Each message is one line that says what was wrong, with the value, and what to do.
@@ -85,10 +84,6 @@ class OutputError(EftError):
 
 class HistoryError(EftError):
     """The history of chats cannot be read or written."""
-
-
-class BusyError(EftError):
-    """The emulator is in use by another answer."""
 
 
 class Cancelled(EftError):  # noqa: N818 - an interruption, not a fault

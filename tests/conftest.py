@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -11,12 +13,14 @@ import pytest
 from mamba_factory import write_mamba
 
 import eft_local.backends.llamacpp  # noqa: F401  before a test imports llama_cpp: its kernels come first
-from eft_local.bench import real_models
-from eft_local.bench.gguf_factory import CHATML, ModelSpec, Shape, bpe, spm, write_model
+from eft_local.bench.gguf_zeros import Shape
+from eft_local.bench.studies import real_models
+from eft_local.bench.studies.gguf_factory import CHATML, ModelSpec, bpe, spm, write_model
 from eft_local.errors import ModelNotFoundError
 
 TOKENS = bpe(add_bos=True)
 PADDING = 7
+POSIX_ONLY = re.compile(r"^import (fcntl|pty|resource|termios)$", re.MULTILINE)
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -25,6 +29,13 @@ def pytest_configure(config: pytest.Config) -> None:
     if worker and hasattr(os, "sched_setaffinity"):
         cores = sorted(os.sched_getaffinity(0))
         os.sched_setaffinity(0, {cores[int(worker["workerid"].removeprefix("gw")) % len(cores)]})
+
+
+def pytest_ignore_collect(collection_path: Path) -> bool | None:
+    """Leave out on Windows what is about terminals, signals and limits of POSIX, whose modules it does not have."""
+    if sys.platform != "win32" or collection_path.suffix != ".py":
+        return None
+    return bool(POSIX_ONLY.search(collection_path.read_text(encoding="utf-8"))) or None
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -68,7 +79,7 @@ def ggufs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def real_model() -> Callable[..., Path]:
-    """Return a function (name, quantisation) → file, as `bench.real_models`; tests without the file are skipped."""
+    """Return a function (name, quantisation) → file, as `studies.real_models`; tests without the file are skipped."""
 
     def file(name: str, kind: str | None = None) -> Path:
         try:

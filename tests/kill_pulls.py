@@ -33,7 +33,7 @@ from pathlib import Path
 import numpy as np
 from hub_server import Content, Fault, HubServer, Repo, serving, sha256
 
-from eft_local.bench.gguf_factory import Shape
+from eft_local.bench.gguf_zeros import Shape
 from eft_local.bench.shapes import Trio, scaled_recipe
 from eft_local.references import find_recipe, hub_names
 

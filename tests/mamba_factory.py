@@ -7,7 +7,7 @@ from pathlib import Path
 import gguf
 import numpy as np
 
-from eft_local.bench.gguf_factory import Tokens
+from eft_local.bench.studies.gguf_factory import Tokens
 
 N_EMBD, N_LAYER, N_INNER, N_STATE, N_CONV, DT_RANK = 32, 2, 64, 16, 4, 4
 

@@ -21,7 +21,7 @@ from eft_local.backends.base import Floats, Rows, Vocabulary
 from eft_local.backends.llamacpp import Model, Sampler
 from eft_local.backends.llamacpp import sampler as sampler_module
 from eft_local.backends.llamacpp.noise import ACCEPTANCE, gumbel, uniform
-from eft_local.bench.goodness import END, Continuation, cells, chi_square_tail, fit
+from eft_local.bench.studies.goodness import END, Continuation, cells, chi_square_tail, fit
 from eft_local.engine.cache import Cache
 from eft_local.engine.engine import Engine
 from eft_local.engine.loading import LoadedRole

@@ -17,12 +17,13 @@ import pytest
 
 from eft_local.backends.base import Rows
 from eft_local.backends.llamacpp import Context, Model
-from eft_local.bench import figure, machine, report, turns
+from eft_local.bench import figure, machine, report
 from eft_local.bench.bare import BareContext, watched
 from eft_local.bench.measure import BATCHES, MAX_TOKENS, STEP_TOKENS, Measurement, Plan
 from eft_local.bench.results import Answers, Benchmark, Memory, PromptTime, Run, TokenTime, fixed, spread
 from eft_local.bench.schedule import Part, interleave, rotated
-from eft_local.bench.turns import Turn
+from eft_local.bench.studies import turns
+from eft_local.bench.studies.turns import Turn
 from eft_local.cores import CoreUse
 from eft_local.emulator import Emulator
 from eft_local.engine.engine import Engine
@@ -438,7 +439,7 @@ def test_a_turn_evaluates_what_is_new(recipe: Recipe, roles: Mapping[str, Loaded
 
 
 def test_the_soak_runs_through_the_whole_app() -> None:
-    command = [sys.executable, "-m", "eft_local.bench.soak", "--fake", "2", "--demo", "1"]
+    command = [sys.executable, "-m", "eft_local.bench.studies.soak", "--fake", "2", "--demo", "1"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=180)
     assert done.returncode == 0, done.stderr
     assert {name: part["turns"] for name, part in json.loads(done.stdout).items()} == {"fake": 2, "demo": 1}

@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from eft_local.bench import machine, measure, noise
+from eft_local.bench import machine, measure
+from eft_local.bench.studies import noise
 from eft_local.cli import bench as command
 from eft_local.cli import main
 from eft_local.errors import Cancelled

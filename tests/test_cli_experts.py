@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from eft_local.bench.gguf_factory import write_adapter
+from eft_local.bench.studies.gguf_factory import write_adapter
 from eft_local.recipe import Prompt, Recipe
 from eft_local.references import adapter_of, hub_names, resolve_model
 

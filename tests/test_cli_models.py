@@ -19,7 +19,8 @@ from typing import Any, NamedTuple
 import pytest
 from hub_server import Fault, HubServer, Repo, serving, sha256
 
-from eft_local.bench.gguf_factory import CHATML, ModelSpec, Shape, bpe, write_model
+from eft_local.bench.gguf_zeros import Shape
+from eft_local.bench.studies.gguf_factory import CHATML, ModelSpec, bpe, write_model
 from eft_local.cli.pull import Pace
 
 EFT = [sys.executable, "-c", "from eft_local.cli import main; main()"]

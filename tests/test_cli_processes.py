@@ -17,7 +17,8 @@ from typing import Any
 import pytest
 from gguf import GGUFReader
 
-from eft_local.bench.gguf_factory import CHATML, ModelSpec, Shape, bpe, spm, write_model
+from eft_local.bench.gguf_zeros import Shape
+from eft_local.bench.studies.gguf_factory import CHATML, ModelSpec, bpe, spm, write_model
 from eft_local.references import demo_questions
 
 EFT = [sys.executable, "-c", "from eft_local.cli import main; main()"]

@@ -14,7 +14,8 @@ import pytest
 from eft_local.backends.base import Rows
 from eft_local.backends.llamacpp import Context, Model, needs
 from eft_local.backends.llamacpp.context import KV_TYPES
-from eft_local.bench.gguf_factory import ModelSpec, Shape, bpe, write_model
+from eft_local.bench.gguf_zeros import Shape
+from eft_local.bench.studies.gguf_factory import ModelSpec, bpe, write_model
 from eft_local.errors import (
     Cancelled,
     ContextOverflowError,

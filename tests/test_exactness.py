@@ -13,7 +13,8 @@ from eft_local import Emulator, Recipe
 from eft_local.backends.llamacpp import Model, kernels, probing, trial
 from eft_local.backends.llamacpp.exactness import Choice, Question, Verdict, Way, choose
 from eft_local.backends.llamacpp.probing import ROOM, SEQUENCES, find, find_in_child, probe
-from eft_local.bench.gguf_factory import ModelSpec, Shape, bpe, write_model
+from eft_local.bench.gguf_zeros import Shape
+from eft_local.bench.studies.gguf_factory import ModelSpec, bpe, write_model
 from eft_local.errors import Cancelled, ModelFileError, OutOfMemoryError, RecipeError
 
 EXACT, OTHER = Verdict(True), Verdict(False, "3 rows at once give other logits than one")

@@ -14,7 +14,8 @@ from gguf_variants import derive, own_end, refusing, renamed_and_added
 
 from eft_local import notices
 from eft_local.backends.llamacpp import Model
-from eft_local.bench.gguf_factory import CHATML, ModelSpec, Shape, Tokens, bpe, spm, write_model
+from eft_local.bench.gguf_zeros import Shape
+from eft_local.bench.studies.gguf_factory import CHATML, ModelSpec, Tokens, bpe, spm, write_model
 from eft_local.emulator import Emulator
 from eft_local.engine.ends import Ends
 from eft_local.errors import UsageError, VocabularyMismatchError

@@ -23,7 +23,7 @@ from typing import Any
 import pytest
 from test_fuzz_gguf import MODELS, Target, demo_model
 
-from eft_local.bench.gguf_factory import write_model
+from eft_local.bench.studies.gguf_factory import write_model
 from eft_local.cli.app import run
 
 PER_MODEL = int(os.environ.get("EFT_FUZZ_COMMANDS", "15"))

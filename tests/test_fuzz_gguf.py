@@ -22,7 +22,8 @@ from gguf import GGUFReader
 
 from eft_local.backends.base import Rows
 from eft_local.backends.llamacpp import Adapter, Model
-from eft_local.bench.gguf_factory import CHATML, ModelSpec, Shape, bpe, spm, write_adapter, write_model
+from eft_local.bench.gguf_zeros import Shape
+from eft_local.bench.studies.gguf_factory import CHATML, ModelSpec, bpe, spm, write_adapter, write_model
 from eft_local.errors import EftError
 from eft_local.gguf.adapter import check_adapter
 from eft_local.gguf.checks import check_gguf

@@ -12,7 +12,8 @@ from gguf import GGUFReader, GGUFWriter
 
 from eft_local.backends.llamacpp import Model, model, trial
 from eft_local.backends.llamacpp.trial import try_model
-from eft_local.bench.gguf_factory import CHATML, ModelSpec, Shape, bpe, spm, write_model
+from eft_local.bench.gguf_zeros import Shape
+from eft_local.bench.studies.gguf_factory import CHATML, ModelSpec, bpe, spm, write_model
 from eft_local.errors import Cancelled, ModelFileError, ModelNotFoundError, OutOfMemoryError
 from eft_local.gguf.checks import check_gguf
 from eft_local.gguf.reader import read_gguf

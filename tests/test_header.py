@@ -10,7 +10,7 @@ import pytest
 from gguf.constants import TokenType
 
 from eft_local.backends.llamacpp import Model
-from eft_local.bench.gguf_factory import CHATML, ModelSpec, bpe, write_model
+from eft_local.bench.studies.gguf_factory import CHATML, ModelSpec, bpe, write_model
 from eft_local.gguf.header import read_vocabulary
 
 # One of each kind that llama.cpp looks for: of several it takes whichever its hash table has first.

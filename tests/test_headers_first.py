@@ -17,7 +17,8 @@ import pytest
 from eft_local import Emulator, Recipe
 from eft_local.backends.llamacpp import Model
 from eft_local.backends.llamacpp.vocabulary import LlamaVocabulary
-from eft_local.bench.gguf_factory import ModelSpec, Shape, bpe, write_model
+from eft_local.bench.gguf_zeros import Shape
+from eft_local.bench.studies.gguf_factory import ModelSpec, bpe, write_model
 from eft_local.cli.app import run
 from eft_local.errors import UsageError, VocabularyMismatchError
 from eft_local.gguf import checks as gguf

@@ -9,7 +9,7 @@ import pytest
 from hub_server import serving
 from kill_pulls import ANSWER, HOW, Puller, interrupted, noise, repositories
 
-from eft_local.bench.gguf_factory import Shape
+from eft_local.bench.gguf_zeros import Shape
 from eft_local.bench.shapes import Trio
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals are POSIX")

@@ -18,7 +18,8 @@ from eft_local.backends.base import Rows
 from eft_local.backends.llamacpp import Model, kernels
 from eft_local.backends.llamacpp.kernels import KINDS, Kernels, one_by_one, product, products, random_factors
 from eft_local.backends.llamacpp.kernels.products import WEIGHTS
-from eft_local.bench.gguf_factory import ModelSpec, Shape, bpe, write_model
+from eft_local.bench.gguf_zeros import Shape
+from eft_local.bench.studies.gguf_factory import ModelSpec, bpe, write_model
 
 LOADED = kernels.load()
 pytestmark = pytest.mark.skipif(

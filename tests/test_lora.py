@@ -16,7 +16,8 @@ from gguf.constants import GGMLQuantizationType
 from eft_local import Emulator, Recipe
 from eft_local.backends.base import Rows
 from eft_local.backends.llamacpp import Adapter, Model, trial
-from eft_local.bench.gguf_factory import LORA_TARGETS, ModelSpec, Shape, bpe, write_adapter, write_model
+from eft_local.bench.gguf_zeros import Shape
+from eft_local.bench.studies.gguf_factory import LORA_TARGETS, ModelSpec, bpe, write_adapter, write_model
 from eft_local.errors import Cancelled, EftError, ModelFileError, ModelNotFoundError, UnsupportedModelError
 from eft_local.gguf.adapter import check_adapter
 from eft_local.gguf.checks import check_gguf

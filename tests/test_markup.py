@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from templates import FAMILIES
 
 from eft_local.backends.llamacpp import ChatTemplate, Model
-from eft_local.bench.gguf_factory import ModelSpec, bpe, spm, write_model
+from eft_local.bench.studies.gguf_factory import ModelSpec, bpe, spm, write_model
 from eft_local.engine.loading import LoadedRole
 from eft_local.errors import PromptError
 from eft_local.prompts import Message, conversation

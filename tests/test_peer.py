@@ -15,10 +15,12 @@ from gguf.quants import dequantize
 from reference_llama import ReferenceLlama
 
 from eft_local import Emulator, Recipe
-from eft_local.bench import proxy_tuning, shapes
-from eft_local.bench.gguf_factory import ModelSpec, Shape, bpe, write_model
-from eft_local.bench.peer_results import Row, Written, agreement, report, summary
-from eft_local.bench.peer_transformers import System, Worker, check_peer, fit_together, peer_system, plan
+from eft_local.bench import shapes
+from eft_local.bench.gguf_zeros import Shape
+from eft_local.bench.studies import proxy_tuning
+from eft_local.bench.studies.gguf_factory import ModelSpec, bpe, write_model
+from eft_local.bench.studies.peer_results import Row, Written, agreement, report, summary
+from eft_local.bench.studies.peer_transformers import System, Worker, check_peer, fit_together, peer_system, plan
 from eft_local.engine.loading import Library, mixed_roles
 from eft_local.errors import EvaluationError, OutOfMemoryError, UnsupportedModelError, UsageError
 from eft_local.evals.questions import read_questions
@@ -353,7 +355,7 @@ def test_the_command_in_json(peer_python, monkeypatch, tmp_path):
     command = [
         sys.executable,
         "-m",
-        "eft_local.bench.peer_transformers",
+        "eft_local.bench.studies.peer_transformers",
         "--shape",
         "none",
         "--peer-python",

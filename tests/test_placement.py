@@ -11,7 +11,8 @@ import pytest
 from eft_local import Emulator, Recipe
 from eft_local.backends.llamacpp import library
 from eft_local.backends.llamacpp.needs import UBATCH_CPU
-from eft_local.bench.gguf_factory import ModelSpec, Shape, write_model
+from eft_local.bench.gguf_zeros import Shape
+from eft_local.bench.studies.gguf_factory import ModelSpec, write_model
 from eft_local.engine import loading
 from eft_local.engine.loading import Library, mixed_roles
 from eft_local.errors import ModelNotFoundError, OutOfMemoryError, RecipeError, UnsupportedModelError

@@ -10,9 +10,9 @@ from mamba_factory import write_mamba
 from eft_local import locations
 from eft_local.backends.llamacpp import kernels, needs
 from eft_local.backends.llamacpp.needs import Asked, ask
-from eft_local.bench.families import FAMILIES, write_family
-from eft_local.bench.gguf_factory import bpe
-from eft_local.bench.plan import ALLOWED, Case, compared, planned
+from eft_local.bench.studies.families import FAMILIES, write_family
+from eft_local.bench.studies.gguf_factory import bpe
+from eft_local.bench.studies.plan import ALLOWED, Case, compared, planned
 from eft_local.placement.survey import SCORED_ROWS, SHORT, Seat, loads
 from eft_local.recipe.roles import Placement
 

@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from eft_local import memory
-from eft_local.bench.gguf_factory import ModelSpec, Shape, bpe, write_model
+from eft_local.bench.gguf_zeros import Shape
+from eft_local.bench.studies.gguf_factory import ModelSpec, bpe, write_model
 from eft_local.memory import ADDRESS_SPACE, CGROUP, Available
 
 MB = 10**6

@@ -12,7 +12,8 @@ from fake import FakeContext, FakeModel, emulator, noise, recipe
 
 from eft_local import Emulator, Recipe
 from eft_local.backends.base import Rows
-from eft_local.bench.gguf_factory import ModelSpec, Shape, bpe, write_model
+from eft_local.bench.gguf_zeros import Shape
+from eft_local.bench.studies.gguf_factory import ModelSpec, bpe, write_model
 from eft_local.engine.cache import ContextCache, KVSequence
 from eft_local.engine.sequence import Sequence as Answering
 from eft_local.engine.speculative import costs as row_costs
@@ -263,7 +264,7 @@ def test_costs_per_role():
 
 
 def test_costs_of_an_adapted_model_are_kept_apart(ggufs, tmp_path):
-    from eft_local.bench.gguf_factory import write_adapter
+    from eft_local.bench.studies.gguf_factory import write_adapter
 
     write_adapter(tmp_path / "lora.gguf", ggufs / "small.gguf")
     text = f"""

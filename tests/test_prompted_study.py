@@ -9,8 +9,17 @@ import pytest
 from click.testing import CliRunner
 from fake_emulator import FakeEmulator
 
-from eft_local.bench import prompted
-from eft_local.bench.prompted import EXAMPLES, QUESTIONS, SHOWN, missing, read_answers, sign_test, systems, table
+from eft_local.bench.studies import prompted
+from eft_local.bench.studies.prompted import (
+    EXAMPLES,
+    QUESTIONS,
+    SHOWN,
+    missing,
+    read_answers,
+    sign_test,
+    systems,
+    table,
+)
 from eft_local.evals.questions import contains_answer, is_form, read_questions
 
 

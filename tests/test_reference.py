@@ -8,7 +8,8 @@ from reference_llama import ReferenceLlama
 
 from eft_local.backends.base import Rows
 from eft_local.backends.llamacpp import Model
-from eft_local.bench.gguf_factory import ModelSpec, Shape, bpe, write_model
+from eft_local.bench.gguf_zeros import Shape
+from eft_local.bench.studies.gguf_factory import ModelSpec, bpe, write_model
 from eft_local.engine.mix import mix
 
 N_SEQUENCES, LENGTH = 9, 250  # 2,250 positions

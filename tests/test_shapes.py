@@ -14,8 +14,9 @@ from reference_llama import ReferenceLlama
 from eft_local.backends.base import Rows
 from eft_local.backends.llamacpp import Model
 from eft_local.bench import shapes, widening
-from eft_local.bench.gguf_factory import ModelSpec, Shape, bpe, write_model
+from eft_local.bench.gguf_zeros import Shape
 from eft_local.bench.shapes import SHAPES, TRIOS, Trio, scaled_bytes, scaled_model, scaled_recipe, unwidened
+from eft_local.bench.studies.gguf_factory import ModelSpec, bpe, write_model
 from eft_local.emulator import Emulator
 from eft_local.engine.mix import mix
 from eft_local.errors import ModelNotFoundError, OutputError, UnsupportedModelError, UsageError

@@ -50,10 +50,10 @@ class Sampling:
     """llama.cpp's sampler chain on the mixed logits, and where an answer ends.
 
     temperature: 0 is greedy.  top_k: 0 is off.  top_p, typical_p: 1 is off.  min_p: 0 is off.
-    repeat_penalty: 1 is off.  presence_penalty, frequency_penalty: 0 is off.  The three look at the last
-        repeat_last_n tokens of the answer (-1: all of it, 0: none), never at the prompt.
-    dry_multiplier: 0 turns DRY off; dry_base, dry_allowed_length, dry_penalty_last_n as in llama.cpp.
-    xtc_probability: 0 turns XTC off; xtc_threshold as in llama.cpp.
+    repeat_penalty: 1 is off.  presence_penalty, frequency_penalty: 0 is off.
+    repeat_last_n: these three look at so many of the answer's last tokens (-1: all, 0: none), never at the prompt.
+    dry_multiplier: 0 turns DRY off.  dry_base, dry_allowed_length, dry_penalty_last_n: as in llama.cpp.
+    xtc_probability: 0 turns XTC off.  xtc_threshold: as in llama.cpp.
     logit_bias: token id (digits) or token text → what is added to its logit.
     grammar: GBNF text.  json_schema: JSON text, or a table in TOML; only one of the two. The answer is then JSON on
         one line that matches the schema (draft 2020-12); what cannot be enforced is refused by the keyword's name.

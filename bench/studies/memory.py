@@ -120,7 +120,7 @@ CHILDREN = {"emulator": run_emulator, "bare": run_bare}
 
 def child(kind: str, job: dict[str, Any]) -> dict[str, Any]:
     """Do a job in a fresh process."""
-    command = [sys.executable, "-m", "eft_local.bench.memory", "--child", kind]
+    command = [sys.executable, "-m", "eft_local.bench.studies.memory", "--child", kind]
     done = subprocess.run(command, input=json.dumps(job), text=True, capture_output=True, check=False)
     if done.returncode:
         raise SystemExit(f"{kind} failed:\n{done.stderr}")
@@ -130,7 +130,7 @@ def child(kind: str, job: dict[str, Any]) -> dict[str, Any]:
 
 def shape_recipe(folder: Path, shape: str, vocabulary: str) -> Path:
     """Write a recipe for three models of one shape."""
-    from eft_local.bench.blank import blank_model
+    from eft_local.bench.studies.blank import blank_model
 
     base, antiexpert, tuned = (blank_model(folder, shape, vocabulary, seed) for seed in (1, 2, 3))
     path = folder / f"{shape}-{vocabulary}.toml"
@@ -142,8 +142,8 @@ def shape_recipe(folder: Path, shape: str, vocabulary: str) -> Path:
 
 def expert_recipe(folder: Path, shape: str, vocabulary: str, kind: str) -> Path:
     """Write a recipe whose expert has no model of its own: a LoRA adapter of rank 16 ("lora"), or a prompt."""
-    from eft_local.bench.blank import blank_model
-    from eft_local.bench.gguf_factory import write_adapter
+    from eft_local.bench.studies.blank import blank_model
+    from eft_local.bench.studies.gguf_factory import write_adapter
 
     base, small = blank_model(folder, shape, vocabulary, 1), blank_model(folder, SMALL, vocabulary, 2)
     expert = 'model = "@antiexpert"\nprompt = "few-shot"\nexamples = [["What is the capital of Italy?", "Rome."]]'
@@ -187,7 +187,7 @@ def report(result: dict[str, Any]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m eft_local.bench.memory", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m eft_local.bench.studies.memory", description=__doc__)
     parser.add_argument("--recipe", action="append", help="recipe to run (default: demo, and --shape)")
     parser.add_argument("--shape", default="0.5b", help="shape of three models with --vocabulary")
     parser.add_argument("--vocabulary", default="152k")

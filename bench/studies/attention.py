@@ -12,8 +12,8 @@ from typing import Any
 from eft_local.backends.base import Rows
 from eft_local.backends.llamacpp import Context, Model, kernels
 from eft_local.backends.llamacpp.kernels.attention import OURS, THEIRS
-from eft_local.bench.blank import load
 from eft_local.bench.shapes import default_folder
+from eft_local.bench.studies.blank import load
 
 SHAPES = {"7b": 4, "0.5b": 24}
 """Layers of each: they are alike, so a few of a large model tell."""
@@ -66,7 +66,7 @@ def _timed(context: Context, tokens: list[int], outputs: int) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m eft_local.bench.attention", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m eft_local.bench.studies.attention", description=__doc__)
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     found: list[dict[str, Any]] = []

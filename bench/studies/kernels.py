@@ -16,9 +16,9 @@ import numpy as np
 from eft_local.backends.base import Rows
 from eft_local.backends.llamacpp import Context, Model, kernels
 from eft_local.backends.llamacpp.kernels.products import WEIGHTS
-from eft_local.bench.blank import words
-from eft_local.bench.gguf_factory import ModelSpec, write_model
 from eft_local.bench.shapes import SHAPES, VOCABULARIES
+from eft_local.bench.studies.blank import words
+from eft_local.bench.studies.gguf_factory import ModelSpec, write_model
 from eft_local.errors import EftError
 
 MODELS = (
@@ -89,7 +89,7 @@ def measure(context: Context, mine: kernels.Kernels, kind: str) -> dict[int, dic
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m eft_local.bench.kernels", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m eft_local.bench.studies.kernels", description=__doc__)
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     mine = kernels.load()

@@ -1,6 +1,6 @@
 """Key to echo: how long a typed character takes to appear in the app while the demo models write.
 
-    python -m eft_local.bench.echo [--keys 300] [--threads N]
+    python -m eft_local.bench.studies.echo [--keys 300] [--threads N]
 
 The real app runs in a pseudo terminal. Characters that no demo model writes are typed at uneven moments while the
 mixture writes on and on (its end tokens are forbidden); each is timed until the app sends it back to the terminal.
@@ -18,7 +18,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from eft_local.bench.pseudo_terminal import PseudoTerminal
+from eft_local.bench.studies.pseudo_terminal import PseudoTerminal
 
 TYPED = "äöüßéèêàâçñøåæþðłśżč"
 QUESTION = "Tell me about Peru."

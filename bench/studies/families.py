@@ -9,8 +9,9 @@ from typing import Any
 
 import gguf
 
-from eft_local.bench.blank import words
-from eft_local.bench.gguf_factory import Shape, add_shape, add_tokens, write_zeros
+from eft_local.bench.gguf_zeros import Shape, add_shape, write_zeros
+from eft_local.bench.studies.blank import words
+from eft_local.bench.studies.gguf_factory import add_tokens
 
 
 @dataclass(frozen=True)

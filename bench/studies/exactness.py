@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from eft_local.backends.llamacpp.noise import gumbel
-from eft_local.bench import company
+from eft_local.bench.studies import company
 from eft_local.emulator import Emulator
 from eft_local.engine.step import Answer
 from eft_local.evals.questions import read_questions
@@ -202,7 +202,7 @@ def _company(options: argparse.Namespace) -> int:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m eft_local.bench.exactness", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m eft_local.bench.studies.exactness", description=__doc__)
     parser.add_argument("--only", choices=("greedy", "sampled", "rules"))
     parser.add_argument(
         "--model", type=Path, action="append", help="compare answers alone with those in company, on this file"

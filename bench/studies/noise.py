@@ -51,7 +51,7 @@ def write(folder: Path) -> list[Path]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m eft_local.bench.noise", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m eft_local.bench.studies.noise", description=__doc__)
     parser.add_argument("folder", type=Path, help="where the models and recipes are written")
     for recipe in write(parser.parse_args().folder.absolute()):
         print(f"eft bench --recipe {recipe} --shape 7b --kind long --lengths none")

@@ -14,8 +14,8 @@ import numpy as np
 from gguf.constants import TokenType
 
 from eft_local.backends.llamacpp import Model
-from eft_local.bench.gguf_factory import ModelSpec, Tokens, bpe, write_model
 from eft_local.bench.shapes import SHAPES, VOCABULARIES
+from eft_local.bench.studies.gguf_factory import ModelSpec, Tokens, bpe, write_model
 
 _LOGIT_WIDTH = 3.0  # standard deviation
 _NIBBLE_WIDTH = 4.61  # of uniform 0…15

@@ -1,7 +1,7 @@
 """What do experts that are tuned by nothing but their prompt give on a real model?
 
-    python -m eft_local.bench.real_models gemma:Q8_0     # once
-    python -m eft_local.bench.prompted
+    python -m eft_local.bench.studies.real_models gemma:Q8_0     # once
+    python -m eft_local.bench.studies.prompted
 
 Gemma-3-270M (untuned, Q8_0) answers 200 general questions (`prompted_questions.jsonl`), greedily: alone; shown four
 examples; steered by its own Q4_K_M quantisation that is shown them (`weak`: three roles, as `demo-prompted`); and
@@ -24,7 +24,7 @@ from typing import Any
 import click
 
 from eft_local import Emulator, Recipe
-from eft_local.bench import real_models
+from eft_local.bench.studies import real_models
 from eft_local.errors import EftError
 from eft_local.evals import run as evaluation
 from eft_local.evals.questions import Questions, Verdict, judge, read_questions

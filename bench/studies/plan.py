@@ -12,7 +12,7 @@ from typing import Any
 
 from eft_local.backends.llamacpp import Model, library
 from eft_local.backends.llamacpp.needs import Asked, ask, read_buffers, read_figures
-from eft_local.bench.families import FAMILIES, write_family
+from eft_local.bench.studies.families import FAMILIES, write_family
 from eft_local.memory import Device
 from eft_local.placement.planner import ContextNeed, Load, Placed, plan
 from eft_local.placement.survey import SCORED_ROWS, Seat, settled
@@ -122,7 +122,7 @@ def _cell(row: dict[str, Any], name: str) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m eft_local.bench.plan", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m eft_local.bench.studies.plan", description=__doc__)
     parser.add_argument("--folder", type=Path, help="where models are written, one at a time")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()

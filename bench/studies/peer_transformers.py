@@ -18,8 +18,9 @@ from typing import Any
 import psutil
 from gguf import GGUFReader
 
-from eft_local.bench import proxy_tuning, shapes
-from eft_local.bench.peer_results import Row, Written, report, summary
+from eft_local.bench import shapes
+from eft_local.bench.studies import proxy_tuning
+from eft_local.bench.studies.peer_results import Row, Written, report, summary
 from eft_local.emulator import Emulator
 from eft_local.engine.loading import Library, LoadedRole, antiexpert_name, mixed_roles
 from eft_local.engine.step import Step
@@ -156,7 +157,7 @@ def our_system(recipe: Recipe, quantization: str) -> System:
     """recipe: with models of this quantisation."""
     return System(
         name=f"eft {quantization}",
-        command=(sys.executable, "-m", "eft_local.bench.peer_transformers", SERVE),
+        command=(sys.executable, "-m", "eft_local.bench.studies.peer_transformers", SERVE),
         job={"recipe": recipe.to_toml(), "folder": recipe.folder and str(recipe.folder)},
         weights=file_bytes(recipe),
     )
@@ -358,7 +359,7 @@ def main() -> None:
     if sys.argv[1:] == [SERVE]:
         serve()
         return
-    parser = argparse.ArgumentParser(prog="python -m eft_local.bench.peer_transformers", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m eft_local.bench.studies.peer_transformers", description=__doc__)
     parser.add_argument("--recipe", default="demo")
     parser.add_argument("--shape", default="7b", help=f"{', '.join(shapes.TRIOS)}, or none: the models' own")
     parser.add_argument("--formats", nargs="+", default=["F16", "Q4_0"], help="of our weights")

@@ -1,6 +1,6 @@
 """What streaming in the app costs: tokens per second there and under `eft ask`, in turns, in one run.
 
-    python -m eft_local.bench.streaming [--rounds 12] [--tokens 400] [--shape 0.5b] [--no-record] [--threads N]
+    python -m eft_local.bench.studies.streaming [--rounds 12] [--tokens 400] [--shape 0.5b] [--no-record] [--threads N]
 
 Both are real programs in pseudo terminals of 120 × 40, which this one reads as a terminal would: the app, and the loop
 of `eft ask` (the steps of a stream, printed one by one). Both stay loaded; in each round each writes the same answer
@@ -20,8 +20,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from eft_local.bench.pseudo_terminal import PseudoTerminal
-from eft_local.bench.samples import spread
+from eft_local.bench.studies.pseudo_terminal import PseudoTerminal
+from eft_local.bench.studies.samples import spread
 
 if TYPE_CHECKING:
     from eft_local.emulator import Emulator
@@ -112,7 +112,7 @@ class _Child:
         self._speeds = home / f"{kind}.txt"
         self._speeds.touch()
         self._answers = 0
-        command = [sys.executable, "-m", "eft_local.bench.streaming", "--child", kind, str(recipe)]
+        command = [sys.executable, "-m", "eft_local.bench.studies.streaming", "--child", kind, str(recipe)]
         environment = os.environ | {"EFT_HOME": str(home), "EFT_SPEEDS": str(self._speeds)}
         self._terminal = PseudoTerminal(command, environment)
         self._terminal.wait_for("ready", 600)

@@ -1,6 +1,6 @@
 """A busy machine: what is left of the speed beside programs that use all cores, and beside two other eft processes.
 
-    python -m eft_local.bench.busy [--recipe demo | --model FILE.gguf | --shape 7b] [--seconds S] [--rounds N]
+    python -m eft_local.bench.studies.busy [--recipe demo | --model FILE.gguf | --shape 7b] [--seconds S] [--rounds N]
         [--before] [--json]
 
 Each process has a recipe's models loaded and writes the same greedy answer again and again. A round measures, one after
@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 
-from eft_local.bench.samples import spread
+from eft_local.bench.studies.samples import spread
 from eft_local.cores import CoreMeter, Reading, read
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ class Writer:
     def __init__(self, recipe: str, *, old: bool = False) -> None:
         """recipe: TOML.  old: a thread per core that waits as long as OpenMP does by itself."""
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "eft_local.bench.busy", "--serve", recipe, *(["--before"] if old else [])],
+            [sys.executable, "-m", "eft_local.bench.studies.busy", "--serve", recipe, *(["--before"] if old else [])],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,

@@ -186,7 +186,7 @@ def draw(turns: Sequence[Turn], title: str) -> Figure:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m eft_local.bench.turns", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m eft_local.bench.studies.turns", description=__doc__)
     parser.add_argument("--recipe", default="demo")
     parser.add_argument("--shape", default="1b", choices=(*TRIOS, "none"), help="none: the recipe's models as they are")
     parser.add_argument("--turns", type=int, default=TURNS)

@@ -13,10 +13,10 @@ import llama_cpp
 
 from eft_local.backends.llamacpp import Model
 from eft_local.backends.llamacpp.library import default_threads
-from eft_local.bench.blank import load
 from eft_local.bench.lockstep import lockstep
-from eft_local.bench.samples import shown, spread
 from eft_local.bench.shapes import default_folder
+from eft_local.bench.studies.blank import load
+from eft_local.bench.studies.samples import shown, spread
 from eft_local.emulator import Emulator
 from eft_local.engine.loading import LoadedRole
 from eft_local.engine.step import Step
@@ -188,7 +188,7 @@ def report(title: str, samples: Samples, units: dict[str, str]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m eft_local.bench.step", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m eft_local.bench.studies.step", description=__doc__)
     parser.add_argument("--folder", type=Path, default=default_folder(), help="where the models are written")
     parser.add_argument("--base", default="7b", help="shape of the base in the ratio run (see shapes.py)")
     parser.add_argument("--small", default="0.5b", help="shape of all other models")

@@ -1,6 +1,6 @@
 """A long day with the app: thousands of turns, and what they do to its memory and its speed.
 
-    python -m eft_local.bench.soak [--fake 2000] [--demo 200]
+    python -m eft_local.bench.studies.soak [--fake 2000] [--demo 200]
 
 Turns with a fake engine go through the whole app (headless, 120×40): typed, sent, streamed, saved, shown; a new chat
 every 50. Turns on the demo models come after. Memory and the time of a turn are compared between the first and the last

@@ -12,9 +12,9 @@ from typing import Any
 
 from eft_local.backends.base import Rows
 from eft_local.backends.llamacpp import Context, Model
-from eft_local.bench.blank import load
-from eft_local.bench.samples import shown, spread
 from eft_local.bench.shapes import default_folder
+from eft_local.bench.studies.blank import load
+from eft_local.bench.studies.samples import shown, spread
 from eft_local.errors import Cancelled
 
 ALLOWED_MS = 300
@@ -71,7 +71,7 @@ def measure(model: Model, ubatch: int, length: int, stops: int) -> dict[str, Any
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m eft_local.bench.abort", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m eft_local.bench.studies.abort", description=__doc__)
     parser.add_argument("--folder", type=Path, default=default_folder(), help="where the models are written")
     parser.add_argument("--shapes", nargs="+", default=["0.5b", "7b"])
     parser.add_argument("--ubatch", nargs="+", type=int, default=[512, 128])
