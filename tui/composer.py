@@ -10,6 +10,7 @@ from pathlib import Path
 from textual import events
 from textual.widgets import TextArea
 
+from eft_local import files
 from eft_local.tui.actions import keys_of
 
 REMEMBERED = 500
@@ -137,13 +138,9 @@ class Typed:
     def _write(self) -> bool:
         if self.file is None:
             return True
-        part = self.file.with_suffix(".part")
         content = json.dumps({"recalled": self.recalled, "unsent": self.unsent}, ensure_ascii=False)
         try:
-            self.file.parent.mkdir(parents=True, exist_ok=True)
-            part.touch(0o600)
-            part.write_text(content, "utf-8", errors="surrogatepass")
-            part.replace(self.file)
+            files.write(self.file, content.encode("utf-8", "surrogatepass"), private=True, make_folder=True)
         except OSError:
             return False
         return True

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import tomli_w
 
-from eft_local import locations
+from eft_local import files, locations
 from eft_local.checks import nearest
 from eft_local.errors import OutputError, UsageError
 from eft_local.tui import config
@@ -68,11 +68,8 @@ class Presets:
 
     def _write(self, table: Mapping[str, Any]) -> None:
         file = locations.needed(self.file)
-        part = file.with_suffix(".part")
         try:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            part.write_text(tomli_w.dumps(table), "utf-8")
-            part.replace(file)
+            files.write(file, tomli_w.dumps(table).encode(), make_folder=True)
         except OSError as error:
             raise OutputError(f"cannot write {file}: {error.strerror}") from None
 
