@@ -46,15 +46,9 @@ class Config:
         verify(self)
 
 
-def folder() -> Path | None:
-    """Where the app's settings are; None for a user without a home folder."""
-    recipes = locations.recipes()
-    return recipes.parent if recipes else None
-
-
 def path() -> Path | None:
     """The config file, which need not exist."""
-    place = folder()
+    place = locations.settings()
     return place / "config.toml" if place else None
 
 

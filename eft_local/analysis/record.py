@@ -10,9 +10,6 @@ from eft_local.analysis.storage import pack, unpack
 from eft_local.emulator import Candidate, Step
 from eft_local.errors import UsageError
 
-CANDIDATES = 10
-"""How many candidates a table shows beside the chosen token and the base's first choice: `top` of a stream."""
-
 
 @dataclass(frozen=True, slots=True)
 class Summary:

@@ -7,18 +7,11 @@ from collections.abc import Iterable
 from datetime import datetime
 from typing import Any
 
+from eft_local.analysis.format import ENDINGS
 from eft_local.chats.history import History
 from eft_local.chats.records import AnswerRecord, Chat, Message, Snapshot
 
 FORMAT = {"format": "eft-local chat", "version": 1}
-_ENDINGS = {
-    "length": "cut at the longest length",
-    "context": "cut at the context's end",
-    "cancelled": "stopped",
-    "failed": "cut off by an error",
-    "interrupted": "interrupted",
-    None: "being written",
-}
 
 
 def to_markdown(history: History, chat: str) -> str:
@@ -63,7 +56,7 @@ def turn_title(message: Message) -> str:
     notes = []
     if message.answer is not None:
         notes += [message.answer.written_by] if message.answer.written_by != "eft" else []
-        notes += [_ENDINGS[message.answer.finish_reason]] if message.answer.finish_reason != "stop" else []
+        notes += [ENDINGS[message.answer.finish_reason]] if message.answer.finish_reason != "stop" else []
     if len(message.siblings) > 1:
         notes.append(f"{message.position}/{len(message.siblings)}")
     return ("Question" if message.role == "user" else "Answer") + (f" ({', '.join(notes)})" if notes else "")

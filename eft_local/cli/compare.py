@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from eft_local.analysis.format import outcome
 from eft_local.cli import answers, output
 from eft_local.cli.failures import INTERRUPTED
 from eft_local.cli.interrupt import Interrupt, interruptible
@@ -124,13 +125,12 @@ def _side_by_side(answered: dict[str, Answer]) -> str:
         for name in columns:
             table.add_column(Text(name), ratio=1, overflow="fold")
         table.add_row(*(Text(output.safe(answer.text.strip())) for answer in columns.values()))
-        table.add_row(*(Text(_facts(answer), style="dim") for answer in columns.values()))
+        table.add_row(*(Text(_outcome(answer), style="dim") for answer in columns.values()))
         console.print(table)
     file: Any = console.file
     return str(file.getvalue())
 
 
-def _facts(answer: Answer) -> str:
-    """Return how the answer ended, how long it is and how fast it came."""
-    speed = f"{answer.tokens_per_second:.0f} tokens/s"
-    return f"{len(answer.tokens)} tokens, {speed}\n{answers.ENDS[answer.finish_reason]}"
+def _outcome(answer: Answer) -> str:
+    length, pace, *ending = outcome(answer)
+    return f"{length}, {pace}\n{', '.join(ending)}"

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from eft_local import files
+from eft_local.analysis.format import printable
 from eft_local.errors import OutputError
 
 
@@ -34,12 +35,9 @@ def write(text: str) -> None:
         sys.stdout.write(text)
 
 
-_CONTROLS = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
-
-
 def safe(text: str) -> str:
     """Return what a model wrote as it may be shown: on a terminal, control characters could do anything."""
-    return text.translate(_CONTROLS) if sys.stdout.isatty() else text
+    return printable(text) if sys.stdout.isatty() else text
 
 
 def flush() -> None:

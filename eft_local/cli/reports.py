@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from eft_local.analysis.format import interval
 from eft_local.evals.run import SHARES, Report, wilson
 
 if TYPE_CHECKING:
@@ -95,4 +96,4 @@ def _cell(count: int, n: int) -> str:
     if n == 0:
         return "-"
     low, high = wilson(count, n)
-    return f"{100 * count / n:.1f} [{100 * low:.0f}-{100 * high:.0f}]"
+    return interval(count / n, low, high)

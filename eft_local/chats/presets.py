@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING, Any
 import tomli_w
 
 from eft_local import files, locations
+from eft_local.chats.knobs import KNOBS
 from eft_local.checks import nearest
 from eft_local.errors import OutputError, UsageError
-from eft_local.tui import config
-from eft_local.tui.knobs import KNOBS
 
 if TYPE_CHECKING:
     from eft_local.recipe import Recipe
@@ -23,7 +22,7 @@ class Presets:
     """The presets of all recipes, read when they are needed and written whole."""
 
     def __init__(self, file: Path | None = None) -> None:
-        folder = config.folder()
+        folder = locations.settings()
         self.file = file or (folder / "presets.toml" if folder else None)
 
     def of(self, recipe: Recipe) -> Mapping[str, Mapping[str, Any]]:
