@@ -23,6 +23,7 @@ from eft_local.chats.typed import Typed
 from eft_local.checks import nearest
 from eft_local.errors import EftError, HistoryError, UsageError
 from eft_local.recipe import Recipe
+from eft_local.recipe.names import MIXTURE
 from eft_local.tui.actions.registry import BY_ID, Action, bindings
 from eft_local.tui.config import Config
 from eft_local.tui.engine import Engine, with_threads
@@ -324,7 +325,7 @@ class ChatApp(App[None], inherit_bindings=False):
     def show_state(self) -> None:
         """Say over and under the input who would answer, and how."""
         session = self.session
-        who = session.recipe.name if session.target == "eft" else f"{session.recipe.name}: {session.target} alone"
+        who = session.recipe.name if session.target == MIXTURE else f"{session.recipe.name}: {session.target} alone"
         words = [who, steering(session.recipe), *(["system prompt"] if session.system else [])]
         self.chat.composer.border_subtitle = printable(" · ".join(words))
 

@@ -15,6 +15,7 @@ from eft_local.chats.opening import chat_to_continue, closing, unsaved
 from eft_local.chats.session import Session
 from eft_local.chats.typed import Typed
 from eft_local.errors import HistoryError, UsageError
+from eft_local.recipe.names import MIXTURE
 from eft_local.tui import config as configuration
 from eft_local.tui.actions.handlers import HANDLERS
 from eft_local.tui.actions.registry import BY_ID
@@ -42,7 +43,7 @@ class Opening:
 
     recipe: Recipe
     own_recipe: bool = False
-    target: str = "eft"
+    target: str = MIXTURE
     system: str | None = None
     chat: str | None = None
     resume: bool = False

@@ -11,6 +11,7 @@ from jinja2 import Environment, StrictUndefined
 from eft_local.analysis.format import label, level, notes, percent, share, signed, two_digits, visible
 from eft_local.analysis.record import Inspection, chosen
 from eft_local.emulator import Step
+from eft_local.recipe.names import MIXTURE
 
 PRINTED = 3  # tables that stand on paper, where nothing can be pointed at
 
@@ -51,7 +52,7 @@ def page(inspection: Inspection, *, title: str, question: str, details: Mapping[
         tokens=_tokens(inspection),
         rest=_safe("".join(step.text for step in inspection.steps if step.token is None)),
         columns=(inspection.system, *(role for role in inspection.roles if role != inspection.system)),
-        mixed=inspection.system == "eft",
+        mixed=inspection.system == MIXTURE,
     )
 
 

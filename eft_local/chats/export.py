@@ -10,6 +10,7 @@ from typing import Any
 from eft_local.analysis.format import ENDINGS
 from eft_local.chats.history import History
 from eft_local.chats.records import AnswerRecord, Chat, Message, Snapshot
+from eft_local.recipe.names import MIXTURE
 
 FORMAT = {"format": "eft-local chat", "version": 1}
 
@@ -55,7 +56,7 @@ def turn_title(message: Message) -> str:
     """Return a line about a message: who speaks, which of its siblings it is, and how it ended if not by itself."""
     notes = []
     if message.answer is not None:
-        notes += [message.answer.written_by] if message.answer.written_by != "eft" else []
+        notes += [message.answer.written_by] if message.answer.written_by != MIXTURE else []
         notes += [ENDINGS[message.answer.finish_reason]] if message.answer.finish_reason != "stop" else []
     if len(message.siblings) > 1:
         notes.append(f"{message.position}/{len(message.siblings)}")

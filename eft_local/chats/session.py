@@ -22,6 +22,7 @@ from eft_local.chats.writing import AnswerRequest, Writing, add, figures
 from eft_local.errors import HistoryError, UsageError
 from eft_local.prompts import Message as PromptMessage
 from eft_local.prompts import conversation
+from eft_local.recipe.names import MIXTURE
 
 if TYPE_CHECKING:
     from eft_local.emulator import Answer, Step
@@ -33,7 +34,7 @@ Result = TypeVar("Result")
 class Session:
     """One conversation at a time, in a History."""
 
-    def __init__(self, history: History, recipe: Recipe, target: str = "eft", record: bool = True) -> None:
+    def __init__(self, history: History, recipe: Recipe, target: str = MIXTURE, record: bool = True) -> None:
         """recipe: the settings, to begin with.  target: who answers.  record: keep what each role thought of tokens.
 
         history: of all chats. Where it fails, the chat continues in one that is not saved, and `unsaved` says why.

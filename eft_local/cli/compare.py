@@ -6,13 +6,12 @@ import io
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from eft_local.analysis.format import outcome
-from eft_local.cli import answers, output
+from eft_local.cli import answers, output, progress
 from eft_local.cli.failures import INTERRUPTED
 from eft_local.cli.interrupt import Interrupt, interruptible
 from eft_local.cli.loading import loaded
@@ -29,11 +28,12 @@ from eft_local.cli.options import (
 )
 from eft_local.evals.run import check_systems, names
 from eft_local.prompts import Message, conversation
+from eft_local.recipe.names import COMPARED
 
 if TYPE_CHECKING:
     from eft_local.emulator import Answer, Emulator
 
-DEFAULT_SYSTEMS = "base,expert,eft"
+DEFAULT_SYSTEMS = ",".join(COMPARED)
 DEFAULT_MAX_TOKENS = 200
 NARROWEST_COLUMN = 24  # characters in which prose can still be read
 
@@ -92,20 +92,8 @@ def _answers(
     for name in systems:
         if interrupt.asked:
             return
-        with _status(f"{name} answers"):
+        with progress.waiting(f"{name} answers"):
             yield name, emulator.chat(messages, only=name, on_step=answers.heed(interrupt, emulator.cancel))
-
-
-@contextmanager
-def _status(text: str) -> Iterator[None]:
-    """Show what goes on, on a terminal."""
-    if not sys.stderr.isatty():
-        yield
-        return
-    from rich.console import Console
-
-    with Console(stderr=True).status(text):
-        yield
 
 
 def _side_by_side(answered: dict[str, Answer]) -> str:

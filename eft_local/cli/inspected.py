@@ -32,6 +32,7 @@ from eft_local.cli import output
 from eft_local.emulator import Candidate, RoleView, Step
 from eft_local.errors import UsageError
 from eft_local.recipe import Recipe
+from eft_local.recipe.names import MIXTURE
 
 # Ink and paper are both given, so that the text can be read whatever colours the terminal has.
 _TINTS = tuple(
@@ -174,7 +175,7 @@ def write_facts(inspection: Inspection, numbers: Iterable[int], most: int) -> No
         if number > count:
             raise UsageError(f"--token {number}: the answer has {count} tokens, an end token among them")
     console = _console()
-    if inspection.system == "eft":
+    if inspection.system == MIXTURE:
         _print_overview(console, inspection)
     wanted = dict.fromkeys([*(number - 1 for number in numbers), *sorted(inspection.most_changed(most))])
     for index in wanted:
@@ -206,7 +207,7 @@ def _print_table(console: Console, inspection: Inspection, index: int) -> None:
     """Print who thought what of a token and its rivals."""
     step = inspection.steps[index]
     roles = (inspection.system, *(role for role in inspection.roles if role != inspection.system))
-    mixed = inspection.system == "eft"
+    mixed = inspection.system == MIXTURE
     candidate = chosen(step)
     title = f"token {index + 1}, {label(candidate) if candidate else visible(step.text)}"
     console.print()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from eft_local.analysis import Inspection, Place, by_position, chosen
 from eft_local.analysis.format import interval, share
-from eft_local.cli import output
+from eft_local.cli import output, progress
 from eft_local.cli.inspected import readable, recipe_facts
 from eft_local.cli.interrupt import Interrupt, interruptible
 from eft_local.cli.loading import loaded
@@ -98,18 +97,16 @@ def run(
 
 def _answers(emulator: Emulator, questions: Questions, system: str | None, interrupt: Interrupt) -> list[Inspection]:
     """Return the answers that were completed: all of them unless Ctrl+C was pressed."""
-    from rich.console import Console
-    from rich.progress import track
-
     answers: list[Inspection] = []
-    console = Console(stderr=True)
-    for question in track(questions.items, "answers", console=console, transient=True, disable=not sys.stderr.isatty()):
-        stream = emulator.stream(conversation(question.question, system), top=1)
-        with closing(cast("Generator[Step]", stream)):
-            steps = tuple(stream) if not interrupt.asked else ()
-        if interrupt.asked:
-            break
-        answers.append(Inspection(steps))
+    with progress.bar("count", len(questions.items), "answers") as show:
+        for question in questions.items:
+            stream = emulator.stream(conversation(question.question, system), top=1)
+            with closing(cast("Generator[Step]", stream)):
+                steps = tuple(stream) if not interrupt.asked else ()
+            if interrupt.asked:
+                break
+            answers.append(Inspection(steps))
+            show(len(answers), "answers")
     return answers
 
 

@@ -14,6 +14,7 @@ from textual.widgets import Markdown, Static
 from eft_local.analysis.format import outcome, printable
 from eft_local.errors import UsageError
 from eft_local.prompts import Message
+from eft_local.recipe.names import MIXTURE
 from eft_local.tui.actions.registry import bindings
 from eft_local.tui.engine import Engine, Failed, Finished, Request, Started, Wrote
 from eft_local.tui.pace import Pace
@@ -61,7 +62,7 @@ def contenders(recipe: Recipe, names: Sequence[str], targets: Sequence[str]) -> 
             alphas = (
                 {expert: alpha * own for expert, own in recipe.alphas.items()} if len(recipe.experts) > 1 else alpha
             )
-            found.append(Contender(f"eft α {alpha:g}", "eft", recipe.replace(alpha=alphas)))
+            found.append(Contender(f"eft α {alpha:g}", MIXTURE, recipe.replace(alpha=alphas)))
     return found
 
 

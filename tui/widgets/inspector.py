@@ -12,6 +12,7 @@ from textual.widgets import DataTable, Static
 from textual.widgets.data_table import RowKey
 
 from eft_local.analysis.format import in_text, label, notes, probability_and_rank, signed, two_digits
+from eft_local.recipe.names import MIXTURE
 
 if TYPE_CHECKING:
     from eft_local.emulator import Candidate, Step
@@ -102,7 +103,7 @@ class InspectorPanel(Vertical):
         table.clear(columns=True)
         if not step.candidates:
             return
-        roles = ["eft", *(name for name in step.candidates[0].roles if name != "eft")]
+        roles = [MIXTURE, *(name for name in step.candidates[0].roles if name != MIXTURE)]
         roles = [name for name in roles if name in step.candidates[0].roles]
         table.add_columns("token", *roles, "Δtuning", "Δscale")
         at = 0

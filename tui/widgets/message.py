@@ -17,6 +17,7 @@ from textual.widgets.markdown import MarkdownStream
 
 from eft_local.analysis.format import ENDINGS, printable, share, speed
 from eft_local.errors import RecipeError
+from eft_local.recipe.names import MIXTURE
 from eft_local.tui.actions.registry import bindings
 from eft_local.tui.widgets.prose import Prose
 from eft_local.tui.widgets.tokens import TokenText
@@ -111,7 +112,7 @@ class AnswerView(MessageView):
         if answer is None:
             return "answer"
         words = [answer.written_by]
-        if answer.written_by == "eft":
+        if answer.written_by == MIXTURE:
             alphas = _alphas(answer.recipe)
             words += [f"α {alpha:g}" if len(alphas) == 1 else f"{name} α {alpha:g}" for name, alpha in alphas.items()]
         if answer.tokens_per_second:
