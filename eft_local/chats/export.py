@@ -81,7 +81,7 @@ def _turn(message: Message) -> Iterable[str]:
 
 
 def _message(history: History, message: Message, recipes: dict[str, int], facts: bool) -> dict[str, Any]:
-    told: dict[str, Any] = {
+    table: dict[str, Any] = {
         "id": message.id,
         "parent": message.parent,
         "role": message.role,
@@ -89,11 +89,11 @@ def _message(history: History, message: Message, recipes: dict[str, int], facts:
         "text": message.text,
     }
     if message.answer is not None:
-        told["answer"] = _answer(message.answer, recipes)
+        table["answer"] = _answer(message.answer, recipes)
         blob = history.facts(message.id) if facts else None
         if blob is not None:
-            told["answer"]["facts"] = base64.b64encode(blob).decode()
-    return told
+            table["answer"]["facts"] = base64.b64encode(blob).decode()
+    return table
 
 
 def _answer(answer: AnswerRecord, recipes: dict[str, int]) -> dict[str, Any]:

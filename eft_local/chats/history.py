@@ -266,7 +266,7 @@ class History:
 
     @contextmanager
     def _reading(self) -> Iterator[sqlite3.Connection]:
-        with self._lock, store.telling(self.path):
+        with self._lock, store.explaining(self.path):
             db = self._connected(writing=False)
             if db.in_transaction:
                 yield db
@@ -276,7 +276,7 @@ class History:
 
     @contextmanager
     def _writing(self) -> Iterator[sqlite3.Connection]:
-        with self._lock, store.telling(self.path):
+        with self._lock, store.explaining(self.path):
             db = self._connected(writing=True)
             if db.in_transaction:
                 yield db

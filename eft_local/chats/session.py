@@ -304,7 +304,7 @@ class Session:
         steps: Sequence[Step],
         facts: bytes | None,
     ) -> None:
-        """Keep an answer that was written elsewhere (in a comparison) as a branch."""
+        """Keep an answer that a comparison wrote as a branch."""
         self._check_idle()
         writer = self.history.answer(question, recipe, written_by=target, seed=answer.seed)
         for step in steps:

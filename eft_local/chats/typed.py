@@ -37,8 +37,8 @@ class Typed:
             self.unsent.pop(each, None)
         if text.strip():
             self.unsent[chat] = text
-        elsewhere = [question for question in self.recalled if question not in recalled]
-        self.recalled = (*elsewhere, *recalled)[-REMEMBERED:]
+        of_others = [question for question in self.recalled if question not in recalled]
+        self.recalled = (*of_others, *recalled)[-REMEMBERED:]
         if self._write():
             self._kept = now
 

@@ -1,4 +1,4 @@
-"""What a terminal shows on stderr while something takes long; elsewhere nothing is shown."""
+"""What a terminal shows on stderr while something takes long; where stderr is no terminal, nothing is."""
 
 from __future__ import annotations
 

@@ -104,7 +104,7 @@ def _json_lines() -> Report:
             if time.monotonic() - last < _EVERY and event.done < event.size:
                 return
             last = time.monotonic()
-        told: dict[str, Any] = {
+        line: dict[str, Any] = {
             "event": event.kind,
             "file": event.file or None,
             "done": event.done,
@@ -113,17 +113,17 @@ def _json_lines() -> Report:
             "all_size": event.all_size,
         }
         if event.kind == "progress":
-            told["bytes_per_second"] = pace.bytes_per_second
-            told["seconds_left"] = pace.seconds_left(event.all_size - event.all_done)
+            line["bytes_per_second"] = pace.bytes_per_second
+            line["seconds_left"] = pace.seconds_left(event.all_size - event.all_done)
         if event.kind == "said":
-            told |= {"text": event.text, "seconds": event.seconds}
-        _write_line(told)
+            line |= {"text": event.text, "seconds": event.seconds}
+        _write_line(line)
 
     return report
 
 
-def _write_line(told: dict[str, Any]) -> None:
-    output.write(json.dumps(told, ensure_ascii=False, allow_nan=False) + "\n")
+def _write_line(line: dict[str, Any]) -> None:
+    output.write(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n")
     output.flush()
 
 
