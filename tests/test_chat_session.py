@@ -143,6 +143,7 @@ def test_an_unsaved_copy_of_a_chat_leaves_the_chat_alone(session: Session, histo
         other = Session(memory, changed)
         other.open(copy.id)
         assert other.recipe.beta == 1.5
+        assert other.steps(other.messages[-1]) == session.steps(session.messages[-1])
         other.ask("two")
         assert other.writing is not None
         assert len(other.writing.request.messages) == 3

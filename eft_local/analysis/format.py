@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import unicodedata
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from math import exp, inf
 from typing import TYPE_CHECKING
@@ -120,6 +120,18 @@ def outcome(answer: Answer) -> list[str]:
     """Return how long an answer is, how fast it came, how it ended, and whether it is empty."""
     words = [f"{len(answer.tokens)} tokens", speed(answer.tokens_per_second), ENDINGS[answer.finish_reason]]
     return words if answer.text.strip() else [*words, "empty"]
+
+
+def strengths(alphas: Mapping[str, float]) -> list[str]:
+    """Return how strongly each expert steers, by its name where there are several."""
+    return [f"α {alpha:g}" if len(alphas) == 1 else f"{name} α {alpha:g}" for name, alpha in alphas.items()]
+
+
+def condition(value: object) -> str:
+    """Return a condition of an answer (a strength, a filter, a seed …) as a person reads it."""
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} {each:g}" for name, each in value.items())
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 # Changes

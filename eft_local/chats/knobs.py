@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from eft_local.analysis.format import strengths
 from eft_local.errors import UsageError
 
 if TYPE_CHECKING:
@@ -136,6 +137,4 @@ def nudged(recipe: Recipe, knob: Knob, steps: float, expert: str | None = None) 
 
 def steering(recipe: Recipe) -> str:
     """Return in a few words how a recipe mixes its models."""
-    experts = recipe.alphas
-    alphas = [f"α {alpha:g}" if len(experts) == 1 else f"{name} α {alpha:g}" for name, alpha in experts.items()]
-    return " · ".join([*alphas, f"β {recipe.beta:g}", f"temperature {recipe.sampling.temperature:g}"])
+    return " · ".join([*strengths(recipe.alphas), f"β {recipe.beta:g}", f"temperature {recipe.sampling.temperature:g}"])

@@ -37,7 +37,9 @@ def unsaved(history: History, chat: Chat | None, recipe: Recipe) -> Iterator[tup
             yield memory, None
         else:
             shown = history.shown(chat.id)
-            yield memory, copied(shown, memory, recipe, system_prompt=chat.system_prompt, title=chat.title)
+            prompt = chat.system_prompt
+            copy = copied(shown, memory, recipe, system_prompt=prompt, title=chat.title, facts=history.facts)
+            yield memory, copy
 
 
 @contextmanager

@@ -18,6 +18,7 @@ from rich.text import Text
 from eft_local.analysis import Inspection, chosen
 from eft_local.analysis.format import (
     LEVELS,
+    condition,
     label,
     level,
     notes,
@@ -74,7 +75,7 @@ class Inspected:
         """Return everything as an HTML page."""
         from eft_local.analysis.page import page
 
-        details = {name: readable(value) for name, value in self.about.items() if value is not None}
+        details = {name: condition(value) for name, value in self.about.items() if value is not None}
         return page(self.inspection, title=f"eft inspect: {self.question}", question=self.question, details=details)
 
 
@@ -83,13 +84,6 @@ def recipe_facts(recipe: Recipe) -> dict[str, Any]:
     filters = ("conservative_filter", "plausibility_mask", "plausibility_top_p")
     on = {name: getattr(recipe, name) for name in filters if getattr(recipe, name) is not None}
     return {"recipe": recipe.name, "alpha": recipe.alphas, "beta": recipe.beta, **on}
-
-
-def readable(value: Any) -> str:
-    """Return a value among the conditions of an answer as a person reads it."""
-    if isinstance(value, Mapping):
-        return ", ".join(f"{name} {each:g}" for name, each in value.items())
-    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _step(step: Step) -> dict[str, Any]:

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from eft_local.analysis import Inspection, Place, by_position, chosen
-from eft_local.analysis.format import interval, share
+from eft_local.analysis.format import condition, interval, share
 from eft_local.cli import output, progress
-from eft_local.cli.inspected import readable, recipe_facts
+from eft_local.cli.inspected import recipe_facts
 from eft_local.cli.interrupt import Interrupt, interruptible
 from eft_local.cli.loading import loaded
 from eft_local.cli.options import Session
@@ -147,7 +147,7 @@ def _told(curve: Curve, about: dict[str, Any]) -> str:
     """Return the conditions, the figures, and a bar per position (ten of them, further on)."""
     low, high = wilson(curve.changed, curve.tokens)
     others, others_changed = curve.tokens - curve.ends, curve.changed - curve.ends_changed
-    lines = [f"{name.replace('_', ' ')}: {readable(value)}" for name, value in about.items()]
+    lines = [f"{name.replace('_', ' ')}: {condition(value)}" for name, value in about.items()]
     lines += [
         "",
         f"{curve.answers} answers: first choices changed at {curve.changed} of {curve.tokens} tokens, "

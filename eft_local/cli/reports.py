@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from eft_local.analysis.format import interval
+from eft_local.analysis.format import condition, interval
 from eft_local.evals.run import SHARES, Report, wilson
 
 if TYPE_CHECKING:
@@ -61,8 +61,7 @@ def answer_lines(reports: Sequence[Report]) -> str:
 
 def tables(recipe: Recipe, questions: Questions, reports: Sequence[Report]) -> str:
     """Return what a person reads: the conditions, how answers were judged, then all questions and each category."""
-    given = {name: value for name, value in _conditions(recipe).items() if value is not None}
-    given["alpha"] = ", ".join(f"{name} {value:g}" for name, value in recipe.alphas.items())
+    given = {name: condition(value) for name, value in _conditions(recipe).items() if value is not None}
     judged = {name: questions.judge[name] for name in ("correct", "form", "declined")}
     conditions = {"questions": f"{len(questions.items)} of {questions.path}", **given, **judged}
     lines = [f"{name.replace('_', ' ')}: {value}" for name, value in conditions.items()]

@@ -15,7 +15,7 @@ from textual.strip import Strip
 from textual.widgets import Static
 from textual.widgets.markdown import MarkdownStream
 
-from eft_local.analysis.format import ENDINGS, printable, share, speed
+from eft_local.analysis.format import ENDINGS, printable, share, speed, strengths
 from eft_local.errors import RecipeError
 from eft_local.recipe.names import MIXTURE
 from eft_local.tui.actions.registry import bindings
@@ -113,8 +113,7 @@ class AnswerView(MessageView):
             return "answer"
         words = [answer.written_by]
         if answer.written_by == MIXTURE:
-            alphas = _alphas(answer.recipe)
-            words += [f"α {alpha:g}" if len(alphas) == 1 else f"{name} α {alpha:g}" for name, alpha in alphas.items()]
+            words += strengths(_alphas(answer.recipe))
         if answer.tokens_per_second:
             words.append(speed(answer.tokens_per_second))
         changed = answer.figures.get("changed")
