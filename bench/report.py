@@ -10,6 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from eft_local.analysis.format import share
 from eft_local.bench.machine import place
 from eft_local.bench.results import AUTO, BASE, PLAIN, Answers, Benchmark, Spread
 from eft_local.cores import CoreUse
@@ -146,15 +147,15 @@ def _print_answers(console: Console, answers: Answers) -> None:
     rows = []
     for name in answers.systems:
         drafts = answers.drafts(name)
-        share = drafts.acceptance
+        accepted = drafts.acceptance
         rows.append(
             (
                 name,
                 _cell(answers.speed(name)),
                 _cell(answers.speed_over(name, PLAIN)),
                 _cell(answers.speed_over(name, BASE)),
-                "" if share is None else f"{100 * share:.0f} %",
-                "" if share is None else f"{drafts.tokens_per_round:.2f}",
+                "" if accepted is None else share(accepted),
+                "" if accepted is None else f"{drafts.tokens_per_round:.2f}",
             )
         )
     steps = sum(runs[PLAIN].steps for runs in answers.questions) / len(answers.questions)
@@ -163,7 +164,7 @@ def _print_answers(console: Console, answers: Answers) -> None:
     _print_table(console, title, ("system", "tokens/s", "÷ plain", "÷ base", "accepted", "a round"), rows)
     best, lengths = answers.best_fixed(), answers.drafts(AUTO).lengths
     rounds = sum(lengths.values())
-    shares = ", ".join(f"{length} ({100 * count / rounds:.0f} %)" for length, count in lengths.items())
+    shares = ", ".join(f"{length} ({share(count / rounds)})" for length, count in lengths.items())
     unlike = {name: answers.same_as_plain(name) for name in answers.systems if name != BASE}
     told = [f"{name} {same}" for name, same in unlike.items() if same < len(answers.questions)]
     lines = [

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import os
-import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from math import prod
@@ -14,7 +11,7 @@ from typing import TypeVar
 
 from gguf.constants import GGMLQuantizationType
 
-from eft_local import locations
+from eft_local import files, locations
 from eft_local.bench.gguf_zeros import Shape, row_bytes
 from eft_local.bench.widening import VERSION, Source, fitted, narrowest, widen
 from eft_local.checks import nearest, shown
@@ -169,16 +166,11 @@ def _kept(
     path = folder / f"{model.path.stem}-{label}-{quantization}-{key}.gguf"
     if path.exists():
         return path
-    partial = path.with_suffix(f".{os.getpid()}-{threading.get_ident()}.partial")
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        widen(model, shape, n_vocab, quantization, partial, name=f"{model.path.stem} {label}", padding=padding)
-        partial.replace(path)
+        with files.replacing(path, make_folder=True) as partial:
+            widen(model, shape, n_vocab, quantization, partial, name=f"{model.path.stem} {label}", padding=padding)
     except OSError as error:
         raise OutputError(f"cannot write {path}: {error.strerror}; name another folder") from error
-    finally:
-        with contextlib.suppress(OSError):
-            partial.unlink()
     return path
 
 

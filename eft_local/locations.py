@@ -62,6 +62,12 @@ def recipes() -> Path | None:
     return _folder("recipes", "config")
 
 
+def settings() -> Path | None:
+    """The app's settings: `config.toml` and `presets.toml`."""
+    folder = recipes()
+    return folder.parent if folder else None
+
+
 def models() -> Path | None:
     """GGUF files that any recipe may name."""
     return _folder("models", "data")

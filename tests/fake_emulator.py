@@ -98,6 +98,7 @@ class FakeEmulator:
         recipe: Recipe | None = None,
         seed: int | None = None,
         max_tokens: int | None = None,
+        top: int = 0,
         prefix: Sequence[Any] = (),
         parallel: int = 8,
         progress: Callable[[int], None] | None = None,
@@ -105,7 +106,7 @@ class FakeEmulator:
     ) -> Any:
         if not (isinstance(prompt, list) and all(isinstance(each, str | list) for each in prompt)):
             return self.follow(
-                prompt, on_step or (lambda step: None), target=target, recipe=recipe, seed=seed, prefix=prefix
+                prompt, on_step or (lambda step: None), target=target, recipe=recipe, seed=seed, top=top, prefix=prefix
             ).wait()
         answers = []
         self.recipes.append(recipe or self.recipe)

@@ -22,7 +22,7 @@ def main() -> int:
         import_module(file.stem)
     from tui_desk import COVERED
 
-    from eft_local.tui.actions import ACTIONS
+    from eft_local.tui.actions.registry import ACTIONS
 
     wanted = sys.argv[1:] or [action.id for action in ACTIONS]
     unnoticed = []

@@ -22,10 +22,12 @@ from eft_local import errors
 from eft_local.cli import app, main, output
 from eft_local.cli.answers import as_dict
 from eft_local.cli.chat import COMMANDS as SLASH_COMMANDS
+from eft_local.cli.chat import chat
 from eft_local.cli.failures import exit_code
 from eft_local.cli.interrupt import interruptible
 from eft_local.cores import CoreUse
 from eft_local.prompts import conversation
+from eft_local.recipe.names import MIXTURE
 
 JUDGE = {"correct": "C", "form": "F", "declined": "D", "declined_phrase": "rather not"}
 
@@ -95,6 +97,11 @@ def test_the_group_lists_every_command_and_every_exit_code(run: Run) -> None:
         assert summary in ran.out
     for code in ("0", "1", "2", "3", "4", "130"):
         assert f"\n    {code} " in ran.out
+
+
+def test_the_mixture_answers_unless_another_is_named() -> None:
+    (only,) = [option for option in chat.params if option.name == "only"]
+    assert only.default == MIXTURE
 
 
 def test_the_version_is_told(run: Run) -> None:

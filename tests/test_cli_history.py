@@ -63,7 +63,7 @@ def test_a_chat_through_a_pipe_is_kept_only_if_asked(run: Run, history: History)
     assert ran == (0, "eft answers one\neft answers two\n", "")
     chat = history.chat(only_chat(history))
     assert (chat.title, chat.system_prompt) == ("one", "Be brief.")
-    assert answered(history, chat.id) == ["one", " eft answers one", "two", " eft answers two"]
+    assert answered(history, chat.id) == ["one", "eft answers one", "two", "eft answers two"]
     answer = record(history.shown(chat.id)[-1])
     assert (answer.written_by, answer.seed, answer.finish_reason) == ("eft", 3, "stop")
     assert answer.tokens == (0, 1, 2, 3)
@@ -95,7 +95,7 @@ def test_a_chat_on_a_terminal_is_kept(
     chat("--no-save", stdin=b"secret\n")
     assert history.chats() == []
     chat(stdin=b"hello\n")
-    assert answered(history, only_chat(history)) == ["hello", " eft answers hello"]
+    assert answered(history, only_chat(history)) == ["hello", "eft answers hello"]
     told = chat("--continue", stdin=b"")
     assert f"chat {only_chat(history)} goes on: hello\n> hello\neft answers hello\n" in told
 
@@ -107,7 +107,7 @@ def test_the_last_chat_goes_on(run: Run, history: History, emulators: list[FakeE
     assert contents(asked) == ["Be brief.", "one", "eft answers one", "two", "eft answers two", "three"]
     recipe = emulators[1].recipe
     assert (recipe.name, recipe.beta, recipe.sampling.temperature) == ("demo-two", 1.25, 0.5)
-    assert answered(history, only_chat(history))[-2:] == ["three", " eft answers three"]
+    assert answered(history, only_chat(history))[-2:] == ["three", "eft answers three"]
     run("chat", "--continue", "-r", "demo", "--system", "Be long.", stdin=b"four\n")
     assert emulators[2].recipe == RECIPE
     assert contents(emulators[2].asked[0][1])[0] == "Be long."
@@ -130,7 +130,7 @@ def test_any_chat_goes_on(run: Run, history: History, emulators: list[FakeEmulat
 def test_retry_is_a_branch_and_reset_a_new_chat(run: Run, history: History) -> None:
     run("chat", "--save", stdin=b"one\n/retry\ntwo\n/reset\nthree\n")
     new, old = history.chats()
-    assert answered(history, new.id) == ["three", " eft answers three"]
+    assert answered(history, new.id) == ["three", "eft answers three"]
     assert [message.siblings for message in history.shown(old.id)] == [(1,), (2, 3), (4,), (5,)]
     run("chat", "-c", stdin=b"/retry\n")
     assert history.shown(new.id)[-1].siblings == (7, 8)
@@ -285,7 +285,7 @@ def test_search_lists_chats_with_the_words(run: Run, chats: list[str]) -> None:
     assert len(lines) == 2
     hits = run("history", "search", "answers", "--json", "-n", "1").json["hits"]
     assert [(hit["chat"]["id"], hit["message"], hit["snippet"], hit["marks"]) for hit in hits] == [
-        (chats[1], 7, " eft answers Chile?", [[5, 12]])
+        (chats[1], 7, "eft answers Chile?", [[4, 11]])
     ]
 
 

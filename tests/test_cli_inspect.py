@@ -95,7 +95,7 @@ def test_an_answer_in_a_pipe_is_marked_and_explained(run: Run) -> None:
     assert lines[0] == "[The] capital of Peru is Lima.[‹end›]"
     assert lines[1] == "█▁▁▁▁▁▁▁▁█"
     assert lines[2] == "2 of 10 first choices changed (20 %), mean change 0.20"
-    assert lines[3] == "in brackets: another first choice than the base's"
+    assert lines[3] == "in brackets: the experts changed the first choice"
     assert [title.partition(":")[0] for title in tables(ran.out)] == ["token 1, The", "token 6, ␣L", "token 10, ‹end›"]
     assert "\x1b" not in ran.out
     assert max(map(len, lines)) <= 80
@@ -113,7 +113,7 @@ def test_a_terminal_gets_tints_and_underlines(run: Run, terminal: Callable[..., 
     assert "48;2;255;171;46m" in first
     assert "38;2;27;27;31" in first, "ink on that paper, whatever the terminal's colours"
     assert "\x1b" not in ANSI.sub("", out)
-    assert "change from  0.1  0.25  0.5  0.75 ; underlined: another" in ANSI.sub("", out)
+    assert "change from  0.1  0.25  0.5  0.75 ; underlined: the experts changed" in ANSI.sub("", out)
 
 
 def test_no_color_leaves_underlines(run: Run, terminal: Callable[..., None]) -> None:

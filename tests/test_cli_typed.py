@@ -279,7 +279,7 @@ def test_an_empty_answer_is_said(run: Run, monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_white_space_alone_is_an_empty_answer(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     replying(monkeypatch, lambda only, messages: "  \n ")
-    assert run("ask", "x", "-n", "2").err == "eft: the answer is empty (cut off)\n"
+    assert run("ask", "x", "-n", "2").err == "eft: the answer is empty (cut off at max tokens)\n"
 
 
 # Byte order marks in files

@@ -178,9 +178,9 @@ def test_a_table_comes_under_the_pointer_and_stays(browser: Any, tmp_path: Path,
 def test_a_table_says_who_thought_what(browser: Any, tmp_path: Path) -> None:
     shown = Page(browser, tmp_path, Inspection((step("Hi", b"Hi", change=0.62, top_changed=True),)))
     shown.press(Keys.TAB)
-    assert shown.seen("#token-1 caption") == "Hi: token 1, change 0.62, another first choice than the base's"
+    assert shown.seen("#token-1 caption") == "Hi: token 1, change 0.62, the experts changed the first choice"
     described = browser.switch_to.active_element.get_attribute("aria-describedby")
-    assert shown.seen(f"#{described}") == "token 1, change 0.62, another first choice than the base's"
+    assert shown.seen(f"#{described}") == "token 1, change 0.62, the experts changed the first choice"
     heads = [each.text for each in browser.find_elements("css selector", "#token-1 thead tr:first-child th")]
     assert heads == ["candidate", "eft", "base", "added to the antiexpert"]
     rows = [

@@ -16,18 +16,13 @@ from hypothesis import strategies as st
 from eft_local import Candidate, Emulator, RoleView, Step
 from eft_local.analysis import (
     CANDIDATES,
-    LEVELS,
     Inspection,
     Place,
     Summary,
     by_position,
     chosen,
-    label,
-    level,
-    percent,
-    signed,
-    sparkline,
 )
+from eft_local.analysis.format import LEVELS, label, level, percent, printable, share, signed, sparkline
 from eft_local.analysis.page import page
 from eft_local.bench.lockstep import lockstep
 from eft_local.engine import statistics as facts
@@ -460,10 +455,27 @@ def test_every_change_falls_on_one_bar():
 
 @pytest.mark.parametrize(
     ("probability", "shown"),
-    [(1.0, "100.0"), (0.123, "12.3"), (0.0999, "9.99"), (0.0001, "0.01"), (0.00009, "<0.01"), (0.0, "0.00")],
+    [
+        (1.0, "100.0"),
+        (0.123, "12.3"),
+        (0.0999, "9.99"),
+        (0.09999, "10.0"),
+        (0.0001, "0.01"),
+        (0.00009, "<0.01"),
+        (0.0, "0.00"),
+    ],
 )
 def test_probabilities(probability, shown):
     assert percent(log(probability) if probability else -inf) == shown
+
+
+def test_shares_have_the_digits_that_are_wanted():
+    assert [share(part) for part in (0.0, 0.005, 0.126, 1.0)] == ["0 %", "0 %", "13 %", "100 %"]
+    assert share(0.126, digits=1) == "12.6 %"
+
+
+def test_control_characters_do_nothing_to_a_terminal():
+    assert printable("a\x1b[2J\tb\n\x9b") == "a\\x1b[2J\tb\n\\x9b"
 
 
 @pytest.mark.parametrize(

@@ -15,11 +15,11 @@ from test_cli_processes import needs_demo
 
 from eft_local import locations
 from eft_local.chats import History
+from eft_local.chats.presets import Presets
 from eft_local.errors import HistoryError, UsageError
 from eft_local.references import find_recipe, recipe_names, resolve_model
 from eft_local.tui import config
 from eft_local.tui.inventory import inventory
-from eft_local.tui.presets import Presets
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="a home without an entry is POSIX")
 

@@ -35,6 +35,13 @@ def test_starting_loads_no_engine(code: str) -> None:
     assert not modules & set(HEAVY)
 
 
+@pytest.mark.parametrize("module", ["eft_local.chats.session", "eft_local.tui.launch"])
+def test_the_engine_is_loaded_when_there_is_something_to_write(module: str) -> None:
+    modules = loaded_by(f"import {module}")
+    assert not {"llama_cpp", "llguidance", "huggingface_hub", "eft_local.emulator"} & modules
+    assert ("textual" in modules) == (module == "eft_local.tui.launch")
+
+
 def test_recipes_are_listed_without_an_engine() -> None:
     """Whether their models are here, the hub's library knows where to look."""
     assert not loaded_by(CALL.format(["recipes"])) & {"llama_cpp", "textual"}

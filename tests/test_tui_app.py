@@ -16,10 +16,10 @@ from textual.widgets import OptionList
 from tui_desk import COVERED, Desk, Open, covers, hold, home, opened  # noqa: F401
 
 from eft_local.errors import EvaluationError, ModelNotFoundError
-from eft_local.tui.actions import ACTIONS
+from eft_local.tui.actions.help import help_text
+from eft_local.tui.actions.registry import ACTIONS
 from eft_local.tui.config import Config
-from eft_local.tui.help import help_text
-from eft_local.tui.screens import HelpScreen
+from eft_local.tui.screens.dialogs import HelpScreen
 
 pytestmark = pytest.mark.asyncio
 

@@ -15,7 +15,7 @@ from tui_desk import Open, covers, hold, home, opened, replies  # noqa: F401
 from eft_local.errors import ContextOverflowError, EvaluationError
 from eft_local.tui import clipboard
 from eft_local.tui.config import Config
-from eft_local.tui.screens import DecisionScreen
+from eft_local.tui.screens.dialogs import DecisionScreen
 
 pytestmark = pytest.mark.asyncio
 

@@ -16,9 +16,9 @@ from textual.widgets import OptionList
 from tui_desk import Desk, Open, covers, hold, home, opened  # noqa: F401
 
 from eft_local.chats import History, store
-from eft_local.tui import sidebar
-from eft_local.tui.screens import TextScreen
-from eft_local.tui.sidebar import PIECE, ChatList
+from eft_local.tui.screens.dialogs import TextScreen
+from eft_local.tui.widgets import sidebar
+from eft_local.tui.widgets.sidebar import PIECE, ChatList
 
 pytestmark = pytest.mark.asyncio
 

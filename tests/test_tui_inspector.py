@@ -12,7 +12,7 @@ from textual.widgets import Static
 from tui_desk import Open, covers, home, opened, replies  # noqa: F401
 
 from eft_local.engine.step import Step
-from eft_local.tui.compare import Column, CompareScreen
+from eft_local.tui.screens.compare import Column, CompareScreen
 
 if TYPE_CHECKING:
     from eft_local.engine.statistics import Evidence
@@ -27,7 +27,7 @@ async def test_the_inspector_shows_who_decided(opened: Open) -> None:
         await desk.press("f4")
         panel = desk.app.chat.inspector
         assert "token 1" in str(panel.border_title)
-        assert "the experts changed the top choice" in str(panel.border_title)
+        assert "the experts changed the first choice" in str(panel.border_title)
         await desk.press("right")
         assert "token 2" in str(panel.border_title)
         await desk.press("left")

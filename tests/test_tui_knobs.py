@@ -8,7 +8,7 @@ import pytest
 from textual.widgets import Input
 from tui_desk import Open, covers, hold, home, opened  # noqa: F401
 
-from eft_local.tui.screens import ChoiceScreen
+from eft_local.tui.screens.dialogs import ChoiceScreen
 
 pytestmark = pytest.mark.asyncio
 

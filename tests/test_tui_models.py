@@ -17,8 +17,8 @@ from tui_desk import Desk, Open, covers, home, opened  # noqa: F401
 
 from eft_local.hub import HubName, cache
 from eft_local.hub.remote import Hub
-from eft_local.tui.models import ModelsScreen
-from eft_local.tui.screens import DecisionScreen
+from eft_local.tui.screens.dialogs import DecisionScreen
+from eft_local.tui.screens.models import ModelsScreen
 
 pytestmark = pytest.mark.asyncio
 

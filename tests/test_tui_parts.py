@@ -10,19 +10,18 @@ from pathlib import Path
 
 import pytest
 
+from eft_local.chats.knobs import KNOB, KNOBS, nudged, turned
+from eft_local.chats.presets import Presets, knobs_of
+from eft_local.chats.typed import Typed
 from eft_local.cores import CoreUse
 from eft_local.errors import UsageError
 from eft_local.references import find_recipe
 from eft_local.tui import clipboard, config
-from eft_local.tui.actions import ACTIONS, completions, read_slash
-from eft_local.tui.composer import Typed
+from eft_local.tui.actions.handlers import HANDLERS
+from eft_local.tui.actions.registry import ACTIONS, completions, read_slash
 from eft_local.tui.engine import with_threads
-from eft_local.tui.footer import Figures, line
-from eft_local.tui.inspector import percent
-from eft_local.tui.knobs import KNOB, KNOBS, nudged, turned
 from eft_local.tui.pace import LONGEST, TYPING, WHILE_TYPING, Pace
-from eft_local.tui.presets import Presets, knobs_of
-from eft_local.tui.text import visible
+from eft_local.tui.widgets.footer import Figures, line
 
 
 def test_without_a_file_the_config_has_defaults(tmp_path: Path) -> None:
@@ -64,6 +63,10 @@ def test_a_wrong_variable_is_told_by_its_name(tmp_path: Path) -> None:
 def test_keys_of_unknown_actions_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"answer\.stop"):
         config.check_keys(config.Config(keys={"answer.stp": "f12"}), [action.id for action in ACTIONS], tmp_path)
+
+
+def test_every_action_has_a_handler() -> None:
+    assert set(HANDLERS) == {action.id for action in ACTIONS}
 
 
 def test_ids_commands_and_keys_are_unique() -> None:
@@ -162,11 +165,6 @@ def test_the_apps_threads_are_for_recipes_that_order_none() -> None:
     assert with_threads(recipe, None).placement.threads is None
     assert with_threads(recipe, 2).placement.threads == 2
     assert with_threads(recipe.replace(threads=7), 2).placement.threads == 7
-
-
-def test_percentages_and_texts_are_short_and_safe() -> None:
-    assert [percent(share) for share in (0.0, 0.0001, 0.5, 1.0)] == ["0.0", "<0.1", "50.0", "100.0"]
-    assert visible("a\x1b[2J\tb\n\x9b") == "a\\x1b[2J\tb\n\\x9b"
 
 
 def test_descriptor_2_is_guarded_and_given_back(tmp_path: Path) -> None:

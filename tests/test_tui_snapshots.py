@@ -11,13 +11,14 @@ import pytest
 from fake_emulator import FakeEmulator
 
 from eft_local.chats import History
+from eft_local.chats.session import Session
+from eft_local.chats.typed import Typed
 from eft_local.references import find_recipe
-from eft_local.tui import footer
+from eft_local.tui.actions.handlers import HANDLERS
 from eft_local.tui.app import ChatApp
-from eft_local.tui.composer import Typed
 from eft_local.tui.config import Config
 from eft_local.tui.engine import Engine
-from eft_local.tui.session import Session
+from eft_local.tui.widgets import footer
 
 Snap = Callable[..., bool]
 
@@ -33,8 +34,8 @@ def app(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ChatApp]:
     monkeypatch.setattr(footer.psutil, "Process", lambda: memory)
     engine = Engine(lambda recipe, only, progress: FakeEmulator.load(recipe))  # type: ignore[arg-type,return-value]
     with History(tmp_path / "chats.db") as history:
-        session = Session(history, engine, find_recipe("demo"))
-        yield ChatApp(session, Config(threads=1, sidebar=False, theme="textual-dark"), Typed(None))
+        session = Session(history, find_recipe("demo"))
+        yield ChatApp(session, engine, HANDLERS, Config(threads=1, sidebar=False, theme="textual-dark"), Typed(None))
         engine.close()
 
 

@@ -10,8 +10,8 @@ import pytest
 from tui_desk import Open, home, opened, replies  # noqa: F401
 
 from eft_local.chats import History
+from eft_local.chats.typed import Typed
 from eft_local.tui import launch
-from eft_local.tui.composer import Typed
 
 pytestmark = pytest.mark.asyncio
 

@@ -16,19 +16,21 @@ from fake_emulator import FakeEmulator
 from textual.pilot import Pilot
 
 from eft_local.chats import History
+from eft_local.chats.session import Session
+from eft_local.chats.typed import Typed
 from eft_local.errors import HistoryError
 from eft_local.references import find_recipe
-from eft_local.tui.actions import BY_ID
+from eft_local.tui.actions import handlers
 from eft_local.tui.app import ChatApp
-from eft_local.tui.composer import Typed
 from eft_local.tui.config import Config
 from eft_local.tui.engine import Engine
-from eft_local.tui.message import AnswerView, MessageView
-from eft_local.tui.session import Session
+from eft_local.tui.widgets.message import AnswerView, MessageView
 
 PATIENCE = float(os.environ.get("EFT_PATIENCE", "20"))
 """Seconds after which what should happen counts as not happening."""
 
+
+HANDLERS = dict(handlers.HANDLERS)
 
 COVERED: dict[str, list[str]] = {}
 """Action → the tests that would miss it."""
@@ -145,8 +147,8 @@ async def desk(
 
     engine = Engine(load or fake)
     history = History(home / "chats.db")
-    session = Session(history, engine, find_recipe(recipe).replace(**(changes or {})))
-    app = ChatApp(session, config or Config(), Typed(home / "typed.json"), chat=chat)
+    session = Session(history, find_recipe(recipe).replace(**(changes or {})))
+    app = ChatApp(session, engine, HANDLERS, config or Config(), Typed(home / "typed.json"), chat=chat)
     try:
         async with app.run_test(size=size) as pilot:
             there = Desk(app, pilot, emulators)
@@ -192,10 +194,10 @@ def replies(monkeypatch: pytest.MonkeyPatch, reply: Callable[[str, list[dict[str
 
 
 def _mutate() -> None:
-    """Remove the deed of the action that EFT_MUTATE names: `mutate_actions.py` wants to see tests fail."""
-    action = BY_ID.get(os.environ.get("EFT_MUTATE", ""))
-    if action is not None:
-        object.__setattr__(action, "deed", lambda app, typed: None)
+    """Let the action that EFT_MUTATE names do nothing: `mutate_actions.py` wants to see tests fail."""
+    action = os.environ.get("EFT_MUTATE", "")
+    if action in HANDLERS:
+        HANDLERS[action] = lambda app, typed: None
 
 
 _mutate()

@@ -1,11 +1,11 @@
-"""The app: puts the widgets together, hands what the engine says to them, and runs actions."""
+"""The app: puts the widgets together, hands what the engine reports to them, and runs actions."""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable, Sequence
-from typing import ClassVar
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from typing import Any, ClassVar
 
 from textual import events, on
 from textual.app import App, ComposeResult, SystemCommand
@@ -14,27 +14,29 @@ from textual.containers import Horizontal
 from textual.screen import Screen
 from textual.widgets import Input
 
-from eft_local.chats import Chat, History
+from eft_local.analysis.format import printable
+from eft_local.chats import History
+from eft_local.chats.knobs import steering
+from eft_local.chats.presets import Presets
+from eft_local.chats.session import Session
+from eft_local.chats.typed import Typed
 from eft_local.checks import nearest
 from eft_local.errors import EftError, HistoryError, UsageError
 from eft_local.recipe import Recipe
-from eft_local.tui.actions import BY_ID, Action, bindings
-from eft_local.tui.chat import ChatPane
-from eft_local.tui.compare import CompareScreen, Picked, contenders
-from eft_local.tui.composer import Typed
+from eft_local.recipe.names import MIXTURE
+from eft_local.tui.actions.registry import BY_ID, Action, bindings
 from eft_local.tui.config import Config
 from eft_local.tui.engine import Engine, with_threads
-from eft_local.tui.footer import Figures, Footer
 from eft_local.tui.framework import let_removed_widgets_go
-from eft_local.tui.knobs import KnobsPanel, steering
 from eft_local.tui.listener import FIGURES_BEAT, Listener
 from eft_local.tui.palette import palette
-from eft_local.tui.presets import Presets
 from eft_local.tui.pulling import Puller
-from eft_local.tui.screens import NoticeScreen
-from eft_local.tui.session import CANDIDATES, Session
-from eft_local.tui.sidebar import Sidebar
-from eft_local.tui.text import visible
+from eft_local.tui.screens.compare import CompareScreen
+from eft_local.tui.screens.dialogs import DecisionScreen, NoticeScreen
+from eft_local.tui.widgets.chat import ChatPane
+from eft_local.tui.widgets.footer import Figures, Footer
+from eft_local.tui.widgets.knobs import KnobsPanel
+from eft_local.tui.widgets.sidebar import Sidebar
 
 BEAT = 0.05
 """Seconds between two looks at what the engine has written."""
@@ -44,6 +46,13 @@ ROOM_FOR_SIDEBAR = 110
 
 QUIT_WINDOW = 3.0
 """Seconds in which a second Ctrl+C leaves."""
+
+
+Handler = Callable[["ChatApp", str], "Coroutine[Any, Any, None] | None"]
+"""Does what an action is for; the text is what was typed after its slash command."""
+
+Handlers = Mapping[str, Handler]
+"""By action id."""
 
 
 class ChatApp(App[None], inherit_bindings=False):
@@ -58,6 +67,8 @@ class ChatApp(App[None], inherit_bindings=False):
     def __init__(
         self,
         session: Session,
+        engine: Engine,
+        handlers: Handlers,
         config: Config,
         typed: Typed | None = None,
         *,
@@ -65,39 +76,36 @@ class ChatApp(App[None], inherit_bindings=False):
         chat: str | None = None,
         own_recipe: bool = False,
     ) -> None:
-        """session: with its engine and history, which the caller closes.  typed: None keeps nothing.
+        """session, engine: the caller closes the history and the engine.  typed: None keeps nothing.
 
-        warning: said at the start.  chat: opened at the start, with the session's recipe instead of its own if
-        `own_recipe`.
+        handlers: for every action of the registry.  warning: said at the start.
+        chat: opened at the start, with the session's recipe instead of its own if `own_recipe`.
         """
         let_removed_widgets_go()
         super().__init__()
         self.session = session
+        self.engine = engine
+        self.handlers = handlers
         self.config = config
         self.presets = Presets()
         self.puller = Puller()
         self.typed = typed or Typed(None)
         self._typed_in = ""  # the chat under which the input's text is kept
         self.loaded: Recipe | None = None
-        self.systems: tuple[str, ...] = ()  # what the loaded recipe lets answer
-        self._listener = Listener(self)
+        self.targets: tuple[str, ...] = ()  # who may answer with the loaded recipe
         self._warning = warning
         self._opened_with = chat
         self._own_recipe = own_recipe
-        self._unsaved: HistoryError | None = None  # told already
+        self._unsaved: HistoryError | None = None  # said already
         self.quiet = False  # nothing runs, and all that the engine said is shown
         self._quit_offered_at = -QUIT_WINDOW
         self._sidebar_wanted: bool | None = None if config.sidebar else False
         self._changing = asyncio.Lock()  # beats and actions come from different message loops
         self.sidebar = Sidebar()
-        self.chat = ChatPane(session, self.typed.recalled, config.keys)
+        self.chat = ChatPane(session, engine, self.typed.recalled, config.keys)
         self.footer = Footer()
         self.knobs = KnobsPanel(session.recipe)
-
-    @property
-    def engine(self) -> Engine:
-        """What writes."""
-        return self.session.engine
+        self.listener = Listener(self, session, engine, self.chat, self.footer)
 
     @property
     def history(self) -> History:
@@ -118,7 +126,7 @@ class ChatApp(App[None], inherit_bindings=False):
         self.attempt(lambda: self.use_theme(self.config.theme or self.theme))
         self.set_keymap(dict(self.config.keys))
         self._beat = self.set_interval(BEAT, self.beat)
-        self.set_interval(FIGURES_BEAT, self._listener.show_figures)
+        self.set_interval(FIGURES_BEAT, self.listener.show_figures)
         self.set_interval(1.0, self.keep_typed)
         self._place_sidebar(self.size.width)
         self.chat.composer.focus()
@@ -132,7 +140,7 @@ class ChatApp(App[None], inherit_bindings=False):
         asked, system = self.session.recipe, self.session.system
         try:
             if chat is not None:
-                self.session.open(chat)
+                self.session.open(chat, asked if self._own_recipe else None)
         except EftError as error:
             self._warning = str(error)
         if system is not None:
@@ -151,7 +159,7 @@ class ChatApp(App[None], inherit_bindings=False):
                 self._beat.pause()
             if isinstance(self.screen, CompareScreen):
                 await self.screen.heard(events)
-            await self._listener.hear(events)
+            await self.listener.hear(events)
 
     # Asking
 
@@ -168,7 +176,8 @@ class ChatApp(App[None], inherit_bindings=False):
         await self.begin()
 
     async def begin(self) -> None:
-        """Show the answer that the engine was asked for."""
+        """Let the engine write the answer that the session wants, and show it."""
+        self.listener.write()
         await self.chat.begin()
         self.wake()
         unsaved = self.session.unsaved
@@ -181,23 +190,6 @@ class ChatApp(App[None], inherit_bindings=False):
         self.engine.stop()
         self.say("stopped")
 
-    def compare(self, systems: Sequence[str]) -> None:
-        """Open the comparison on the last question. Raises: UsageError."""
-        question = self.session.question_of()
-        entries = contenders(self.session.recipe, systems, self.systems)
-        top = CANDIDATES if self.config.record else 0
-
-        async def adopt(picked: Picked | None) -> None:
-            if picked is not None:
-                contender = picked.contender
-                self.session.adopt(question.id, picked.finished, contender.recipe, contender.only)
-                await self.chat.show_messages()
-
-        if self.engine.busy:
-            raise UsageError("an answer is being written; Esc stops it")
-        screen = CompareScreen(self.engine, self.session.turns(question.id), entries, top, self.wake)
-        self.push_screen(screen, adopt)
-
     # Chats
 
     async def open_chat(self, chat: str) -> None:
@@ -206,18 +198,6 @@ class ChatApp(App[None], inherit_bindings=False):
         self.session.open(chat)
         await self.show_chat()
         self.load(self.session.recipe)
-
-    async def delete_chat(self, chat: Chat) -> None:
-        """Delete a chat; it can be brought back, with what was being typed in it."""
-        self.keep_typed()
-        if self.session.chat is not None and chat.id == self.session.chat.id:
-            if self.session.unsaved:
-                raise UsageError("this chat is not saved: there is nothing to delete")
-            self.session.new()
-            await self.show_chat()
-        self.history.delete(chat.id)
-        self.show_chats()
-        self.say(f"{chat.title or chat.id} is deleted; /undo brings it back")
 
     async def show_chat(self) -> None:
         """Show the session's chat from its end, and what was being typed in it."""
@@ -262,15 +242,17 @@ class ChatApp(App[None], inherit_bindings=False):
         recipe = self.session.recipe = with_threads(recipe, self.config.threads)
         if self.loaded is None or self.loaded.load_key() != recipe.load_key():
             self.loaded = None
-            self.engine.load(recipe, self.session.only)
+            self.engine.load(recipe, self.session.target)
             self.footer.say("loading")
             self.wake()
         self.call_later(self.knobs.rebuild, recipe)
         self.show_state()
 
-    def turn(self, recipe: Recipe) -> None:
+    def steer(self, recipe: Recipe) -> None:
         """Use changed knobs, from the next token on."""
-        self.session.turn(recipe)
+        self.session.steer(recipe)
+        if self.session.writing is not None:
+            self.engine.change(recipe)
         self.knobs.show(recipe)
         self.show_state()
 
@@ -284,7 +266,7 @@ class ChatApp(App[None], inherit_bindings=False):
 
     @on(KnobsPanel.Turned)
     def _knob_turned(self, event: KnobsPanel.Turned) -> None:
-        self.turn(event.recipe)
+        self.steer(event.recipe)
 
     @on(KnobsPanel.Refused)
     def _knob_refused(self, event: KnobsPanel.Refused) -> None:
@@ -306,17 +288,17 @@ class ChatApp(App[None], inherit_bindings=False):
         else:
             self.chat.complain(text)
 
-    def attempt(self, deed: Callable[[], object]) -> None:
+    def attempt(self, do: Callable[[], object]) -> None:
         """Do something; an error becomes a line."""
         try:
-            deed()
+            do()
         except EftError as error:
             self.complain(str(error))
 
     async def perform(self, action: Action, argument: str = "") -> None:
         """Run an action; an error becomes a line."""
         try:
-            result = action.deed(self, argument)
+            result = self.handlers[action.id](self, argument)
             if result is not None:
                 await result
         except EftError as error:
@@ -327,6 +309,14 @@ class ChatApp(App[None], inherit_bindings=False):
         async with self._changing:
             await self.perform(BY_ID[action])
 
+    def perform_soon(self, action: str) -> None:
+        """Run an action by its id, after what is being done now."""
+        self.call_later(self.action_perform, action)
+
+    def decide(self, problem: str, choices: Sequence[tuple[str, str]], decided: Callable[[str | None], None]) -> None:
+        """Let the user choose what to do; `decided` gets the first of the chosen pair, which is not shown."""
+        self.push_screen(DecisionScreen(problem, choices), decided)
+
     def wake(self) -> None:
         """Listen to the engine again."""
         self.quiet = False
@@ -335,9 +325,9 @@ class ChatApp(App[None], inherit_bindings=False):
     def show_state(self) -> None:
         """Say over and under the input who would answer, and how."""
         session = self.session
-        who = session.recipe.name if session.only == "eft" else f"{session.recipe.name}: {session.only} alone"
+        who = session.recipe.name if session.target == MIXTURE else f"{session.recipe.name}: {session.target} alone"
         words = [who, steering(session.recipe), *(["system prompt"] if session.system else [])]
-        self.chat.composer.border_subtitle = visible(" · ".join(words))
+        self.chat.composer.border_subtitle = printable(" · ".join(words))
 
     def show_sidebar(self, shown: bool) -> None:
         """Show or hide the chats; on a narrow screen the knobs make room."""
@@ -375,22 +365,22 @@ class ChatApp(App[None], inherit_bindings=False):
             view.focus()
 
     def get_system_commands(self, screen: Screen[object]) -> Iterable[SystemCommand]:
-        """Offer every action in the palette."""
-        return palette(self, screen)
+        """Offer every action in the palette; one that needs words is put into the input."""
+
+        def choose(action: Action) -> None:
+            if action.argument and not action.argument.startswith("["):
+                self.chat.composer.write(f"/{action.slash} ")
+                self.chat.composer.focus()
+            else:
+                self.perform_soon(action.id)
+
+        return palette(screen, self.config.keys, choose)
 
     def use_theme(self, name: str) -> None:
         """Change the colours. Raises: UsageError."""
         if name not in self.available_themes:
             raise UsageError(f"there is no theme {name!r}; the nearest one is {nearest(name, self.available_themes)!r}")
         self.theme = name
-
-    def copy_selection(self) -> bool:
-        """Copy what is selected; return whether anything is."""
-        text = getattr(self.focused, "selected_text", "") or self.screen.get_selected_text() or ""
-        if text:
-            self.copy_to_clipboard(text)
-            self.screen.clear_selection()
-        return bool(text)
 
     @property
     def quit_offered(self) -> bool:

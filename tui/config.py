@@ -22,6 +22,7 @@ from typing import Any
 from eft_local import locations
 from eft_local.checks import checked, flag, integer, optional, refuse_unknown, table_of, text, texts, verify, within
 from eft_local.errors import UsageError
+from eft_local.recipe.names import COMPARED
 
 _KEYS = table_of(text(empty=False), 'a table from action ids to keys, as "answer.stop" = "escape,f12"')
 
@@ -39,22 +40,16 @@ class Config:
     sidebar: bool = checked(flag, True)
     record: bool = checked(flag, True)
     editor: str | None = checked(optional(text(empty=False)), None)
-    compare: tuple[str, ...] = checked(texts(), ("base", "expert", "eft"))
+    compare: tuple[str, ...] = checked(texts(), COMPARED)
     keys: Mapping[str, str] = checked(_KEYS, factory=dict)
 
     def __post_init__(self) -> None:
         verify(self)
 
 
-def folder() -> Path | None:
-    """Where the app's settings are; None for a user without a home folder."""
-    recipes = locations.recipes()
-    return recipes.parent if recipes else None
-
-
 def path() -> Path | None:
     """The config file, which need not exist."""
-    place = folder()
+    place = locations.settings()
     return place / "config.toml" if place else None
 
 

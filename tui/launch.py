@@ -10,15 +10,18 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from eft_local import locations
-from eft_local.chats import History
+from eft_local.chats import Chat, History
+from eft_local.chats.opening import chat_to_continue, closing, unsaved
+from eft_local.chats.session import Session
+from eft_local.chats.typed import Typed
 from eft_local.errors import HistoryError, UsageError
+from eft_local.recipe.names import MIXTURE
 from eft_local.tui import config as configuration
-from eft_local.tui.actions import BY_ID
+from eft_local.tui.actions.handlers import HANDLERS
+from eft_local.tui.actions.registry import BY_ID
 from eft_local.tui.app import ChatApp
-from eft_local.tui.composer import Typed
 from eft_local.tui.config import Config
 from eft_local.tui.engine import Engine
-from eft_local.tui.session import Session
 from eft_local.tui.terminal import guarded
 
 if TYPE_CHECKING:
@@ -40,7 +43,7 @@ class Opening:
 
     recipe: Recipe
     own_recipe: bool = False
-    only: str = "eft"
+    target: str = MIXTURE
     system: str | None = None
     chat: str | None = None
     resume: bool = False
@@ -53,16 +56,24 @@ def run(opening: Opening, config: Config) -> int:
     Raises: UsageError for a chat or a key that does not exist; HistoryError where an old chat cannot be read.
     """
     configuration.check_keys(config, BY_ID)
-    with _history(opening) as (history, warning):
-        chat = _chat(history, opening)
+    with _history(opening) as (history, chat, warning):
         engine = Engine()
         try:
-            session = Session(history, engine, opening.recipe, opening.only, config.record)
+            session = Session(history, opening.recipe, opening.target, config.record)
             folder = locations.chats() if opening.save else None
             typed = Typed(folder / "typed.json" if folder else None)
             if opening.save and not warning:
                 typed.forget(lambda chat: is_gone(history, chat))
-            app = ChatApp(session, config, typed, warning=warning, chat=chat, own_recipe=opening.own_recipe)
+            app = ChatApp(
+                session,
+                engine,
+                HANDLERS,
+                config,
+                typed,
+                warning=warning,
+                chat=chat.id if chat else None,
+                own_recipe=opening.own_recipe,
+            )
             session.set_system(opening.system)
             sys.setswitchinterval(SWITCH_INTERVAL)
             _collect_seldom()
@@ -90,34 +101,21 @@ def _collect_seldom() -> None:
 
 
 @contextmanager
-def _history(opening: Opening) -> Iterator[tuple[History, str]]:
-    """Yield the history, and a warning where it is one that will be forgotten because the real one cannot be used."""
-    warning = ""
-    if opening.save:
-        history = History()
+def _history(opening: Opening) -> Iterator[tuple[History, Chat | None, str]]:
+    """Yield the history, the chat that continues, and a warning where nothing can be saved."""
+    with closing(History()) as history:
         try:
             history.latest()
+            chat = chat_to_continue(history, opening.chat, resume=opening.resume)
         except HistoryError as error:
             if opening.chat is not None or opening.resume:
                 raise
-            history.close()
-            warning = f"{error}; chats are not saved"
+            chat, warning = None, f"{error}; chats are not saved" if opening.save else ""
         else:
-            try:
-                yield history, ""
-            finally:
-                history.close()
-            return
-    with History.unsaved() as history:
-        yield history, warning
-
-
-def _chat(history: History, opening: Opening) -> str | None:
-    if opening.chat is not None:
-        return history.chat(opening.chat).id
-    if not opening.resume:
-        return None
-    latest = history.latest()
-    if latest is None:
-        raise UsageError("there is no chat to continue yet; `eft` begins one")
-    return latest.id
+            warning = ""
+            if opening.save:
+                yield history, chat, ""
+                return
+        recipe = chat.recipe.recipe() if chat and not opening.own_recipe else opening.recipe
+        with unsaved(history, chat, recipe) as (memory, copy):
+            yield memory, copy, warning

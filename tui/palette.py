@@ -3,39 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import Any
 
 from textual.app import SystemCommand
 from textual.screen import Screen
 
-from eft_local.tui.actions import ACTIONS, Action
-from eft_local.tui.compare import CompareScreen
-from eft_local.tui.help import key_name
-from eft_local.tui.models import ModelsScreen
-
-if TYPE_CHECKING:
-    from eft_local.tui.app import ChatApp
+from eft_local.tui.actions.help import key_name
+from eft_local.tui.actions.registry import ACTIONS, Action
+from eft_local.tui.screens.compare import CompareScreen
+from eft_local.tui.screens.models import ModelsScreen
 
 SCREENS: Mapping[str, type[Screen[Any]]] = {"compare": CompareScreen, "models": ModelsScreen}
 """Scopes whose actions make sense on one screen only."""
 
 
-def palette(app: ChatApp, screen: Screen[object]) -> Iterator[SystemCommand]:
-    """Yield what can be done on a screen; an action that needs words is put into the input."""
+def palette(
+    screen: Screen[object], remapped: Mapping[str, str], choose: Callable[[Action], None]
+) -> Iterator[SystemCommand]:
+    """Yield what can be done on a screen. remapped: keys by action id.  choose: called with what is chosen."""
     for action in ACTIONS:
         if action.scope == "composer" or not isinstance(screen, SCREENS.get(action.scope, Screen)):
             continue
-        keys = ", ".join(key_name(key) for key in app.config.keys.get(action.id, action.keys).split(",") if key)
+        keys = ", ".join(key_name(key) for key in remapped.get(action.id, action.keys).split(",") if key)
         words = " · ".join(part for part in (action.help, f"/{action.slash}" if action.slash else "", keys) if part)
-        yield SystemCommand(action.title, words, _chooser(app, action))
-
-
-def _chooser(app: ChatApp, action: Action) -> Callable[[], None]:
-    def choose() -> None:
-        if action.argument and not action.argument.startswith("["):
-            app.chat.composer.write(f"/{action.slash} ")
-            app.chat.composer.focus()
-        else:
-            app.call_later(app.action_perform, action.id)
-
-    return choose
+        yield SystemCommand(action.title, words, partial(choose, action))

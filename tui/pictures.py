@@ -12,13 +12,14 @@ from pathlib import Path
 from textual.pilot import Pilot
 
 from eft_local.chats import History
+from eft_local.chats.session import Session
+from eft_local.chats.typed import Typed
 from eft_local.references import find_recipe
+from eft_local.tui.actions.handlers import HANDLERS
 from eft_local.tui.app import ChatApp
-from eft_local.tui.compare import CompareScreen
-from eft_local.tui.composer import Typed
 from eft_local.tui.config import Config
 from eft_local.tui.engine import Engine
-from eft_local.tui.session import Session
+from eft_local.tui.screens.compare import CompareScreen
 
 SIZE = (104, 30)
 
@@ -75,7 +76,7 @@ async def draw(name: str, scene: Scene, folder: Path) -> None:
         os.environ["EFT_HOME"] = home
         engine = Engine()
         with History(Path(home) / "chats.db") as history:
-            app = ChatApp(Session(history, engine, find_recipe("demo")), Config(sidebar=False), Typed(None))
+            app = ChatApp(Session(history, find_recipe("demo")), engine, HANDLERS, Config(sidebar=False), Typed(None))
             async with app.run_test(size=SIZE) as pilot:
                 await _rest(app, pilot)
                 await scene(app, pilot)

@@ -13,6 +13,7 @@ import gguf
 import numpy as np
 from gguf.constants import TokenType
 
+from eft_local import files
 from eft_local.backends.llamacpp import Model
 from eft_local.bench.shapes import SHAPES, VOCABULARIES
 from eft_local.bench.studies.gguf_factory import ModelSpec, Tokens, bpe, write_model
@@ -27,17 +28,15 @@ def blank_model(folder: Path, shape: str, vocabulary: str, seed: int, layers: in
     layers = layers or whole.n_layer
     path = folder / f"blank-{shape}-{layers}-layers-{vocabulary}-{seed}.gguf"
     if not path.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(".partial")
         spec = ModelSpec(
             replace(whole, n_layer=layers),
             words(VOCABULARIES[vocabulary]),
             zero=True,
             quantization="Q4_0",
         )
-        write_model(partial, spec)
-        _fill(partial, seed)
-        partial.rename(path)
+        with files.replacing(path, make_folder=True) as partial:
+            write_model(partial, spec)
+            _fill(partial, seed)
     return path
 
 

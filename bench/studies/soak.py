@@ -32,13 +32,14 @@ import psutil
 from textual.pilot import Pilot
 
 from eft_local.chats import History
+from eft_local.chats.session import Session
+from eft_local.chats.typed import Typed
 from eft_local.references import find_recipe
+from eft_local.tui.actions.handlers import HANDLERS
 from eft_local.tui.app import ChatApp
-from eft_local.tui.composer import Typed
 from eft_local.tui.config import Config
 from eft_local.tui.engine import Engine, load
-from eft_local.tui.session import Session
-from eft_local.tui.sidebar import PIECE
+from eft_local.tui.widgets.sidebar import PIECE
 
 CHAT_LENGTH = 50
 """Turns after which a new chat begins."""
@@ -134,10 +135,10 @@ async def _soak(home: Path, turns: int, *, fake: bool) -> dict[str, float]:
     chat_length = CHAT_LENGTH if fake else 4  # the demo's contexts hold some four short turns
     measured = _Turns()
     with History(home / f"soak-{fake}.db") as history:
-        session = Session(history, engine, find_recipe("demo").replace(seed=1))
+        session = Session(history, find_recipe("demo").replace(seed=1))
         for number in range(PIECE + 1):
             history.ask(history.create(session.recipe).id, f"An earlier question ({number})")
-        app = ChatApp(session, Config(), Typed(home / "typed.json"))
+        app = ChatApp(session, engine, HANDLERS, Config(), Typed(home / "typed.json"))
         async with app.run_test(size=(120, 40)) as pilot:
             for turn in range(turns):
                 if turn % chat_length == 0:

@@ -8,9 +8,10 @@ from importlib.resources import files
 
 from jinja2 import Environment, StrictUndefined
 
-from eft_local.analysis.format import label, level, percent, signed, visible
+from eft_local.analysis.format import label, level, notes, percent, share, signed, two_digits, visible
 from eft_local.analysis.record import Inspection, chosen
 from eft_local.engine.step import Step
+from eft_local.recipe.names import MIXTURE
 
 PRINTED = 3  # tables that stand on paper, where nothing can be pointed at
 
@@ -31,16 +32,9 @@ class _Token:
     printed: bool
 
     @property
-    def told(self) -> str:
-        """What a person who cannot see the tint is told."""
-        parts = [f"token {self.number}"]
-        if self.step.change is not None:
-            parts.append(f"change {self.step.change:.2f}")
-        if self.step.top_changed:
-            parts.append("another first choice than the base's")
-        if self.step.drafted:
-            parts.append("drafted")
-        return ", ".join(parts)
+    def description(self) -> str:
+        """What the tint says, in words."""
+        return ", ".join([f"token {self.number}", *notes(self.step)])
 
 
 def page(inspection: Inspection, *, title: str, question: str, details: Mapping[str, str]) -> str:
@@ -48,7 +42,7 @@ def page(inspection: Inspection, *, title: str, question: str, details: Mapping[
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
     )
-    environment.filters.update(percent=percent, signed=signed, label=label)
+    environment.filters.update(percent=percent, share=share, signed=signed, two_digits=two_digits, label=label)
     template = environment.from_string((files(__package__) / "page.html").read_text(encoding="utf-8"))
     return template.render(
         title=_safe(title),
@@ -58,7 +52,7 @@ def page(inspection: Inspection, *, title: str, question: str, details: Mapping[
         tokens=_tokens(inspection),
         rest=_safe("".join(step.text for step in inspection.steps if step.token is None)),
         columns=(inspection.system, *(role for role in inspection.roles if role != inspection.system)),
-        mixed=inspection.system == "eft",
+        mixed=inspection.system == MIXTURE,
     )
 
 

@@ -9,9 +9,7 @@ from dataclasses import dataclass, replace
 from eft_local.analysis.storage import pack, unpack
 from eft_local.engine.step import Candidate, Step
 from eft_local.errors import UsageError
-
-CANDIDATES = 10
-"""How many candidates a table shows beside the chosen token and the base's first choice: `top` of a stream."""
+from eft_local.recipe.names import MIXTURE
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +78,7 @@ class Inspection:
     @property
     def system(self) -> str:
         """Who wrote the answer: "eft", or the one role that ran."""
-        return self.roles[-1] if self.roles else "eft"
+        return self.roles[-1] if self.roles else MIXTURE
 
     def summary(self) -> Summary:
         """Return how far the experts moved the base."""

@@ -7,18 +7,12 @@ from collections.abc import Iterable
 from datetime import datetime
 from typing import Any
 
+from eft_local.analysis.format import ENDINGS
 from eft_local.chats.history import History
 from eft_local.chats.records import AnswerRecord, Chat, Message, Snapshot
+from eft_local.recipe.names import MIXTURE
 
 FORMAT = {"format": "eft-local chat", "version": 1}
-_ENDINGS = {
-    "length": "cut at the longest length",
-    "context": "cut at the context's end",
-    "cancelled": "stopped",
-    "failed": "cut off by an error",
-    "interrupted": "interrupted",
-    None: "being written",
-}
 
 
 def to_markdown(history: History, chat: str) -> str:
@@ -62,8 +56,8 @@ def turn_title(message: Message) -> str:
     """Return a line about a message: who speaks, which of its siblings it is, and how it ended if not by itself."""
     notes = []
     if message.answer is not None:
-        notes += [message.answer.written_by] if message.answer.written_by != "eft" else []
-        notes += [_ENDINGS[message.answer.finish_reason]] if message.answer.finish_reason != "stop" else []
+        notes += [message.answer.written_by] if message.answer.written_by != MIXTURE else []
+        notes += [ENDINGS[message.answer.finish_reason]] if message.answer.finish_reason != "stop" else []
     if len(message.siblings) > 1:
         notes.append(f"{message.position}/{len(message.siblings)}")
     return ("Question" if message.role == "user" else "Answer") + (f" ({', '.join(notes)})" if notes else "")
@@ -87,7 +81,7 @@ def _turn(message: Message) -> Iterable[str]:
 
 
 def _message(history: History, message: Message, recipes: dict[str, int], facts: bool) -> dict[str, Any]:
-    told: dict[str, Any] = {
+    table: dict[str, Any] = {
         "id": message.id,
         "parent": message.parent,
         "role": message.role,
@@ -95,11 +89,11 @@ def _message(history: History, message: Message, recipes: dict[str, int], facts:
         "text": message.text,
     }
     if message.answer is not None:
-        told["answer"] = _answer(message.answer, recipes)
+        table["answer"] = _answer(message.answer, recipes)
         blob = history.facts(message.id) if facts else None
         if blob is not None:
-            told["answer"]["facts"] = base64.b64encode(blob).decode()
-    return told
+            table["answer"]["facts"] = base64.b64encode(blob).decode()
+    return table
 
 
 def _answer(answer: AnswerRecord, recipes: dict[str, int]) -> dict[str, Any]:

@@ -31,6 +31,7 @@ from eft_local.chats.tree import discarded, insert, new_id, purge, show, title_o
 from eft_local.chats.writer import AnswerWriter, Draft, Ending
 from eft_local.errors import HistoryError, UsageError
 from eft_local.recipe import Recipe
+from eft_local.recipe.names import MIXTURE
 
 KEPT_AFTER_DELETION = timedelta(days=30)
 """A deleted chat can be restored for so long; the first write after that purges it."""
@@ -179,7 +180,7 @@ class History:
         question: int,
         recipe: Recipe,
         *,
-        written_by: str = "eft",
+        written_by: str = MIXTURE,
         seed: int | None = None,
         text: str = "",
         tokens: Sequence[int] = (),
@@ -265,7 +266,7 @@ class History:
 
     @contextmanager
     def _reading(self) -> Iterator[sqlite3.Connection]:
-        with self._lock, store.telling(self.path):
+        with self._lock, store.explaining(self.path):
             db = self._connected(writing=False)
             if db.in_transaction:
                 yield db
@@ -275,7 +276,7 @@ class History:
 
     @contextmanager
     def _writing(self) -> Iterator[sqlite3.Connection]:
-        with self._lock, store.telling(self.path):
+        with self._lock, store.explaining(self.path):
             db = self._connected(writing=True)
             if db.in_transaction:
                 yield db

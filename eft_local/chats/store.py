@@ -79,7 +79,7 @@ def open_file(path: Path, *, writing: bool) -> sqlite3.Connection:
     A file in a folder that cannot be written to can be read, as long as no unfinished log stands beside it.
     Raises: HistoryError, with the file untouched.
     """
-    with telling(path):
+    with explaining(path):
         if writing:
             _make(path)
         try:
@@ -199,7 +199,7 @@ def _pragma(db: sqlite3.Connection, name: str) -> int:
 
 
 @contextmanager
-def telling(path: Path | None) -> Iterator[None]:
+def explaining(path: Path | None) -> Iterator[None]:
     """Turn SQLite's errors into HistoryError, and texts that cannot be stored into UsageError."""
     try:
         yield
@@ -208,7 +208,7 @@ def telling(path: Path | None) -> Iterator[None]:
     except OSError as error:
         raise HistoryError(f"the history {path} cannot be used: {error.strerror or error}") from error
     except sqlite3.Error as error:
-        raise HistoryError(_told(error, path)) from error
+        raise HistoryError(_explained(error, path)) from error
 
 
 def _is(error: sqlite3.Error, *codes: int) -> bool:
@@ -217,7 +217,7 @@ def _is(error: sqlite3.Error, *codes: int) -> bool:
     return code is not None and code & 0xFF in codes
 
 
-def _told(error: sqlite3.Error, path: Path | None) -> str:
+def _explained(error: sqlite3.Error, path: Path | None) -> str:
     if _is(error, sqlite3.SQLITE_FULL):
         return f"the history {path} cannot be saved: the disk is full; free some space"
     if _is(error, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT):

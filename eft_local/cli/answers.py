@@ -6,6 +6,7 @@ import json
 from contextlib import closing
 from typing import TYPE_CHECKING, Any, cast
 
+from eft_local.analysis.format import ENDINGS
 from eft_local.cli import output
 from eft_local.cli.interrupt import Interrupt
 
@@ -14,10 +15,6 @@ if TYPE_CHECKING:
 
     from eft_local.engine.step import Answer, Step
     from eft_local.recipe import Recipe
-
-
-ENDS = {"stop": "ended by itself", "length": "cut off", "context": "context full", "cancelled": "stopped"}
-"""What each finish reason means, in words."""
 
 
 class Printer:
@@ -76,7 +73,7 @@ def stream(steps: Iterator[Step], printer: Printer, interrupt: Interrupt, cancel
 def remark(text: str, reason: str, whose: str = "") -> None:
     """Say on stderr that an answer is empty, so that nobody waits for it; whoever stopped it knows."""
     if not text.strip() and reason != "cancelled":
-        output.complain(f"{whose}the answer is empty ({ENDS[reason]})")
+        output.complain(f"{whose}the answer is empty ({ENDINGS[reason]})")
 
 
 def as_dict(answer: Answer) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from eft_local.cli import output
+from eft_local.cli import output, progress
 from eft_local.cli.interrupt import interruptible
 from eft_local.cli.options import Command, Session, example, json_option, recipe_option
 from eft_local.cli.plot import check_plot
@@ -216,14 +215,6 @@ def _measured(recipe: Recipe, plan: Plan, about: dict[str, Any], show: Show, sta
 @contextmanager
 def _progress(seconds: float) -> Iterator[Show]:
     """Yield a callback that says what is being done; it draws a bar of the time on stderr if that is a terminal."""
-    if not sys.stderr.isatty():
-        yield lambda text: None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-
     started = time.perf_counter()
-    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("", total=seconds)
-        yield lambda text: bar.update(task, description=text, completed=time.perf_counter() - started)
+    with progress.bar("time", seconds) as show:
+        yield lambda text: show(time.perf_counter() - started, text)

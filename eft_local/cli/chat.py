@@ -2,36 +2,37 @@
 
 from __future__ import annotations
 
-import contextlib
-import secrets
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext, suppress
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 from click.core import ParameterSource
 
-from eft_local.cli import answers, failures, lines, output, record, screen, stdin
+from eft_local.chats import Chat, History
+from eft_local.chats.opening import chat_to_continue, closing, unsaved
+from eft_local.chats.session import Session
+from eft_local.chats.writing import AnswerRequest, recorded
+from eft_local.cli import answers, failures, lines, options, output, screen, stdin
 from eft_local.cli.interrupt import interruptible
 from eft_local.cli.loading import loaded
 from eft_local.cli.options import (
     SAMPLING,
     STEERING,
     Command,
-    Session,
     alpha_changes,
     example,
     only_option,
     recipe_option,
     system_option,
 )
-from eft_local.errors import ContextOverflowError, EftError, RecipeError, UsageError
-from eft_local.prompts import Message, conversation
+from eft_local.errors import ContextOverflowError, EftError, HistoryError, RecipeError, UsageError
 
 if TYPE_CHECKING:
-    from eft_local.chats import Chat
     from eft_local.emulator import Emulator
+    from eft_local.engine.step import Answer, Step
     from eft_local.recipe import Recipe
 
 
@@ -69,16 +70,23 @@ def chat(
         return screen.open_app(ctx, only=only, system=system, chat=chat_id, resume=resume, save=save)
     if save is None:
         save = resume or chat_id is not None or sys.stdin.isatty()
-    with (
-        record.opened(save=save, chat=chat_id, resume=resume) as kept,
-        loaded(_recipe(ctx, kept.chat), only) as emulator,
-    ):
-        return PlainChat(emulator, only, system, kept).run()
+    with closing(History()) as history:
+        found = chat_to_continue(history, chat_id, resume=resume)
+        recipe = _recipe(ctx, found)
+        with (
+            nullcontext((history, found)) if save else unsaved(history, found, recipe) as (used, copy),
+            loaded(recipe, only) as emulator,
+        ):
+            conversation = Session(used, recipe, only, record=save)
+            if copy is not None:
+                conversation.open(copy.id, recipe)
+            greeting = f"chat {found.id} goes on: {found.title}" if found else ""
+            return PlainChat(emulator, conversation, system).run(greeting)
 
 
 def _recipe(ctx: click.Context, chat: Chat | None) -> Recipe:
     """Return the recipe of a chat as it was left, unless another is named; options change either."""
-    session = ctx.ensure_object(Session)
+    session = ctx.ensure_object(options.Session)
     if chat is None or ctx.get_parameter_source("recipe") is not ParameterSource.DEFAULT:
         return session.recipe()
     try:
@@ -92,27 +100,25 @@ class Leave(Exception):  # noqa: N818 (not an error)
 
 
 class PlainChat:
-    """One conversation: its turns, and what a line typed by the user does."""
+    """One conversation, line by line: what is asked and shown; the session is what is said and saved."""
 
-    def __init__(self, emulator: Emulator, only: str, system: str | None, kept: record.Record) -> None:
+    def __init__(self, emulator: Emulator, session: Session, system: str | None) -> None:
+        """system: a system prompt in place of the session's own."""
         self.emulator = emulator
-        self.recipe = emulator.recipe
-        self.only = only
-        self.system = system
-        self.record = kept
-        self.turns = kept.turns  # question and answer
-        self.last_question: str | None = kept.last_question.text if kept.last_question else None
-        if kept.chat and system is None:
-            self.system = kept.chat.system_prompt
-        elif kept.chat:
-            kept.set_system_prompt(system)
+        self.session = session
+        self._unsaved = ""  # said already
+        if system is not None:
+            self.use_system(system)
 
-    def run(self) -> int:
-        """Read lines until the input ends. Return the exit code: in a pipe, that of the last error."""
+    def run(self, greeting: str = "") -> int:
+        """Read lines until the input ends. Return the exit code: in a pipe, that of the last error.
+
+        greeting: which chat continues.
+        """
         interactive = sys.stdin.isatty()
         code = 0
         if interactive:
-            self.greet()
+            self.greet(greeting)
         while True:
             try:
                 typed = lines.read_message(reader(interactive))
@@ -125,14 +131,14 @@ class PlainChat:
                 output.complain(failures.message(error))
                 code = 0 if interactive else error.exit_code
 
-    def greet(self) -> None:
-        """Say which models answer, and what was said last in a chat that goes on."""
-        output.note(f"recipe {self.emulator.recipe.name}. /help lists commands; Ctrl+D leaves.")
-        if self.record.chat:
-            output.note(f"chat {self.record.chat.id} goes on: {self.record.chat.title}")
-        if self.turns:
-            question, answer = self.turns[-1]
-            output.note(f"> {question}\n{answer.rstrip()}")
+    def greet(self, greeting: str) -> None:
+        """Say which models answer, and what was said last in a chat that continues."""
+        output.note(f"recipe {self.session.recipe.name}. /help lists commands; Ctrl+D leaves.")
+        if greeting:
+            output.note(greeting)
+        answer = next((each for each in reversed(self.session.messages) if each.answer and each.text.strip()), None)
+        if answer is not None:
+            output.note(f"> {self.session.question_of(answer.id).text}\n{answer.text.strip()}")
 
     def obey(self, typed: lines.Message) -> None:
         """Do what was typed: a command, a question (which // begins where its first sign is a slash), or nothing."""
@@ -141,7 +147,8 @@ class PlainChat:
             name = text[1:].split(maxsplit=1)[0] if text[1:2].strip() else ""
             self.command(name)(self, text[1 + len(name) :].strip())
         elif text:
-            self.answer(text if typed.literal or not text.startswith("//") else text[1:])
+            self.session.ask(text if typed.literal or not text.startswith("//") else text[1:])
+            self.answer()
 
     def command(self, name: str) -> Callable[[PlainChat, str], None]:
         """Return what a slash command does. Raises: UsageError for one that does not exist."""
@@ -151,73 +158,92 @@ class PlainChat:
             raise UsageError(f"unknown command /{name}; {hint}")
         return COMMANDS[name].action
 
-    def answer(self, question: str, *, again: bool = False) -> None:
-        """Answer a question and keep it in the conversation, also what was written of a stopped answer.
-
-        again: it is the last one, for another answer.
-        """
-        self.last_question = question
-        printer = answers.Printer()
-        recipe = self.recipe
-        seed = secrets.randbits(32) if recipe.sampling.seed is None else recipe.sampling.seed
+    def answer(self) -> None:
+        """Write the answer that the session wants; what was written of a stopped one stays in the conversation."""
+        self._say_what_is_unsaved()
+        writing = self.session.writing
+        assert writing is not None
+        request, printer = writing.request, answers.Printer()
         try:
-            with interruptible(self.emulator.cancel) as interrupt:
-                stream = self.emulator.stream_chat(
-                    self.messages(question), target=self.only, recipe=recipe, seed=seed, top=self.record.candidates
+            answer = self._written(request, printer)
+        except BaseException as error:
+            with suppress(HistoryError):  # the error that ended the answer is the one to say
+                self.session.fail("cancelled" if isinstance(error, KeyboardInterrupt | BrokenPipeError) else "failed")
+            if isinstance(error, ContextOverflowError):
+                raise ContextOverflowError(f"{error}; /reset starts anew") from None
+            raise
+        steps = writing.all_steps
+        try:
+            self.session.finish(answer, steps, recorded(request, steps))
+        except HistoryError as error:
+            self.session.stop_saving(error)
+            self._say_what_is_unsaved()
+        self._remark(request.recipe, answer)
+
+    def _written(self, request: AnswerRequest, printer: answers.Printer) -> Answer:
+        """Let the models write an answer, which is shown and saved meanwhile; Ctrl+C stops it."""
+        with interruptible(self.emulator.cancel) as interrupt:
+            stop_if_asked = answers.heed(interrupt, self.emulator.cancel)
+
+            def on_step(step: Step) -> None:
+                printer.write(self.session.wrote(step))
+                stop_if_asked(step)
+
+            try:
+                return self.emulator.chat(
+                    request.messages,
+                    target=request.target,
+                    recipe=request.recipe,
+                    seed=request.seed,
+                    top=request.candidates,
+                    on_step=on_step,
                 )
-                steps = self.record.saved(stream, record.Asked(question, recipe, self.system, self.only, seed, again))
-                reason = answers.stream(steps, printer, interrupt, self.emulator.cancel)
-        except ContextOverflowError as error:
-            raise ContextOverflowError(f"{error}; /reset starts anew") from None
-        finally:
-            if printer.text.strip():
-                self.turns.append((question, printer.text))
-        answers.remark(printer.text, reason)
-        if reason == "cancelled":
+            finally:
+                printer.end()
+
+    def _remark(self, recipe: Recipe, answer: Answer) -> None:
+        """Say how an answer ended, unless it did so by itself."""
+        answers.remark(answer.text, answer.finish_reason)
+        if answer.finish_reason == "cancelled":
             output.note("(stopped)")
-        elif reason == "context":
-            context = self.emulator.recipe.context
-            output.complain(f"the context of {context} tokens is full: the answer ends here; /reset starts anew")
-        elif complaint := answers.json_cut_off(recipe, reason, printer.text):
+        elif answer.finish_reason == "context":
+            output.complain(f"the context of {recipe.context} tokens is full: the answer ends here; /reset starts anew")
+        elif complaint := answers.json_cut_off(recipe, answer.finish_reason, answer.text):
             output.complain(complaint)
 
-    def messages(self, question: str) -> tuple[Message, ...]:
-        """Return the whole conversation with a new question at its end. Raises: PromptError."""
-        turns = [
-            {"role": role, "content": text}
-            for turn in self.turns
-            for role, text in zip(("user", "assistant"), turn, strict=True)
-        ]
-        return conversation([*turns, {"role": "user", "content": question}], self.system)
+    def _say_what_is_unsaved(self) -> None:
+        """Say once that a chat is not saved any more, and why."""
+        unsaved = str(self.session.unsaved or "")
+        if unsaved not in ("", self._unsaved):
+            self._unsaved = unsaved
+            output.complain(f"{unsaved}; this chat goes on unsaved")
 
     def change(self, **changes: Any) -> None:
         """Change the recipe from the next answer on, and say how it stands."""
-        self.recipe = self.recipe.replace(**changes)
-        self.tell()
-
-    def tell(self) -> None:
-        """Say how the models are mixed."""
-        output.note(steering(self.recipe))
+        self.session.steer(self.session.recipe.replace(**changes))
+        output.note(steering(self.session.recipe))
 
     def retry(self) -> None:
         """Answer the last question again, in place of the answer it got."""
-        if self.last_question is None:
-            raise UsageError("/retry: there is no question yet")
-        if self.turns and self.turns[-1][0] == self.last_question:
-            self.turns.pop()
-        self.answer(self.last_question, again=True)
+        self.session.regenerate()
+        self.answer()
 
     def set_system(self, text: str) -> None:
-        """Set or remove the system prompt."""
-        self.system = text or None
-        self.record.set_system_prompt(self.system)
+        """Set or remove the system prompt, and say so."""
+        self.use_system(text)
         output.note(f"system prompt: {text}" if text else "no system prompt")
 
+    def use_system(self, text: str) -> None:
+        """Set or remove the system prompt."""
+        try:
+            self.session.set_system(text)
+        except HistoryError as error:
+            self.session.stop_saving(error)
+            self._say_what_is_unsaved()
+
     def reset(self) -> None:
-        """Forget the conversation."""
-        self.turns.clear()
-        self.last_question = None
-        self.record.reset()
+        """Begin another conversation."""
+        self.session.new()
         output.note("a new conversation")
 
 
@@ -228,7 +254,7 @@ def steering(recipe: Recipe) -> str:
 
 
 class SlashCommand(NamedTuple):
-    """A line of the table below: what follows the name, what it does in words, and the deed."""
+    """A line of the table below: what follows the name, what it does in words, and what does it."""
 
     argument: str
     help: str
@@ -295,7 +321,7 @@ def reader(interactive: bool) -> Callable[[str], str | None]:
 
 
 def _edited_line(prompt: str) -> str | None:
-    with contextlib.suppress(ImportError):
+    with suppress(ImportError):
         import readline  # gives input() editing and recall
 
         if "libedit" not in (readline.__doc__ or ""):  # which cannot

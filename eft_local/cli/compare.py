@@ -6,12 +6,12 @@ import io
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from eft_local.cli import answers, output
+from eft_local.analysis.format import outcome
+from eft_local.cli import answers, output, progress
 from eft_local.cli.failures import INTERRUPTED
 from eft_local.cli.interrupt import Interrupt, interruptible
 from eft_local.cli.loading import loaded
@@ -28,12 +28,13 @@ from eft_local.cli.options import (
 )
 from eft_local.evals.run import check_systems, names
 from eft_local.prompts import Message, conversation
+from eft_local.recipe.names import COMPARED
 
 if TYPE_CHECKING:
     from eft_local.emulator import Emulator
     from eft_local.engine.step import Answer
 
-DEFAULT_SYSTEMS = "base,expert,eft"
+DEFAULT_SYSTEMS = ",".join(COMPARED)
 DEFAULT_MAX_TOKENS = 200
 NARROWEST_COLUMN = 24  # characters in which prose can still be read
 
@@ -92,20 +93,8 @@ def _answers(
     for name in systems:
         if interrupt.asked:
             return
-        with _status(f"{name} answers"):
+        with progress.waiting(f"{name} answers"):
             yield name, emulator.chat(messages, target=name, on_step=answers.heed(interrupt, emulator.cancel))
-
-
-@contextmanager
-def _status(text: str) -> Iterator[None]:
-    """Show what goes on, on a terminal."""
-    if not sys.stderr.isatty():
-        yield
-        return
-    from rich.console import Console
-
-    with Console(stderr=True).status(text):
-        yield
 
 
 def _side_by_side(answered: dict[str, Answer]) -> str:
@@ -125,13 +114,12 @@ def _side_by_side(answered: dict[str, Answer]) -> str:
         for name in columns:
             table.add_column(Text(name), ratio=1, overflow="fold")
         table.add_row(*(Text(output.safe(answer.text.strip())) for answer in columns.values()))
-        table.add_row(*(Text(_facts(answer), style="dim") for answer in columns.values()))
+        table.add_row(*(Text(_outcome(answer), style="dim") for answer in columns.values()))
         console.print(table)
     file: Any = console.file
     return str(file.getvalue())
 
 
-def _facts(answer: Answer) -> str:
-    """Return how the answer ended, how long it is and how fast it came."""
-    speed = f"{answer.tokens_per_second:.0f} tokens/s"
-    return f"{len(answer.tokens)} tokens, {speed}\n{answers.ENDS[answer.finish_reason]}"
+def _outcome(answer: Answer) -> str:
+    length, pace, *ending = outcome(answer)
+    return f"{length}, {pace}\n{', '.join(ending)}"

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from eft_local.cli import output, reports
+from eft_local.cli import output, progress, reports
 from eft_local.cli.interrupt import Interrupt, interruptible
 from eft_local.cli.loading import loaded
 from eft_local.cli.options import Command, Option, Session, example, json_option, recipe_option
@@ -19,6 +18,7 @@ from eft_local.errors import Cancelled, UsageError
 from eft_local.evals import run as evaluation
 from eft_local.evals.questions import Questions, read_questions
 from eft_local.evals.run import Report, System
+from eft_local.recipe.names import COMPARED
 from eft_local.references import demo_questions
 
 if TYPE_CHECKING:
@@ -125,7 +125,7 @@ def evaluate(
     file = read_questions(questions or demo_questions())
     chosen = file.select(split=None if split == "all" else split, kind=None if kind == "all" else kind, limit=limit)
     recipe = session.recipe().replace(temperature=temperature, seed=seed)
-    names = evaluation.names(systems) if systems is not None else ("base", "expert", "eft", *recipe.compare)
+    names = evaluation.names(systems) if systems is not None else (*COMPARED, *recipe.compare)
     recipe, planned = evaluation.plan(recipe, names, alphas=alpha, betas=beta, mixes=mix, steer_first=steer_first)
     tokens = max_tokens or MAX_TOKENS.get(kind, MAX_TOKENS["long"])
     from eft_local.engine.targets import targets_of
@@ -157,9 +157,9 @@ def _run(
 ) -> list[Report]:
     """Return the reports of the systems that were completed: all of them unless Ctrl+C was pressed."""
     finished: list[Report] = []
-    with _progress(len(systems) * len(questions.items)) as show:
+    with progress.bar("count", len(systems) * len(questions.items)) as show:
 
-        def progress(done: int) -> None:
+        def report(done: int) -> None:
             show(len(finished) * len(questions.items) + done, systems[len(finished)].name)
             if interrupt.asked:  # again: a request between two runs found nothing to stop
                 emulator.cancel()
@@ -170,22 +170,7 @@ def _run(
                     break
                 finished.append(
                     evaluation.run(
-                        emulator, questions, system, max_tokens=max_tokens, parallel=parallel, progress=progress
+                        emulator, questions, system, max_tokens=max_tokens, parallel=parallel, progress=report
                     )
                 )
     return finished
-
-
-@contextmanager
-def _progress(total: int) -> Iterator[Callable[[int, str], None]]:
-    """Yield a callback (questions answered, system); it draws a bar on stderr if that is a terminal."""
-    if not sys.stderr.isatty():
-        yield lambda done, name: None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("", total=total)
-        yield lambda done, name: bar.update(task, completed=done, description=name)

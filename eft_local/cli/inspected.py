@@ -15,11 +15,25 @@ from rich.style import Style
 from rich.table import Table
 from rich.text import Text
 
-from eft_local.analysis import LEVELS, Inspection, chosen, label, level, percent, signed, sparkline, visible
+from eft_local.analysis import Inspection, chosen
+from eft_local.analysis.format import (
+    LEVELS,
+    condition,
+    label,
+    level,
+    notes,
+    probability_and_rank,
+    share,
+    signed,
+    sparkline,
+    two_digits,
+    visible,
+)
 from eft_local.cli import output
 from eft_local.engine.step import Candidate, RoleView, Step
 from eft_local.errors import UsageError
 from eft_local.recipe import Recipe
+from eft_local.recipe.names import MIXTURE
 
 # Ink and paper are both given, so that the text can be read whatever colours the terminal has.
 _TINTS = tuple(
@@ -61,8 +75,8 @@ class Inspected:
         """Return everything as an HTML page."""
         from eft_local.analysis.page import page
 
-        told = {name: told_value(value) for name, value in self.about.items() if value is not None}
-        return page(self.inspection, title=f"eft inspect: {self.question}", question=self.question, details=told)
+        details = {name: condition(value) for name, value in self.about.items() if value is not None}
+        return page(self.inspection, title=f"eft inspect: {self.question}", question=self.question, details=details)
 
 
 def recipe_facts(recipe: Recipe) -> dict[str, Any]:
@@ -70,13 +84,6 @@ def recipe_facts(recipe: Recipe) -> dict[str, Any]:
     filters = ("conservative_filter", "plausibility_mask", "plausibility_top_p")
     on = {name: getattr(recipe, name) for name in filters if getattr(recipe, name) is not None}
     return {"recipe": recipe.name, "alpha": recipe.alphas, "beta": recipe.beta, **on}
-
-
-def told_value(value: Any) -> str:
-    """Return one of the facts about an answer as a person reads it."""
-    if isinstance(value, Mapping):
-        return ", ".join(f"{name} {each:g}" for name, each in value.items())
-    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _step(step: Step) -> dict[str, Any]:
@@ -162,7 +169,7 @@ def write_facts(inspection: Inspection, numbers: Iterable[int], most: int) -> No
         if number > count:
             raise UsageError(f"--token {number}: the answer has {count} tokens, an end token among them")
     console = _console()
-    if inspection.system == "eft":
+    if inspection.system == MIXTURE:
         _print_overview(console, inspection)
     wanted = dict.fromkeys([*(number - 1 for number in numbers), *sorted(inspection.most_changed(most))])
     for index in wanted:
@@ -175,8 +182,8 @@ def _print_overview(console: Console, inspection: Inspection) -> None:
     changes = [step.change for step in inspection.steps if step.change is not None]
     console.print(sparkline(changes, console.width), soft_wrap=True)
     console.print(
-        f"{summary.changed} of {summary.tokens} first choices changed ({100 * summary.share:.0f} %), "
-        f"mean change {summary.mean_change:.2f}"
+        f"{summary.changed} of {summary.tokens} first choices changed ({share(summary.share)}), "
+        f"mean change {two_digits(summary.mean_change)}"
     )
     legend = Text("change from ")
     if console.color_system is not None and not console.no_color:
@@ -186,7 +193,7 @@ def _print_overview(console: Console, inspection: Inspection) -> None:
     else:
         legend = Text()
     legend.append("in brackets" if console.color_system is None else "underlined", _CHANGED)
-    legend.append(": another first choice than the base's")
+    legend.append(": the experts changed the first choice")
     console.print(legend)
 
 
@@ -194,15 +201,11 @@ def _print_table(console: Console, inspection: Inspection, index: int) -> None:
     """Print who thought what of a token and its rivals."""
     step = inspection.steps[index]
     roles = (inspection.system, *(role for role in inspection.roles if role != inspection.system))
-    mixed = inspection.system == "eft"
+    mixed = inspection.system == MIXTURE
     candidate = chosen(step)
     title = f"token {index + 1}, {label(candidate) if candidate else visible(step.text)}"
-    if step.change is not None:
-        title += f": change {step.change:.2f}"
-    if step.top_changed:
-        title += ", another first choice than the base's"
     console.print()
-    console.print(Text(title))
+    console.print(Text(": ".join([title, *([", ".join(notes(step))] if notes(step) else [])])))
     table = _table(step.candidates, step.token, roles, mixed=mixed)
     # Where it does not fit, the terminal breaks its lines: a figure that is cut off would be another.
     console.width = max(console.width, console.measure(table, options=console.options.update(width=_WIDE)).maximum)
@@ -228,7 +231,7 @@ def _row(candidate: Candidate, roles: Sequence[str], candidates: Sequence[Candid
     cells = [label(candidate)]
     for role in roles:
         width = max(len(str(each.roles[role].rank + 1)) for each in candidates)
-        cells.append(f"{percent(candidate.roles[role].logprob):>5} {candidate.roles[role].rank + 1:>{width}}")
+        cells.append(probability_and_rank(candidate.roles[role], width))
     if mixed:
         cells += [signed(cast(float, candidate.behaviour)), signed(cast(float, candidate.scale))]
     return [Text(cell) for cell in cells]

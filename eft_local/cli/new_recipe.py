@@ -14,7 +14,7 @@ from eft_local.cli import output
 from eft_local.cli.options import Command, example
 from eft_local.errors import EftError, PromptError, UsageError
 from eft_local.recipe import Expert, Prompt, Recipe, Role
-from eft_local.recipe.roles import SAME_WEIGHTS
+from eft_local.recipe.names import AS_ANTIEXPERT, AS_BASE, SAME_WEIGHTS
 from eft_local.references import adapter_of, model_of, names_recipe, resolve_model
 
 Answer = TypeVar("Answer")
@@ -98,14 +98,14 @@ def new(
     models = _named(experts)
     if not models and not adapters:
         models = {"helpful": _model(None, "The small model, tuned (or @antiexpert, tuned by its prompt)", check)}
-    models |= {key: "@antiexpert" for key in adapters if key not in models}
+    models |= {key: AS_ANTIEXPERT for key in adapters if key not in models}
     style = Prompt(
         style=prompt,
         instructions=instructions,
         examples=examples,
         template_args={"enable_thinking": False} if no_thinking else {},
     )
-    aware = antiexpert == "@base" and alpha is None  # context-aware decoding: see bench/RESULTS.md for the 0.5
+    aware = antiexpert == AS_BASE and alpha is None  # context-aware decoding: see bench/RESULTS.md for the 0.5
     strength = 1.0 if alpha is None else alpha
     recipe = Recipe(
         name=name,

@@ -321,7 +321,7 @@ def only_option(command: Decorated) -> Decorated:
     return click.option(
         "--only",
         metavar="ROLE",
-        default="eft",
+        default="eft",  # recipe.names.MIXTURE; help is quick because it imports no recipe
         show_default=True,
         help="Let one role answer alone: base, antiexpert, expert, an expert's name, a [compare] name.",
     )(command)

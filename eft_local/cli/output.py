@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from eft_local import files
+from eft_local.analysis.format import printable
 from eft_local.errors import OutputError
 
 
@@ -33,12 +35,9 @@ def write(text: str) -> None:
         sys.stdout.write(text)
 
 
-_CONTROLS = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
-
-
 def safe(text: str) -> str:
     """Return what a model wrote as it may be shown: on a terminal, control characters could do anything."""
-    return text.translate(_CONTROLS) if sys.stdout.isatty() else text
+    return printable(text) if sys.stdout.isatty() else text
 
 
 def flush() -> None:
@@ -76,32 +75,14 @@ def abandon() -> None:
 
 
 def save(path: Path, content: bytes, *, private: bool = False) -> None:
-    """Write a file whole or not at all: under another name beside it first. Raises: OutputError.
+    """Write a file whole or not at all. Raises: OutputError.
 
     private: only the user may read it.
     """
-    import tempfile  # slow to import, and help needs none
-
-    temporary = None
     try:
-        with tempfile.NamedTemporaryFile(
-            dir=path.parent, prefix=f".{path.name}.", suffix=".part", delete=False
-        ) as file:
-            temporary = Path(file.name)
-            file.write(content)
-        temporary.chmod(0o600 if private else 0o666 & ~_umask())
-        temporary.replace(path)
+        files.write(path, content, private=private)
     except OSError as error:
         raise OutputError(f"cannot write {path}: {error.strerror}") from error
-    finally:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def check_writable(path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -10,8 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from eft_local.analysis import Inspection, Place, by_position, chosen
-from eft_local.cli import output
-from eft_local.cli.inspected import recipe_facts, told_value
+from eft_local.analysis.format import condition, interval, share
+from eft_local.cli import output, progress
+from eft_local.cli.inspected import recipe_facts
 from eft_local.cli.interrupt import Interrupt, interruptible
 from eft_local.cli.loading import loaded
 from eft_local.cli.options import Session
@@ -98,18 +98,16 @@ def run(
 
 def _answers(emulator: Emulator, questions: Questions, system: str | None, interrupt: Interrupt) -> list[Inspection]:
     """Return the answers that were completed: all of them unless Ctrl+C was pressed."""
-    from rich.console import Console
-    from rich.progress import track
-
     answers: list[Inspection] = []
-    console = Console(stderr=True)
-    for question in track(questions.items, "answers", console=console, transient=True, disable=not sys.stderr.isatty()):
-        stream = emulator.stream_chat(conversation(question.question, system), top=1)
-        with closing(cast("Generator[Step]", stream)):
-            steps = tuple(stream) if not interrupt.asked else ()
-        if interrupt.asked:
-            break
-        answers.append(Inspection(steps))
+    with progress.bar("count", len(questions.items), "answers") as show:
+        for question in questions.items:
+            stream = emulator.stream_chat(conversation(question.question, system), top=1)
+            with closing(cast("Generator[Step]", stream)):
+                steps = tuple(stream) if not interrupt.asked else ()
+            if interrupt.asked:
+                break
+            answers.append(Inspection(steps))
+            show(len(answers), "answers")
     return answers
 
 
@@ -150,11 +148,11 @@ def _told(curve: Curve, about: dict[str, Any]) -> str:
     """Return the conditions, the figures, and a bar per position (ten of them, further on)."""
     low, high = wilson(curve.changed, curve.tokens)
     others, others_changed = curve.tokens - curve.ends, curve.changed - curve.ends_changed
-    lines = [f"{name.replace('_', ' ')}: {told_value(value)}" for name, value in about.items()]
+    lines = [f"{name.replace('_', ' ')}: {condition(value)}" for name, value in about.items()]
     lines += [
         "",
         f"{curve.answers} answers: first choices changed at {curve.changed} of {curve.tokens} tokens, "
-        f"{100 * curve.changed / curve.tokens:.1f} % [{100 * low:.1f}-{100 * high:.1f}]",
+        f"{interval(curve.changed / curve.tokens, low, high, digits=1, sign=' %')}",
         f"  end tokens: {_of(curve.ends_changed, curve.ends)}; all others: {_of(others_changed, others)}",
         "",
         "position   tokens  changed",
@@ -163,8 +161,8 @@ def _told(curve: Curve, about: dict[str, Any]) -> str:
         tokens, changed = sum(place.answers for place in places), sum(place.changed for place in places)
         first, last = places[0].position, places[-1].position
         name = str(first) if first == last else f"{first}-{last}"
-        share = changed / tokens
-        lines.append(f"{name:<9} {tokens:>7} {100 * share:>6.1f} %  {_bar(share)}".rstrip())
+        part = changed / tokens
+        lines.append(f"{name:<9} {tokens:>7} {share(part, digits=1):>8}  {_bar(part)}".rstrip())
     return "\n".join(lines) + "\n"
 
 
@@ -174,12 +172,12 @@ def _grouped(places: Sequence[Place]) -> list[Sequence[Place]]:
 
 
 def _of(count: int, n: int) -> str:
-    return f"{count} of {n}" + (f" ({100 * count / n:.1f} %)" if n else "")
+    return f"{count} of {n}" + (f" ({share(count / n, digits=1)})" if n else "")
 
 
-def _bar(share: float, width: int = 40) -> str:
-    """Return a bar of eighths of a character."""
-    eighths = round(8 * width * share)
+def _bar(part: float, width: int = 40) -> str:
+    """Return a bar of eighths of a character. part: 0…1."""
+    eighths = round(8 * width * part)
     return "█" * (eighths // 8) + " ▏▎▍▌▋▊▉"[eighths % 8].strip()
 
 

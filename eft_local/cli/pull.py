@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from eft_local.cli import output
+from eft_local.cli import output, progress
 from eft_local.cli.options import Command, example
 from eft_local.errors import Cancelled, UsageError
 from eft_local.hub.names import HubName, size_text
-from eft_local.hub.pace import Pace, progress
+from eft_local.hub.pace import Pace
+from eft_local.hub.pace import progress as pace_text
 from eft_local.references import find_recipe, hub_name, hub_names, names_recipe
 
 if TYPE_CHECKING:
@@ -103,7 +104,7 @@ def _json_lines() -> Report:
             if time.monotonic() - last < _EVERY and event.done < event.size:
                 return
             last = time.monotonic()
-        told: dict[str, Any] = {
+        line: dict[str, Any] = {
             "event": event.kind,
             "file": event.file or None,
             "done": event.done,
@@ -112,17 +113,17 @@ def _json_lines() -> Report:
             "all_size": event.all_size,
         }
         if event.kind == "progress":
-            told["bytes_per_second"] = pace.bytes_per_second
-            told["seconds_left"] = pace.seconds_left(event.all_size - event.all_done)
+            line["bytes_per_second"] = pace.bytes_per_second
+            line["seconds_left"] = pace.seconds_left(event.all_size - event.all_done)
         if event.kind == "said":
-            told |= {"text": event.text, "seconds": event.seconds}
-        _write_line(told)
+            line |= {"text": event.text, "seconds": event.seconds}
+        _write_line(line)
 
     return report
 
 
-def _write_line(told: dict[str, Any]) -> None:
-    output.write(json.dumps(told, ensure_ascii=False, allow_nan=False) + "\n")
+def _write_line(line: dict[str, Any]) -> None:
+    output.write(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n")
     output.flush()
 
 
@@ -143,7 +144,7 @@ def _plain_lines() -> Report:
             pace.add(event.all_done)
             if time.monotonic() - last >= _PLAIN_EVERY:
                 last = time.monotonic()
-                output.note(progress(event, pace))
+                output.note(pace_text(event, pace))
 
     return report
 
@@ -166,26 +167,9 @@ def _ended(event: Event, begun: bool) -> str:
 @contextmanager
 def _bars() -> Iterator[Report]:
     """Draw a bar for the file that is being downloaded and one for all of them."""
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        DownloadColumn,
-        Progress,
-        TextColumn,
-        TimeRemainingColumn,
-        TransferSpeedColumn,
-    )
     from rich.text import Text
 
-    console = Console(stderr=True)
-    columns = (
-        TextColumn("{task.description}", markup=False),
-        BarColumn(bar_width=24),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console, transient=True) as bars:
+    with progress.bars("bytes") as bars:
         whole = bars.add_task("all", total=None)
         tasks: dict[str, Any] = {}
 

@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from eft_local.analysis.format import condition, interval
 from eft_local.evals.run import SHARES, Report, wilson
 
 if TYPE_CHECKING:
@@ -60,11 +61,10 @@ def answer_lines(reports: Sequence[Report]) -> str:
 
 def tables(recipe: Recipe, questions: Questions, reports: Sequence[Report]) -> str:
     """Return what a person reads: the conditions, how answers were judged, then all questions and each category."""
-    told = {name: value for name, value in _conditions(recipe).items() if value is not None}
-    told["alpha"] = ", ".join(f"{name} {value:g}" for name, value in recipe.alphas.items())
+    given = {name: condition(value) for name, value in _conditions(recipe).items() if value is not None}
     judged = {name: questions.judge[name] for name in ("correct", "form", "declined")}
-    facts = {"questions": f"{len(questions.items)} of {questions.path}", **told, **judged}
-    lines = [f"{name.replace('_', ' ')}: {value}" for name, value in facts.items()]
+    conditions = {"questions": f"{len(questions.items)} of {questions.path}", **given, **judged}
+    lines = [f"{name.replace('_', ' ')}: {value}" for name, value in conditions.items()]
     lines += ["", "Per cent [95 % Wilson interval]; declined counts sensitive questions, the rest the others"]
     lines += _aligned(("system", "n", *SHARES, "tokens/s"), [_summary(report) for report in reports])
     for category in reports[0].categories if reports else ():
@@ -95,4 +95,4 @@ def _cell(count: int, n: int) -> str:
     if n == 0:
         return "-"
     low, high = wilson(count, n)
-    return f"{100 * count / n:.1f} [{100 * low:.0f}-{100 * high:.0f}]"
+    return interval(count / n, low, high)

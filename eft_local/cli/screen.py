@@ -33,7 +33,7 @@ def open_app(
     opening = Opening(
         recipe=session.recipe(),
         own_recipe=named or bool(session.changes),
-        only=only,
+        target=only,
         system=system,
         chat=chat,
         resume=resume,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from eft_local.analysis.format import share
 from eft_local.cli import output
 from eft_local.cli.options import Command, example, json_option
 from eft_local.cli.readiness import readiness
@@ -129,7 +130,7 @@ def _size(facts: dict[str, Any]) -> str:
 def _weights(facts: dict[str, Any]) -> str:
     total = facts["parameters"] or 1
     shares = {kind: count / total for kind, count in facts["weights"].items()}
-    return ", ".join(f"{kind} {share:.0%}" if share >= 0.01 else kind for kind, share in shares.items())
+    return ", ".join(f"{kind} {share(part)}" if part >= 0.01 else kind for kind, part in shares.items())
 
 
 def _count(parameters: int) -> str:

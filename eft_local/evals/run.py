@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from eft_local.cores import CoreMeter, CoreUse
 from eft_local.errors import Cancelled, UsageError
 from eft_local.evals.questions import Question, Questions, Verdict, judge
+from eft_local.recipe.names import BASE, MIXTURE
 
 if TYPE_CHECKING:
     from eft_local.emulator import Emulator
@@ -152,7 +153,7 @@ class System:
     """What is evaluated: what `only` selects, the recipe's changes for it, and how far the mixture steers."""
 
     name: str
-    only: str = "eft"
+    only: str = MIXTURE
     changes: Mapping[str, Any] = field(default_factory=dict)
     steer_first: int | None = None
     mix: float | None = None
@@ -185,7 +186,7 @@ def plan(
         raise UsageError("--mix sets both experts' alpha; give either --mix or --alpha")
     if mixes and len(recipe.experts) != 2:
         raise UsageError(f"--mix needs a recipe with two experts; {recipe.name} has {len(recipe.experts)}")
-    if (alphas or betas or mixes or steer_first) and "eft" not in names:
+    if (alphas or betas or mixes or steer_first) and MIXTURE not in names:
         raise UsageError(
             f"alpha, beta, mix and steer-first change the system eft, which is not among {', '.join(names)}"
         )
@@ -197,7 +198,7 @@ def plan(
         recipe, betas = recipe.replace(beta=betas[0]), ()
     systems: list[System] = []
     for name in dict.fromkeys(names):
-        if name == "eft":
+        if name == MIXTURE:
             swept = _swept(recipe, alphas, betas, mixes)
             systems += swept
             systems += [replace(s, name=f"{s.name} first={n}", steer_first=n) for s in swept for n in steer_first]
@@ -311,7 +312,7 @@ def _answers(
         unfinished = [index for index, answer in enumerate(first) if answer.finish_reason == "length"]
         rest = emulator.chat(
             [prompts[index] for index in unfinished],
-            target="base",
+            target=BASE,
             recipe=recipe,
             max_tokens=max_tokens - system.steer_first,
             prefix=[first[index].tokens for index in unfinished],

@@ -6,7 +6,7 @@ import sys
 from functools import partial
 from pathlib import Path
 
-from eft_local import locations
+from eft_local import files, locations
 from eft_local.errors import DownloadError
 from eft_local.hub import environment
 from eft_local.hub.names import HubName, models_of
@@ -44,20 +44,16 @@ def header_of(name: HubName, hub: Hub | None = None) -> Path:
 
 
 def _fetch(hub: Hub, file: RemoteFile, path: Path, talk: Talk) -> None:
-    begun = path.with_suffix(".incomplete")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        count = _FIRST
-        while True:
-            _PATIENCE.keep_trying(partial(_write, hub, file, begun, count), talk)
-            if _is_whole(begun) or count >= min(file.size, _MOST):
-                break
-            count *= 4
-        begun.replace(path)
+        with files.replacing(path, make_folder=True) as begun:
+            count = _FIRST
+            while True:
+                _PATIENCE.keep_trying(partial(_write, hub, file, begun, count), talk)
+                if _is_whole(begun) or count >= min(file.size, _MOST):
+                    break
+                count *= 4
     except OSError as error:
         raise DownloadError(f"cannot write {path}: {error.strerror}") from error
-    finally:
-        begun.unlink(missing_ok=True)
 
 
 def _write(hub: Hub, file: RemoteFile, path: Path, count: int) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from hashlib import sha1
 from pathlib import Path
 from typing import Literal, TypeVar
 
+from eft_local import files
 from eft_local.errors import DownloadError
 from eft_local.hub import cache, environment
 from eft_local.hub.names import HubModel, HubName, models_of, size_text
@@ -236,11 +236,8 @@ class _Pull:
         if revision == model.repository.commit:
             return
         ref = cache.repo_folder(self._hub.folder, model.repository.name) / "refs" / revision
-        new = ref.with_name(f"{ref.name}.{uuid.uuid4().hex[:8]}.tmp")
         with disk_errors(ref):
-            ref.parent.mkdir(parents=True, exist_ok=True)
-            new.write_text(model.repository.commit)
-            new.replace(ref)
+            files.write(ref, model.repository.commit.encode(), make_folder=True)
 
     # Telling
 

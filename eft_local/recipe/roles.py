@@ -29,10 +29,10 @@ from eft_local.checks import (
     within,
 )
 from eft_local.errors import RecipeError
+from eft_local.recipe.names import ANTIEXPERT, SAME_WEIGHTS
 
 STYLES = ("chat", "plain", "few-shot")
 PROMPT_KEYS = ("prompt", "instructions", "examples", "frame", "template_args")
-SAME_WEIGHTS = ("@base", "@antiexpert")
 AnyRole = TypeVar("AnyRole", bound="Role")
 PLAIN_KV_TYPES = ("f32", "f16", "bf16")
 """Types of the KV cache that need no flash attention."""
@@ -287,12 +287,12 @@ class Expert(Role):
     def table(self) -> dict[str, Any]:
         """Return the TOML table that reads back as this expert."""
         table = Role.table(self) | {"alpha": self.alpha}
-        return table | ({"antiexpert": self.antiexpert.table()} if self.antiexpert else {})
+        return table | ({ANTIEXPERT: self.antiexpert.table()} if self.antiexpert else {})
 
 
 _OWN_KEYS = ("model", "lora", "lora_scale")
 ROLE_KEYS = (*_OWN_KEYS, *PROMPT_KEYS, *PLACEMENT_KEYS)
-EXPERT_KEYS = (*ROLE_KEYS, "alpha", "antiexpert")
+EXPERT_KEYS = (*ROLE_KEYS, "alpha", ANTIEXPERT)
 
 
 def read_role(tables: Mapping[str, Any], path: Sequence[str]) -> Role:
@@ -310,9 +310,9 @@ def read_expert(experts: Mapping[str, Any], name: str) -> Expert:
         refuse_unknown(table, EXPERT_KEYS)
         alpha = {"alpha": table["alpha"]} if "alpha" in table else {}
         expert = Expert(**_arguments(table, default_style="chat"), **alpha)
-    if "antiexpert" not in table:
+    if ANTIEXPERT not in table:
         return expert
-    return replace(expert, antiexpert=read_role(table, ("experts", name, "antiexpert")))
+    return replace(expert, antiexpert=read_role(table, ("experts", name, ANTIEXPERT)))
 
 
 def _arguments(table: Mapping[str, Any], default_style: str) -> dict[str, Any]:

@@ -54,6 +54,7 @@ from eft_local.checks import (
 )
 from eft_local.errors import RecipeError
 from eft_local.recipe.about import About
+from eft_local.recipe.names import ANTIEXPERT, AS_ANTIEXPERT, AS_BASE, BASE, RESERVED_NAMES
 from eft_local.recipe.roles import (
     PLACEMENT_KEYS,
     AnyRole,
@@ -71,7 +72,6 @@ from eft_local.recipe.sampling import Sampling
 
 __all__ = ["RESERVED_NAMES", "About", "Expert", "Frame", "Placement", "Prompt", "Recipe", "Role", "Sampling"]
 
-RESERVED_NAMES = ("base", "antiexpert", "expert", "eft", "system", "all")
 DRAFT_SOURCES = ("expert", "proxy", "ngram", "ngram+expert", "ngram+proxy")
 DRAFT_RULES = ("shared-noise", "rejection")
 SAMPLING_KEYS = tuple(each.name for each in fields(Sampling))
@@ -156,14 +156,14 @@ class Recipe:
         """A role may take the weights of one that stands before it in the formula."""
         if self.base.follows:
             raise RecipeError(f"[base]: model = {shown(self.base.model)}: the base needs a model of its own")
-        if self.antiexpert and self.antiexpert.model == "@antiexpert":
+        if self.antiexpert and self.antiexpert.model == AS_ANTIEXPERT:
             raise RecipeError('[antiexpert]: model = "@antiexpert" names itself; name a model, or "@base"')
         if self.antiexpert:
             return
         own = {f"experts.{name}.antiexpert": expert.antiexpert for name, expert in self.experts.items()}
         others = {f"compare.{name}": role for name, role in self.compare.items()}
         for place, role in (own | others).items():
-            if role and role.model == "@antiexpert":
+            if role and role.model == AS_ANTIEXPERT:
                 raise RecipeError(f'[{place}]: model = "@antiexpert", but there is no [antiexpert]; name a model')
 
     def named_roles(self) -> list[tuple[str, Role]]:
@@ -171,10 +171,10 @@ class Recipe:
 
         They are what runs: where a model is "@base" or "@antiexpert", that role's model, adapter and placement.
         """
-        tables = [("base", self.base)]
+        tables = [(BASE, self.base)]
         antiexpert = self.antiexpert and self._followed(self.antiexpert, None)
         if antiexpert:
-            tables.append(("antiexpert", antiexpert))
+            tables.append((ANTIEXPERT, antiexpert))
         for name, expert in self.experts.items():
             own = expert.antiexpert and self._followed(expert.antiexpert, antiexpert)
             tables.append((f"experts.{name}", self._followed(expert, own or antiexpert)))
@@ -184,12 +184,12 @@ class Recipe:
         return tables + compare
 
     def _followed(self, role: AnyRole, antiexpert: Role | None) -> AnyRole:
-        other = {"@base": self.base, "@antiexpert": antiexpert}.get(role.model)
+        other = {AS_BASE: self.base, AS_ANTIEXPERT: antiexpert}.get(role.model)
         return role.following(other) if other else role
 
     def is_base(self, role: Role) -> bool:
         """Whether a role, as it is written, is the base once more, which needs no evaluation of its own."""
-        return role.model == "@base" and role.lora is None and role.prompt == self.base.prompt
+        return role.model == AS_BASE and role.lora is None and role.prompt == self.base.prompt
 
     @property
     def alphas(self) -> dict[str, float]:
@@ -262,8 +262,8 @@ class Recipe:
         drafts = {key: getattr(self, key) for key in _DRAFTS}
         table |= drafts if defaults or drafts != _DRAFTS else {}
         table |= {"exact": self.exact} if defaults or self.exact != "auto" else {}
-        table["base"] = self.base.table()
-        table |= {"antiexpert": self.antiexpert.table()} if self.antiexpert else {}
+        table[BASE] = self.base.table()
+        table |= {ANTIEXPERT: self.antiexpert.table()} if self.antiexpert else {}
         table["experts"] = {name: expert.table() for name, expert in self.experts.items()}
         table["sampling"] = _written(self.sampling, defaults)
         table["about"] = changed(self.about)
@@ -303,7 +303,7 @@ class Recipe:
 
 _DRAFTS = {"draft": "auto", "draft_source": "expert", "draft_rule": "shared-noise"}
 _TOP_KEYS = tuple(each.name for each in fields(Recipe) if each.name not in ("placement", "folder"))
-_TABLES = ("base", "antiexpert", "experts", "sampling", "about", "compare")
+_TABLES = (BASE, ANTIEXPERT, "experts", "sampling", "about", "compare")
 _PLAIN_KEYS = tuple(key for key in _TOP_KEYS if key not in _TABLES)
 
 
@@ -316,11 +316,11 @@ def _arguments(tables: Mapping[str, Any]) -> dict[str, Any]:
     refuse_unknown(tables, (*_TOP_KEYS, *PLACEMENT_KEYS))
     given: dict[str, Any] = {key: tables[key] for key in _PLAIN_KEYS if key in tables}
     given["placement"] = Placement(**{key: tables[key] for key in PLACEMENT_KEYS if key in tables})
-    if "base" not in tables:
+    if BASE not in tables:
         raise RecipeError("[base] is missing; add the table with the large model")
     if "experts" not in tables:
         raise RecipeError("[experts.NAME] is missing; add a table with a tuned model")
-    given |= {key: read_role(tables, (key,)) for key in ("base", "antiexpert") if key in tables}
+    given |= {key: read_role(tables, (key,)) for key in (BASE, ANTIEXPERT) if key in tables}
     experts, compare = subtable(tables, "experts"), subtable(tables, "compare") if "compare" in tables else {}
     given["experts"] = {name: read_expert(experts, name) for name in experts}
     given["compare"] = {name: read_role(compare, ("compare", name)) for name in compare}

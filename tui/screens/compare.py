@@ -1,4 +1,4 @@
-"""Compare: several systems answer the same question side by side, one after the other; one can be kept."""
+"""Compare: several targets answer the same question side by side, one after the other; one can be kept."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from textual.app import ComposeResult
 from textual.containers import Horizontal, VerticalScroll
 from textual.widgets import Markdown, Static
 
+from eft_local.analysis.format import outcome, printable
 from eft_local.errors import UsageError
 from eft_local.prompts import Message
-from eft_local.tui.actions import bindings
+from eft_local.recipe.names import MIXTURE
+from eft_local.tui.actions.registry import bindings
 from eft_local.tui.engine import Engine, Failed, Finished, Request, Started, Wrote
 from eft_local.tui.pace import Pace
-from eft_local.tui.screens import NoticeScreen
-from eft_local.tui.text import visible
+from eft_local.tui.screens.dialogs import NoticeScreen
 
 if TYPE_CHECKING:
-    from eft_local.engine.step import Answer
     from eft_local.recipe import Recipe
 
 LONGEST = 200
@@ -32,7 +32,7 @@ class Contender:
     """Who answers, and with which knobs."""
 
     title: str
-    only: str
+    target: str
     recipe: Recipe
 
 
@@ -44,23 +44,25 @@ class Picked:
     finished: Finished
 
 
-def contenders(recipe: Recipe, systems: Sequence[str], known: Sequence[str]) -> list[Contender]:
-    """Read what is to be compared: names of systems, and numbers, which are alphas. Raises: UsageError."""
+def contenders(recipe: Recipe, names: Sequence[str], targets: Sequence[str]) -> list[Contender]:
+    """Read what is to be compared: targets, and numbers, which are alphas of the mixture. Raises: UsageError."""
     if recipe.sampling.max_tokens is None:
         recipe = recipe.replace(max_tokens=LONGEST)
     found = []
-    for system in systems:
+    for name in names:
         try:
-            alpha = float(system)
+            alpha = float(name)
         except ValueError:
-            if system not in known:
+            if name not in targets:
                 raise UsageError(
-                    f"/compare {system}: there is no such role; use {', '.join(known)}, or a number for alpha"
+                    f"/compare {name}: there is no such role; use {', '.join(targets)}, or a number for alpha"
                 ) from None
-            found.append(Contender(system, system, recipe))
+            found.append(Contender(name, name, recipe))
         else:
-            alphas = {name: alpha * own for name, own in recipe.alphas.items()} if len(recipe.experts) > 1 else alpha
-            found.append(Contender(f"eft α {alpha:g}", "eft", recipe.replace(alpha=alphas)))
+            alphas = (
+                {expert: alpha * own for expert, own in recipe.alphas.items()} if len(recipe.experts) > 1 else alpha
+            )
+            found.append(Contender(f"eft α {alpha:g}", MIXTURE, recipe.replace(alpha=alphas)))
     return found
 
 
@@ -92,7 +94,7 @@ class Column(VerticalScroll, can_focus=True):
 
     async def draw(self) -> None:
         """Show the text so far."""
-        await self.query_one(Markdown).update(visible(self._text))
+        await self.query_one(Markdown).update(printable(self._text))
         if self.finished is None:
             self.scroll_end(animate=False)
         else:
@@ -109,17 +111,18 @@ class CompareScreen(NoticeScreen[Picked | None]):
         engine: Engine,
         turns: tuple[Message, ...],
         contenders: Sequence[Contender],
-        top: int,
+        candidates: int,
         wake: Callable[[], None],
     ) -> None:
-        """top: candidates to record per token.  wake: called when there is something to hear from the engine."""
+        """candidates: to record per token.  wake: called when there is something to hear from the engine."""
         super().__init__()
         self._wake = wake
         self._engine = engine
         seed = contenders[0].recipe.sampling.seed
         seed = secrets.randbits(32) if seed is None else seed  # one for all: they draw the same noise
         self._requests = [
-            Request(turns, each.recipe, only=each.only, seed=seed, candidates=top, follows=False) for each in contenders
+            Request(turns, each.recipe, only=each.target, seed=seed, candidates=candidates, follows=False)
+            for each in contenders
         ]
         self._columns = {
             request.number: Column(each, request.number)
@@ -131,7 +134,7 @@ class CompareScreen(NoticeScreen[Picked | None]):
 
     def compose(self) -> ComposeResult:
         """Lay out the question and a column per contender."""
-        yield Static(visible(self._question), id="compare-question", markup=False)
+        yield Static(printable(self._question), id="compare-question", markup=False)
         with Horizontal(id="columns"):
             yield from self._columns.values()
         yield Static("", id="notice", markup=False)
@@ -158,7 +161,7 @@ class CompareScreen(NoticeScreen[Picked | None]):
             elif isinstance(event, Finished):
                 column.finished = event
                 self._undrawn.add(column)
-                column.say(facts(event.answer))
+                column.say(" · ".join(outcome(event.answer)))
             elif isinstance(event, Failed):
                 column.say(str(event.error))
         if self._undrawn and (self._pace.due() or any(column.finished for column in self._undrawn)):
@@ -186,10 +189,3 @@ class CompareScreen(NoticeScreen[Picked | None]):
             self._engine.stop()
         else:
             self.dismiss(None)
-
-
-def facts(answer: Answer) -> str:
-    """Return how an answer ended, how long it is and how fast it came."""
-    ends = {"stop": "ended by itself", "length": "cut off", "context": "context full", "cancelled": "stopped"}
-    words = [f"{len(answer.tokens)} tokens", f"{answer.tokens_per_second:.0f} tokens/s", ends[answer.finish_reason]]
-    return " · ".join(words if answer.text.strip() else [*words, "empty"])

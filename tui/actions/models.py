@@ -1,27 +1,23 @@
-"""What actions on models do: listing, pulling, using and removing them.
+"""Models on the hub: listing, pulling, using and removing them.
 
-Every deed takes the app and what was typed behind the slash command.
+Every handler takes the app and what was typed after the slash command.
 
 Raises: EftError, which the app shows as one line.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from eft_local.errors import UsageError
 from eft_local.hub.names import HubName, size_text
 from eft_local.references import find_recipe, hub_name, hub_names, names_recipe
-
-if TYPE_CHECKING:
-    from eft_local.tui.app import ChatApp
-    from eft_local.tui.models import ModelsScreen
+from eft_local.tui.app import ChatApp, Handlers
+from eft_local.tui.inventory import removal
+from eft_local.tui.screens.dialogs import DecisionScreen
+from eft_local.tui.screens.models import ModelsScreen
 
 
 async def open_models(app: ChatApp, _typed: str) -> None:
     """Show the models screen, or leave it."""
-    from eft_local.tui.models import ModelsScreen
-
     if isinstance(app.screen, ModelsScreen):
         app.screen.dismiss(None)
     else:
@@ -68,9 +64,6 @@ def use(app: ChatApp, _typed: str) -> None:
 
 def remove(app: ChatApp, _typed: str) -> None:
     """Ask, then delete the chosen entry's files. Raises: UsageError, OutputError."""
-    from eft_local.tui.inventory import removal
-    from eft_local.tui.screens import DecisionScreen
-
     screen = _screen(app)
     entry = screen.chosen
     if not (entry.models or entry.parts):
@@ -87,8 +80,16 @@ def remove(app: ChatApp, _typed: str) -> None:
 
 
 def _screen(app: ChatApp) -> ModelsScreen:
-    from eft_local.tui.models import ModelsScreen
-
     if not isinstance(app.screen, ModelsScreen):
         raise UsageError("the list of models is not open; F9 opens it")
     return app.screen
+
+
+HANDLERS: Handlers = {
+    "models.open": open_models,
+    "models.get": get,
+    "models.pull": pull,
+    "models.stop": stop,
+    "models.use": use,
+    "models.remove": remove,
+}

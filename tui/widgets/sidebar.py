@@ -14,9 +14,9 @@ from textual.message import Message
 from textual.widgets import Input, OptionList
 from textual.widgets.option_list import Option
 
+from eft_local.analysis.format import printable
 from eft_local.chats import Chat, Hit
-from eft_local.tui.actions import bindings
-from eft_local.tui.text import visible
+from eft_local.tui.actions.registry import bindings
 
 LINE = 26
 """Characters of a line in the list."""
@@ -172,7 +172,7 @@ def cut(text: str) -> str:
 
 def _entry(chat: Chat, current: bool) -> Content:
     mark = "▸ " if current else "  "
-    title = cut(visible(chat.title) or "(untitled)")
+    title = cut(printable(chat.title) or "(untitled)")
     return Content.assemble(f"{mark}{title}\n", (cut(f"  {_when(chat)} · {chat.id} · {chat.recipe.name}"), "dim"))
 
 
@@ -181,7 +181,7 @@ def _when(chat: Chat) -> str:
 
 
 def _found(hit: Hit) -> Content:
-    title = cut(visible(hit.chat.title) or "(untitled)")
+    title = cut(printable(hit.chat.title) or "(untitled)")
     snippet = Content(hit.snippet.replace("\n", " "))
     for start, end in hit.marks:
         snippet = snippet.stylize("bold underline", start, end)

@@ -12,13 +12,13 @@ from textual.timer import Timer
 from textual.widgets import OptionList, ProgressBar, Static
 from textual.widgets.option_list import Option
 
+from eft_local.analysis.format import printable
 from eft_local.errors import EftError, UsageError
 from eft_local.hub.names import size_text
-from eft_local.tui.actions import bindings
+from eft_local.tui.actions.registry import bindings
 from eft_local.tui.inventory import Entry, Inventory, inventory
 from eft_local.tui.pulling import Puller
-from eft_local.tui.screens import NoticeScreen
-from eft_local.tui.text import visible
+from eft_local.tui.screens.dialogs import NoticeScreen
 
 LOOK = 0.2
 """Seconds between two looks at a download."""
@@ -69,7 +69,7 @@ class ModelsScreen(NoticeScreen[None]):
         rows.clear_options()
         rows.add_options(Option(_row(entry)) for entry in found.entries)
         rows.highlighted = min(place, len(found.entries) - 1)
-        self.query_one("#models-disk", Static).update(visible(found.disk))
+        self.query_one("#models-disk", Static).update(printable(found.disk))
 
     async def look(self) -> None:
         """Show how the download stands; when it has ended, what there is now."""
@@ -77,7 +77,7 @@ class ModelsScreen(NoticeScreen[None]):
         bar.display = puller.busy
         bar.update(progress=puller.share or 0.0)
         self.query_one("#models-pull", Static).update(
-            visible(f"{puller.title}: {puller.state}" if puller.title else "")
+            printable(f"{puller.title}: {puller.state}" if puller.title else "")
         )
         if self._ended != (ended := puller.ended):  # counted: a short one begins and ends between two looks
             self._ended = ended
@@ -150,4 +150,4 @@ def _removed(planned: object) -> int:
 
 def _row(entry: Entry) -> Content:
     mark = "•" if entry.recipe else " "
-    return Content.assemble((f"{mark} {visible(entry.title)}", "bold"), "\n  ", (visible(entry.details), "dim"))
+    return Content.assemble((f"{mark} {printable(entry.title)}", "bold"), "\n  ", (printable(entry.details), "dim"))

@@ -11,10 +11,14 @@ from textual.message import Message
 from textual.widgets import DataTable, Static
 from textual.widgets.data_table import RowKey
 
-from eft_local.tui.text import readable
+from eft_local.analysis.format import in_text, label, notes, probability_and_rank, signed, two_digits
+from eft_local.recipe.names import MIXTURE
 
 if TYPE_CHECKING:
-    from eft_local.engine.step import Candidate, RoleView, Step
+    from eft_local.engine.step import Candidate, Step
+
+RANK_WIDTH = 4
+"""Characters of a rank in the table."""
 
 _MARK = "▸"
 
@@ -57,7 +61,7 @@ class InspectorPanel(Vertical):
         else:
             words = (
                 f"{len(summary.changed_at)}/{summary.tokens} changed, "
-                f"mean {summary.mean_change:.2f} │ ← → n: tokens │ ↑ ↓ Enter: branch │ cells: %, rank"
+                f"mean {two_digits(summary.mean_change)} │ ← → n: tokens │ ↑ ↓ Enter: branch │ cells: %, rank"
             )
         self.query_one("#inspector-summary", Static).update(words)
 
@@ -72,11 +76,8 @@ class InspectorPanel(Vertical):
         """Show the candidates of one token."""
         self._shown = step = steps[index]
         self.candidates = step.candidates
-        change = f" · change {step.change:.2f}" if step.change is not None else ""
-        moved = " · the experts changed the top choice" if step.top_changed else ""
-        drafted = " · drafted" if step.drafted else ""
-        text = readable(step, first=index == 0).replace("\n", "⏎")
-        self.border_title = f"token {index + 1}: “{text.strip() or '␣'}”{change}{moved}{drafted}"
+        text = in_text(step, first=index == 0).replace("\n", "⏎")
+        self.border_title = " · ".join([f"token {index + 1}: “{text.strip() or '␣'}”", *notes(step)])
         self._fill(step)
 
     def follow(self, steps: Sequence[Step], index: int | None) -> None:
@@ -98,45 +99,31 @@ class InspectorPanel(Vertical):
         return self.candidates[row] if 0 <= row < len(self.candidates) else None
 
     def _fill(self, step: Step) -> None:
-        from eft_local.analysis import label
-
         table = self.table
         table.clear(columns=True)
         if not step.candidates:
             return
-        roles = ["eft", *(name for name in step.candidates[0].roles if name != "eft")]
+        roles = [MIXTURE, *(name for name in step.candidates[0].roles if name != MIXTURE)]
         roles = [name for name in roles if name in step.candidates[0].roles]
         table.add_columns("token", *roles, "Δtuning", "Δscale")
         at = 0
         for row, candidate in enumerate(step.candidates):
             taken = candidate.token == step.token
             at = row if taken else at
-            views = [_cell(candidate.roles.get(name)) for name in roles]
+            views = [
+                probability_and_rank(candidate.roles[name], RANK_WIDTH) if name in candidate.roles else ""
+                for name in roles
+            ]
             name = f"{_MARK if taken else ' '}{label(candidate)}"
-            table.add_row(name, *views, _delta(candidate.behaviour), _delta(candidate.scale))
+            table.add_row(
+                name,
+                *views,
+                *(signed(each) if each is not None else "" for each in (candidate.behaviour, candidate.scale)),
+            )
         table.move_cursor(row=at)
 
     def on_data_table_row_selected(self, event: DataTable.RowSelected) -> None:
-        """A click on the chosen candidate is told."""
+        """Report a click on the chosen candidate."""
         event.stop()
         if isinstance(event.row_key, RowKey):
             self.post_message(self.Picked())
-
-
-def _cell(view: RoleView | None) -> str:
-    if view is None:
-        return ""
-    from math import exp
-
-    return f"{percent(exp(view.logprob)):>5} {view.rank + 1:>4}"
-
-
-def percent(share: float) -> str:
-    """Return a probability in per cent, at most five characters, and never a zero that is none."""
-    if 0 < share < 0.0005:
-        return "<0.1"
-    return f"{100 * share:.1f}"
-
-
-def _delta(value: float | None) -> str:
-    return "" if value is None else f"{value:+.2f}"

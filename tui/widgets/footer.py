@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 import psutil
 from textual.widgets import Static
 
+from eft_local.analysis.format import share, speed
+
 if TYPE_CHECKING:
     from eft_local.cores import CoreUse
     from eft_local.engine.step import Answer
@@ -31,8 +33,8 @@ class Figures:
     cores: CoreUse | None = None
 
 
-def settled(answer: Answer, drafted: float | None, used: Mapping[str, int], context: int) -> Figures:
-    """Return the exact figures of a finished answer."""
+def figures_of(answer: Answer, drafted: float | None, used: Mapping[str, int], context: int) -> Figures:
+    """Return the figures of an answer. drafted: the share of tokens that a draft had proposed."""
     times = {name: timing.prompt_ms + timing.generation_ms for name, timing in answer.timings.items()}
     total = sum(times.values())
     shares = {name: time / total for name, time in times.items()} if total else None
@@ -68,15 +70,15 @@ def line(figures: Figures, memory: int, width: int) -> str:
     """Return the figures as one line of at most `width` characters; what matters least goes first."""
     parts = [figures.state or "ready"]
     if figures.tokens_per_second:
-        parts.append(f"{figures.tokens_per_second:.0f} tokens/s")
+        parts.append(speed(figures.tokens_per_second))
     if figures.cores and figures.cores.busy:
         parts.append(f"busy: other programs use {figures.cores}")
     if figures.used:
         parts.append(_context(figures.used, figures.context, brief=False))
     if figures.drafted is not None:
-        parts.append(f"drafted {100 * figures.drafted:.0f} %")
+        parts.append(f"drafted {share(figures.drafted)}")
     if figures.shares:
-        parts.append("time " + " ".join(f"{name} {100 * share:.0f} %" for name, share in figures.shares.items()))
+        parts.append("time " + " ".join(f"{name} {share(part)}" for name, part in figures.shares.items()))
     parts.append(f"RAM {memory / 1e6:.0f} MB")
     if figures.used and len(" │ ".join(parts)) > width:
         parts[parts.index(_context(figures.used, figures.context, brief=False))] = _context(

@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import tomli_w
 
-from eft_local import locations
+from eft_local import files, locations
+from eft_local.chats.knobs import KNOBS
 from eft_local.checks import nearest
 from eft_local.errors import OutputError, UsageError
-from eft_local.tui import config
-from eft_local.tui.knobs import KNOBS
 
 if TYPE_CHECKING:
     from eft_local.recipe import Recipe
@@ -23,7 +22,7 @@ class Presets:
     """The presets of all recipes, read when they are needed and written whole."""
 
     def __init__(self, file: Path | None = None) -> None:
-        folder = config.folder()
+        folder = locations.settings()
         self.file = file or (folder / "presets.toml" if folder else None)
 
     def of(self, recipe: Recipe) -> Mapping[str, Mapping[str, Any]]:
@@ -68,11 +67,8 @@ class Presets:
 
     def _write(self, table: Mapping[str, Any]) -> None:
         file = locations.needed(self.file)
-        part = file.with_suffix(".part")
         try:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            part.write_text(tomli_w.dumps(table), "utf-8")
-            part.replace(file)
+            files.write(file, tomli_w.dumps(table).encode(), make_folder=True)
         except OSError as error:
             raise OutputError(f"cannot write {file}: {error.strerror}") from None
 

@@ -1,55 +1,55 @@
-"""The chat behind the app: which messages are shown, what is asked of the engine, what is saved. Knows no widgets."""
+"""One saved conversation in use: what is shown, what is to be answered, and what is saved while it is written.
+
+Faces and engines are other people's business: a method that wants an answer leaves it in `writing`; whoever writes it
+reports each step with `wrote`, and the end with `finish` or `fail`.
+"""
 
 from __future__ import annotations
 
 import json
 import secrets
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, TypeVar
 
-from eft_local.chats import AnswerWriter, Chat, FinishReason, History, Message, to_json, to_markdown
+from eft_local.analysis.format import CANDIDATES
+from eft_local.chats.copying import copied
+from eft_local.chats.export import to_json, to_markdown
+from eft_local.chats.history import History
+from eft_local.chats.records import Chat, FinishReason, Message
+from eft_local.chats.writer import AnswerWriter
+from eft_local.chats.writing import AnswerRequest, Writing, add, figures
 from eft_local.errors import HistoryError, UsageError
-from eft_local.prompts import Message as Turn
+from eft_local.prompts import Message as PromptMessage
 from eft_local.prompts import conversation
-from eft_local.tui.engine import Engine, Failed, Finished, Known, Request, Wrote
-from eft_local.tui.writing import Writing, add, figures
+from eft_local.recipe.names import MIXTURE
 
 if TYPE_CHECKING:
     from eft_local.engine.step import Answer, Step
     from eft_local.recipe import Recipe
 
-CANDIDATES = 10
-"""Rows of the inspector's table."""
-
-
 Result = TypeVar("Result")
 
 
 class Session:
-    """One conversation at a time, in a History; answers come from an Engine."""
+    """One conversation at a time, in a History."""
 
-    def __init__(
-        self, history: History, engine: Engine, recipe: Recipe, only: str = "eft", record: bool = True
-    ) -> None:
-        """recipe: the knobs, to begin with.  record: keep what each role thought of every token.
+    def __init__(self, history: History, recipe: Recipe, target: str = MIXTURE, record: bool = True) -> None:
+        """recipe: the settings, to begin with.  target: who answers.  record: keep what each role thought of tokens.
 
-        history: of all chats. Where it fails, the chat goes on in one that is not saved, and `unsaved` says why.
+        history: of all chats. Where it fails, the chat continues in one that is not saved, and `unsaved` says why.
         """
         self.archive = history
         self.history = history  # that has this chat
         self.unsaved: HistoryError | None = None
-        self.engine = engine
         self.recipe = recipe
-        self.only = only
+        self.target = target
         self.record = record
         self.chat: Chat | None = None
         self.system: str | None = None
         self.messages: list[Message] = []
         self.dropped = 0  # oldest turns that are left out of the prompt
         self.writing: Writing | None = None
-        self.used: Mapping[str, int] = {}  # tokens in each role's context after the last answer
 
     # Chats
 
@@ -64,11 +64,14 @@ class Session:
         if self.history is not self.archive:
             self.history.close()
 
-    def open(self, chat: str) -> None:
-        """Show a saved chat. Raises: UsageError, HistoryError; RecipeError if its recipe cannot be read any more."""
+    def open(self, chat: str, recipe: Recipe | None = None) -> None:
+        """Show a saved chat, with its own recipe or another one.
+
+        Raises: UsageError, HistoryError; RecipeError if its recipe cannot be read any more.
+        """
         self._check_idle()
         found = self.archive.chat(chat)
-        recipe, messages = found.recipe.recipe(), self.archive.shown(found.id)
+        recipe, messages = recipe or found.recipe.recipe(), self.archive.shown(found.id)
         self._forget()
         self.chat, self.recipe, self.messages = found, recipe, messages
         self.system = found.system_prompt
@@ -80,12 +83,25 @@ class Session:
             self.messages = self.history.shown(self.chat.id)
 
     def set_system(self, text: str | None) -> None:
-        """Set or remove the system prompt; it acts from the next answer on."""
+        """Set or remove the system prompt; it acts from the next answer on. Raises: HistoryError."""
         self.system = text or None
         if self.chat is not None:
             self.history.set_system_prompt(self.chat.id, self.system)
 
-    # Asking
+    def rename(self, title: str) -> None:
+        """Give the chat another title. Raises: UsageError, HistoryError."""
+        assert self.chat is not None
+        self.history.rename(self.chat.id, title)
+        self.chat = self.history.chat(self.chat.id)
+
+    def exported(self, *, as_json: bool) -> str:
+        """Return the chat as Markdown (the shown branch), or as JSON with all its branches."""
+        assert self.chat is not None
+        if as_json:
+            return json.dumps(to_json(self.history, self.chat.id), ensure_ascii=False, indent=2) + "\n"
+        return to_markdown(self.history, self.chat.id)
+
+    # What is to be answered
 
     def ask(self, text: str) -> None:
         """Ask something; a question that got no answer is replaced. Raises: UsageError, HistoryError."""
@@ -135,39 +151,37 @@ class Session:
         tokens: Sequence[int] = (),
         seed: int | None = None,
     ) -> None:
-        """Let the engine answer a question; text, tokens: what the answer begins with (and its steps, `kept`)."""
+        """Begin the answer to a question; text, tokens: what it begins with (and its steps, `kept`)."""
         if seed is None:
             seed = self.recipe.sampling.seed
         if seed is None:
             seed = secrets.randbits(32)
-        request = Request(
+        request = AnswerRequest(
             self.turns(question),
             self.recipe,
-            only=self.only,
+            self.target,
+            seed,
             prefix=tuple(tokens),
-            seed=seed,
-            candidates=CANDIDATES if self.record else 0,
             kept=tuple(kept),
+            candidates=CANDIDATES if self.record else 0,
         )
-        writer = self._begin(question, seed, text, tokens)
-        self.writing = Writing(request.number, writer, self.recipe, len(tokens), tuple(kept))
-        self.engine.write(request)
+        self.writing = Writing(request, self._begin(question, seed, text, tokens))
 
     def _begin(self, question: int, seed: int | None, text: str, tokens: Sequence[int]) -> AnswerWriter:
         """Show an answer that begins, in place of what followed its question."""
         place = self._place(question)
 
         def begin() -> AnswerWriter:
-            asked = self.messages[place].id
+            answered = self.messages[place].id
             return self.history.answer(
-                asked, self.recipe, written_by=self.only, seed=seed, text=text, tokens=tuple(tokens)
+                answered, self.recipe, written_by=self.target, seed=seed, text=text, tokens=tuple(tokens)
             )
 
         writer = self._saving(begin)
         self._put(self.history.message(writer.id), place + 1)
         return writer
 
-    def go_on(self) -> None:
+    def continue_answer(self) -> None:
         """Continue the last answer where it was stopped or cut off: a branch. Raises: UsageError, HistoryError."""
         self._check_idle()
         last = self.messages[-1] if self.messages else None
@@ -186,7 +200,10 @@ class Session:
         )
 
     def branch_from(self, message: Message, index: int, token: int) -> None:
-        """Let an answer continue from another candidate of its step `index`: a branch. Raises: UsageError."""
+        """Let an answer continue from another candidate of its step `index`: a branch. Raises: UsageError.
+
+        A candidate that ends the answer leaves nothing to write.
+        """
         from eft_local.analysis import Inspection
 
         self._check_idle()
@@ -200,26 +217,21 @@ class Session:
         writer.finish("stop", facts=kept.dumps())
         self._put(self.history.message(writer.id), len(self.messages) - 1)
 
-    def adopt(self, question: int, finished: Finished, recipe: Recipe, written_by: str) -> None:
-        """Keep an answer that was written elsewhere (in a comparison) as a branch."""
-        self._check_idle()
-        writer = self.history.answer(question, recipe, written_by=written_by, seed=finished.answer.seed)
-        for step in finished.steps:
-            add(writer, step)
-        self._finish(writer, finished.answer, finished.steps, finished.facts)
-        self._put(self.history.message(writer.id), self._place(question) + 1)
+    def turns(self, question: int) -> tuple[PromptMessage, ...]:
+        """Return the conversation up to a question, as the prompts are made from it. Raises: PromptError.
 
-    def rename(self, title: str) -> None:
-        """Give the chat another title. Raises: UsageError, HistoryError."""
-        assert self.chat is not None
-        self.history.rename(self.chat.id, title)
-        self.chat = self.history.chat(self.chat.id)
-
-    def turns(self, question: int) -> tuple[Turn, ...]:
-        """Return the conversation up to a question, as the prompts are made from it. Raises: PromptError."""
+        A question whose answer is empty is no turn of it.
+        """
         branch = self.messages[2 * self.dropped : self._place(question) + 1]
-        turns = [{"role": message.role, "content": message.text} for message in branch]
+        turns: list[dict[str, str]] = []
+        for message in branch:
+            if message.role == "assistant" and not message.text.strip():
+                turns.pop()
+            else:
+                turns.append({"role": message.role, "content": message.text})
         return conversation(turns, self.system)
+
+    # What is shown
 
     def switch(self, message: Message, by: int) -> bool:
         """Show the branch with another sibling of a message; return whether there is one."""
@@ -238,113 +250,89 @@ class Session:
             raise UsageError(f"{turns} turns cannot be dropped: the chat has {there}, and the last one is asked")
         self.dropped = turns
 
-    def exported(self, *, as_json: bool) -> str:
-        """Return the chat as Markdown (the shown branch), or as JSON with all its branches."""
-        assert self.chat is not None
-        if as_json:
-            return json.dumps(to_json(self.history, self.chat.id), ensure_ascii=False, indent=2) + "\n"
-        return to_markdown(self.history, self.chat.id)
-
-    # Knobs
-
-    def turn(self, recipe: Recipe) -> None:
-        """Change the knobs; the next token obeys."""
-        self.recipe = recipe
-        if self.writing is not None:
-            self.writing.recipe = recipe
-            self.writing.writer.steer(recipe)
-            self.engine.change(recipe)
-
-    # What the engine says
-
-    def wrote(self, event: Wrote, now: Callable[[], float] = time.monotonic) -> str | None:
-        """Keep a token; return its text, None if it is not of this chat's answer."""
-        writing = self.writing
-        if writing is None or event.number != writing.number:
-            return None
-        step = event.step
-        text = add(writing.writer, step)
-        writing.steps.append(step)
-        writing.last = now()
-        if writing.began is None:
-            writing.began = writing.last
-        return text
-
-    def knew(self, event: Known) -> bool:
-        """Keep what each role thought of some tokens; return whether they are of this chat's answer."""
-        writing = self.writing
-        if writing is None or event.number != writing.number:
-            return False
-        writing.steps[event.start : event.start + len(event.steps)] = event.steps
-        writing.note(event.steps)
-        return True
-
-    def finished(self, event: Finished) -> bool:
-        """Save the answer with its exact figures; return whether it was this chat's."""
-        writing = self.writing
-        if writing is None or event.number != writing.number:
-            return False
-        self.writing = None
-        answer = event.answer
-        written = writing.prefix + len(answer.tokens)
-        self.used = {name: count + written for name, count in answer.prompt_tokens.items()}
-        try:
-            self._finish(writing.writer, answer, event.steps, event.facts)
-        finally:
-            self._renew(writing, answer.finish_reason)
-        return True
-
-    def failed(self, event: Failed) -> bool:
-        """Keep what was written before an error; return whether it was this chat's."""
-        writing = self.writing
-        if writing is None or event.number != writing.number:
-            return False
-        self.writing = None
-        try:
-            writing.writer.finish("failed")
-        finally:
-            self._renew(writing, "failed")
-        return True
-
     def steps(self, message: Message) -> tuple[Step, ...]:
         """Return what was recorded of an answer, nothing if nothing was."""
         from eft_local.analysis import Inspection
 
         writing = self.writing
         if writing is not None and writing.writer.id == message.id:
-            return (*writing.kept, *writing.steps)
+            return writing.all_steps
         facts = self.history.facts(message.id) if message.answer and message.answer.has_facts else None
         return Inspection.loads(facts).steps if facts else ()
 
-    def _finish(self, writer: AnswerWriter, answer: Answer, steps: Sequence[Step], facts: bytes | None) -> None:
-        writer.finish(
-            answer.finish_reason,
-            tokens_per_second=answer.tokens_per_second,
-            figures=figures(answer, steps),
-            facts=facts,
-        )
+    # While an answer is written
 
-    def _saving(self, deed: Callable[[], Result]) -> Result:
+    def steer(self, recipe: Recipe) -> None:
+        """Change the settings; an answer that is being written notes from which token on they hold."""
+        self.recipe = recipe
+        if self.writing is not None:
+            self.writing.writer.steer(recipe)
+
+    def wrote(self, step: Step) -> str:
+        """Keep a step; return its text, without the space that begins an answer."""
+        assert self.writing is not None
+        return self.writing.add(step)
+
+    def finish(self, answer: Answer, steps: Sequence[Step], facts: bytes | None) -> None:
+        """Save the answer whole, with its exact figures.
+
+        steps: all of it, those that it began with too.  facts: what `recorded` makes of them.
+        Raises: HistoryError if it cannot be saved; it is shown as it was written then.
+        """
+        writing, self.writing = self.writing, None
+        assert writing is not None
+        try:
+            _finish(writing.writer, answer, steps, facts)
+        finally:
+            self._renew(writing, answer.finish_reason)
+
+    def fail(self, reason: FinishReason = "failed") -> None:
+        """Keep what was written before an error, or before the writing was given up. Raises: HistoryError."""
+        writing, self.writing = self.writing, None
+        assert writing is not None
+        try:
+            writing.writer.finish(reason)
+        finally:
+            self._renew(writing, reason)
+
+    def adopt(
+        self,
+        question: int,
+        recipe: Recipe,
+        target: str,
+        answer: Answer,
+        steps: Sequence[Step],
+        facts: bytes | None,
+    ) -> None:
+        """Keep an answer that a comparison wrote as a branch."""
+        self._check_idle()
+        writer = self.history.answer(question, recipe, written_by=target, seed=answer.seed)
+        for step in steps:
+            add(writer, step)
+        _finish(writer, answer, steps, facts)
+        self._put(self.history.message(writer.id), self._place(question) + 1)
+
+    # Saving
+
+    def stop_saving(self, error: HistoryError) -> None:
+        """Continue in a history that is not saved. error: why."""
+        if self.history is not self.archive:
+            return
+        history = History.unsaved()
+        title = self.chat.title if self.chat else ""
+        chat = copied(self.messages, history, self.recipe, system_prompt=self.system, title=title)
+        self.history, self.unsaved = history, error
+        self.chat, self.messages = chat, history.shown(chat.id)
+
+    def _saving(self, save: Callable[[], Result]) -> Result:
         """Do something that is saved at once; where that fails, do it in a history that is not saved."""
         try:
-            return deed()
+            return save()
         except HistoryError as error:
             if self.history is not self.archive:
                 raise
-            self._leave_archive(error)
-            return deed()
-
-    def _leave_archive(self, error: HistoryError) -> None:
-        history = History.unsaved()
-        chat = history.create(self.recipe, system_prompt=self.system, title=self.chat.title if self.chat else "")
-        parent = None
-        for message in self.messages:
-            if message.role == "user":
-                parent = history.ask(chat.id, message.text, parent=parent).id
-            elif parent is not None and message.answer is not None:
-                parent = _copied(history, parent, message)
-        self.history, self.unsaved = history, error
-        self.chat, self.messages = chat, history.shown(chat.id)
+            self.stop_saving(error)
+            return save()
 
     def _renew(self, writing: Writing, reason: FinishReason) -> None:
         """Show an answer that has ended as it is saved, or, where it could not be saved, as it was written."""
@@ -376,16 +364,12 @@ class Session:
         self.history, self.unsaved = self.archive, None
         self.messages = []
         self.dropped = 0
-        self.used = {}
 
 
-def _copied(history: History, question: int, message: Message) -> int:
-    """Copy an answer into another history, and return its id there."""
-    answer = message.answer
-    assert answer is not None
-    recipe = answer.recipe.recipe()
-    writer = history.answer(
-        question, recipe, written_by=answer.written_by, seed=answer.seed, text=message.text, tokens=answer.tokens
+def _finish(writer: AnswerWriter, answer: Answer, steps: Sequence[Step], facts: bytes | None) -> None:
+    writer.finish(
+        answer.finish_reason,
+        tokens_per_second=answer.tokens_per_second,
+        figures=figures(answer, steps),
+        facts=facts,
     )
-    writer.finish(answer.finish_reason or "failed", tokens_per_second=answer.tokens_per_second, figures=answer.figures)
-    return writer.id

@@ -15,26 +15,18 @@ from textual.strip import Strip
 from textual.widgets import Static
 from textual.widgets.markdown import MarkdownStream
 
+from eft_local.analysis.format import ENDINGS, printable, share, speed, strengths
 from eft_local.errors import RecipeError
-from eft_local.tui.actions import bindings
-from eft_local.tui.prose import Prose
-from eft_local.tui.text import visible
-from eft_local.tui.tokens import TokenText
+from eft_local.recipe.names import MIXTURE
+from eft_local.tui.actions.registry import bindings
+from eft_local.tui.widgets.prose import Prose
+from eft_local.tui.widgets.tokens import TokenText
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from eft_local.chats import Message, Snapshot
     from eft_local.engine.step import Step
-
-ENDINGS = {
-    "stop": "",
-    "length": "cut off at max tokens",
-    "context": "context full",
-    "cancelled": "stopped",
-    "failed": "failed",
-    "interrupted": "interrupted",
-}
 
 
 @lru_cache(maxsize=256)
@@ -67,7 +59,7 @@ class MessageView(Vertical, can_focus=True):
     def compose(self) -> ComposeResult:
         """Lay out header and text."""
         yield self._heading
-        yield Static(visible(self.message.text), classes="body", markup=False)
+        yield Static(printable(self.message.text), classes="body", markup=False)
 
     def heading(self) -> str:
         """Return the line over the message."""
@@ -104,7 +96,7 @@ class AnswerView(MessageView):
         self._text = message.text
         self._undrawn = ""
         self._strip = Static(self.strip(), classes="strip", markup=False)
-        self._markdown = Prose(visible(message.text), classes="body")
+        self._markdown = Prose(printable(message.text), classes="body")
         self.tokens = TokenText()
 
     def compose(self) -> ComposeResult:
@@ -120,15 +112,14 @@ class AnswerView(MessageView):
         if answer is None:
             return "answer"
         words = [answer.written_by]
-        if answer.written_by == "eft":
-            alphas = _alphas(answer.recipe)
-            words += [f"α {alpha:g}" if len(alphas) == 1 else f"{name} α {alpha:g}" for name, alpha in alphas.items()]
+        if answer.written_by == MIXTURE:
+            words += strengths(_alphas(answer.recipe))
         if answer.tokens_per_second:
-            words.append(f"{answer.tokens_per_second:.0f} tokens/s")
+            words.append(speed(answer.tokens_per_second))
         changed = answer.figures.get("changed")
         if isinstance(changed, float):
-            words.append(f"{100 * changed:.0f} % changed")
-        if answer.finish_reason and ENDINGS[answer.finish_reason]:
+            words.append(f"{share(changed)} changed")
+        if answer.finish_reason not in (None, "stop"):
             words.append(ENDINGS[answer.finish_reason])
         if answer.finish_reason and not self.message.text.strip():
             words.append("empty")
@@ -158,7 +149,7 @@ class AnswerView(MessageView):
             return
         if self._stream is None:
             self._stream = Prose.get_stream(self._markdown)
-        await self._stream.write(visible(text))
+        await self._stream.write(printable(text))
 
     def show_live(self, strip: str) -> None:
         """Show the strip of an answer that is being written."""
@@ -171,7 +162,7 @@ class AnswerView(MessageView):
         if stream is not None:
             await stream.stop()
         if self.is_attached:
-            await self._markdown.update(visible(self._text))
+            await self._markdown.update(printable(self._text))
 
     def tint(self, steps: Sequence[Step]) -> None:
         """Show tinted tokens in place of Markdown."""

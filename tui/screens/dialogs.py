@@ -12,7 +12,7 @@ from textual.screen import ModalScreen, Screen, ScreenResultType
 from textual.widgets import OptionList, Static, TextArea
 from textual.widgets.option_list import Option
 
-from eft_local.tui.text import visible
+from eft_local.analysis.format import printable
 
 
 class NoticeScreen(Screen[ScreenResultType]):
@@ -22,7 +22,7 @@ class NoticeScreen(Screen[ScreenResultType]):
         """Show a line; "" removes it."""
         notice = self.query_one("#notice", Static)
         notice.set_class(problem, "-problem")
-        notice.update(visible(" ".join(text.split())))
+        notice.update(printable(" ".join(text.split())))
         notice.display = bool(text)
 
 

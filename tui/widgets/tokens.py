@@ -13,8 +13,8 @@ from textual.message import Message
 from textual.style import Style
 from textual.widgets import Static
 
-from eft_local.tui.actions import bindings
-from eft_local.tui.text import readable
+from eft_local.analysis.format import in_text, level
+from eft_local.tui.actions.registry import bindings
 
 if TYPE_CHECKING:
     from eft_local.engine.step import Step
@@ -60,7 +60,7 @@ class TokenText(Static, can_focus=True):
         box = next((node for node in self.ancestors if isinstance(node, ScrollableContainer)), None)
         if self.chosen is None or box is None or not self.size.width:
             return
-        before = "".join(readable(step, first=i == 0) for i, step in enumerate(self.steps[: self.chosen + 1]))
+        before = "".join(in_text(step, first=i == 0) for i, step in enumerate(self.steps[: self.chosen + 1]))
         line = self.region.y + len(Content(before).wrap(self.size.width)) - 1
         if not box.region.y <= line < box.region.bottom:
             box.scroll_relative(y=line - box.region.y - box.size.height // 2, animate=False)
@@ -85,15 +85,13 @@ class TokenText(Static, can_focus=True):
             self.choose(first)
 
     def _content(self) -> Content:
-        from eft_local.analysis import level
-
         warning = Color.parse(self.app.theme_variables["warning"])
         tints = [Style(background=warning.with_alpha(share)) for share in _SHARES]
         texts: list[str] = []
         spans: list[Span] = []
         at = 0
         for index, step in enumerate(self.steps):
-            text = readable(step, first=index == 0)
+            text = in_text(step, first=index == 0)
             end = at + len(text)
             tint = level(step.change)
             if tint:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from textwrap import wrap
 from typing import TYPE_CHECKING
 
-from eft_local.tui.actions import ACTIONS, BY_ID, Action
+from eft_local.tui.actions.registry import ACTIONS, BY_ID, Action
 
 if TYPE_CHECKING:
     from eft_local.chats import Message

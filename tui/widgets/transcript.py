@@ -10,7 +10,7 @@ from textual.geometry import Size
 from textual.reactive import reactive
 from textual.widgets import Static
 
-from eft_local.tui.message import AnswerView, MessageView
+from eft_local.tui.widgets.message import AnswerView, MessageView
 
 if TYPE_CHECKING:
     from eft_local.chats import Message

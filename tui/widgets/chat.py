@@ -10,19 +10,19 @@ from textual.app import ComposeResult
 from textual.containers import Vertical
 from textual.widgets import Static, TextArea
 
-from eft_local.analysis import sparkline
+from eft_local.analysis.format import printable
+from eft_local.chats.session import Session
+from eft_local.chats.writing import Writing
 from eft_local.errors import UsageError
-from eft_local.tui.actions import completions
-from eft_local.tui.composer import Composer
-from eft_local.tui.help import message_keys
-from eft_local.tui.inspector import InspectorPanel
-from eft_local.tui.message import AnswerView, MessageView
+from eft_local.tui.actions.help import message_keys
+from eft_local.tui.actions.registry import completions
+from eft_local.tui.engine import Engine
 from eft_local.tui.pace import Pace
-from eft_local.tui.session import Session
-from eft_local.tui.text import visible
-from eft_local.tui.tokens import TokenText
-from eft_local.tui.transcript import Transcript
-from eft_local.tui.writing import STRIP_WIDTH, Writing
+from eft_local.tui.widgets.composer import Composer
+from eft_local.tui.widgets.inspector import InspectorPanel
+from eft_local.tui.widgets.message import AnswerView, MessageView
+from eft_local.tui.widgets.tokens import TokenText
+from eft_local.tui.widgets.transcript import Transcript
 
 if TYPE_CHECKING:
     from eft_local.chats import Message
@@ -33,10 +33,11 @@ class ChatPane(Vertical):
 
     BLANK: ClassVar[bool] = True
 
-    def __init__(self, session: Session, recalled: Sequence[str], keys: Mapping[str, str]) -> None:
+    def __init__(self, session: Session, engine: Engine, recalled: Sequence[str], keys: Mapping[str, str]) -> None:
         """recalled: earlier questions for ↑.  keys: remapped ones, by action id."""
         super().__init__(id="chat")
         self.session = session
+        self._engine = engine
         self.transcript = Transcript()
         self.inspector = InspectorPanel()
         self.composer = Composer(recalled, keys)
@@ -64,7 +65,7 @@ class ChatPane(Vertical):
     def say(self, text: str) -> None:
         """Show a line over the input; "" removes it."""
         self._notice.remove_class("-problem")
-        self._notice.update(visible(text))
+        self._notice.update(printable(text))
         self._notice.display = bool(text)
 
     def complain(self, text: str) -> None:
@@ -127,9 +128,9 @@ class ChatPane(Vertical):
         if not self._pace.due():
             return
         await view.draw()
-        view.show_live(sparkline(writing.changes, STRIP_WIDTH) if writing.changes else "")
+        view.show_live(writing.strip)
         if self.inspecting:
-            steps = (*writing.kept, *writing.steps)
+            steps = writing.all_steps
             view.tint(steps)
             if view is self.inspected:
                 self.inspector.follow(steps, view.tokens.chosen)
@@ -190,7 +191,7 @@ class ChatPane(Vertical):
         view = chosen if isinstance(chosen, AnswerView) else self.transcript.last_answer
         if view is None:
             raise UsageError("there is no answer to inspect yet; ask something")
-        self.inspecting = self.session.engine.watched = True
+        self.inspecting = self._engine.watched = True
         self.inspector.display = True
         self.inspect(view)
         if view.tokens.steps:
@@ -199,7 +200,7 @@ class ChatPane(Vertical):
 
     def close_inspector(self) -> None:
         """Show Markdown again."""
-        self.inspecting = self.session.engine.watched = False
+        self.inspecting = self._engine.watched = False
         self.inspector.display = False
         self.inspect(None)
         self.composer.focus()

@@ -1,0 +1,1 @@
+"""What the chat screen is made of, a widget or a panel per file."""
