@@ -206,8 +206,8 @@ def errors() -> str:
 
 def app_keys() -> str:
     """Return what the app can do, by where its keys work."""
-    from eft_local.tui.actions import ACTIONS
-    from eft_local.tui.help import HEADINGS, key_name
+    from eft_local.tui.actions.help import HEADINGS, key_name
+    from eft_local.tui.actions.registry import ACTIONS
 
     blocks = []
     for scope, heading in HEADINGS.items():

@@ -26,7 +26,7 @@ class Special:
 
     @property
     def is_markup(self) -> bool:
-        """Whether it is a template's to write: control tokens, and such as <|im_start|> that a file calls text."""
+        """Whether it is a template's to write: control tokens, and such as `<|im_start|>` that a file calls text."""
         return self.is_control or (self.text.startswith("<|") and self.text.endswith("|>"))
 
     @property

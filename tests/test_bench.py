@@ -284,9 +284,9 @@ def measured(recipe: Recipe, roles: Mapping[str, LoadedRole]) -> Benchmark:
 def test_every_system_answers_every_question_alike(measured: Benchmark) -> None:
     assert list(measured.answers) == ["long", "short"]
     for kind, found in measured.answers.items():
-        assert found.targets == ("base", "plain", "k=1", "k=3", "auto")
+        assert found.systems == ("base", "plain", "k=1", "k=3", "auto")
         assert len(found.questions) + found.skipped == 2
-        for system in found.targets[1:]:
+        for system in found.systems[1:]:
             assert found.same_as_plain(system) == len(found.questions)
         for runs in found.questions:
             assert len(runs["plain"].tokens) <= MAX_TOKENS[kind]

@@ -129,7 +129,7 @@ def held_out(kind, count):
 
 def answer(emulator, question, **options):
     """Return an answer's tokens, and the lead of each over the next in the scores it was chosen by."""
-    own = {"expert": "assistant"}.get(options["only"], options["only"])
+    own = {"expert": "assistant"}.get(options["target"], options["target"])
     steps = [step for step in emulator.stream_chat(question, top=2, **options) if step.token is not None]
     leads = []
     for step in steps:
@@ -156,7 +156,7 @@ def test_the_scaled_trio_says_what_the_unwidened_one_says(folder, quantization, 
         answers = 0
         for question in held_out("short", count) + held_out("long", 1):
             for only in ("eft", "base", "antiexpert", "expert"):
-                limit = {"only": only, "max_tokens": 100 if only == "eft" else 12}
+                limit = {"target": only, "max_tokens": 100 if only == "eft" else 12}
                 expected, leads = answer(own, question, **limit)
                 given, _ = answer(scaled, question, **limit)
                 assert_same(given, expected, leads, STEP[quantization])

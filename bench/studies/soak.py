@@ -73,33 +73,12 @@ class _FakeEmulator:
     """As much of an Emulator as the engine calls."""
 
     recipe: Any
-    systems: tuple[str, ...] = ("eft", "base")
-    written: Any = None
+    targets: tuple[str, ...] = ("eft", "base")
 
-    def chat(self, messages: Any, *, on_step: Any, **_: object) -> Any:
-        from eft_local.engine.step import Answer, Candidate, RoleTiming, RoleView, Step
+    def follow(self, messages: Any, on_step: Any, **_: object) -> _FakeStream:
+        return _FakeStream(messages, on_step)
 
-        words = f" Turn {len(messages)}: a **word** for each of many, with `code`, and a list:\n\n- one\n- two\n".split(
-            " "
-        )
-        views: Mapping[str, RoleView] = {name: RoleView(0, -0.1) for name in ("base", "antiexpert", "assistant", "eft")}
-        for number, word in enumerate(words[1:]):
-            candidates = tuple(Candidate(each, b" word", False, views, 1.0, 0.5) for each in range(10))
-            on_step(Step(number, f" {word}", -0.1, False, views, candidates, 0.3, number == 0))
-        on_step(Step(9000, "", finish_reason="stop"))
-        return Answer(
-            text=" ".join(words),
-            tokens=tuple(range(len(words) - 1)),
-            finish_reason="stop",
-            prompt_tokens={"base": 20},
-            evaluated_tokens={"base": 20},
-            timings={"base": RoleTiming(1.0, 2.0)},
-            overhead_ms=0.1,
-            tokens_per_second=1000.0,
-            seed=1,
-        )
-
-    def prepare(self, *systems: str, progress: Any) -> None:
+    def prepare(self, *targets: str, progress: Any) -> None:
         """Nothing is to be loaded."""
 
     def cancel(self) -> None:
@@ -107,6 +86,46 @@ class _FakeEmulator:
 
     def close(self) -> None:
         """Nothing is open."""
+
+
+@dataclass
+class _FakeStream:
+    """An answer that is made while it is waited for."""
+
+    messages: Any
+    on_step: Any
+
+    @property
+    def answer(self) -> Any:
+        return _answer([])
+
+    def wait(self) -> Any:
+        from eft_local.engine.step import Candidate, RoleView, Step
+
+        text = f" Turn {len(self.messages)}: a **word** for each of many, with `code`, and a list:\n\n- one\n- two\n"
+        words = text.split(" ")
+        views: Mapping[str, RoleView] = {name: RoleView(0, -0.1) for name in ("base", "antiexpert", "assistant", "eft")}
+        for number, word in enumerate(words[1:]):
+            candidates = tuple(Candidate(each, b" word", False, views, 1.0, 0.5) for each in range(10))
+            self.on_step(Step(number, f" {word}", -0.1, False, views, candidates, 0.3, number == 0))
+        self.on_step(Step(9000, "", finish_reason="stop"))
+        return _answer(words)
+
+
+def _answer(words: list[str]) -> Any:
+    from eft_local.engine.step import Answer, RoleTiming
+
+    return Answer(
+        text=" ".join(words),
+        tokens=tuple(range(max(0, len(words) - 1))),
+        finish_reason="stop",
+        prompt_tokens={"base": 20},
+        evaluated_tokens={"base": 20},
+        timings={"base": RoleTiming(1.0, 2.0)},
+        overhead_ms=0.1,
+        tokens_per_second=1000.0,
+        seed=1,
+    )
 
 
 @dataclass

@@ -196,4 +196,4 @@ def _shared(text: str, target: Target, roles: Mapping[str, LoadedRole]) -> list[
 
 def is_several(prompt: object) -> TypeGuard[list[Messages]]:
     """Whether a prompt is a list of prompts: of texts or lists, while one prompt is a text or lists messages or ids."""
-    return isinstance(prompt, list) and all(isinstance(each, str | Sequence) for each in prompt)
+    return isinstance(prompt, list | tuple) and all(isinstance(each, str | Sequence) for each in prompt)

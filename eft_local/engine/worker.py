@@ -126,7 +126,13 @@ class Worker:
         self._post(lambda: self._engine.change(task.sequence, recipe) if task.sequence is not None else None)
 
     def call(self, function: Callable[[Engine], Result]) -> Result:
-        """Run a function between two rounds, in the worker's thread; return what it returns. Raises: what it raises."""
+        """Run a function between two rounds, in the worker's thread if that has begun; return what it returns.
+
+        Raises: what it raises.
+        """
+        with self._awake:
+            if self._thread is None and not self._closed:
+                return function(self._engine)
         if threading.current_thread() is self._thread:
             return function(self._engine)
         result: Future[Result] = Future()
