@@ -16,8 +16,9 @@ from eft_local.backends.base import Adapter, Floats
 from eft_local.backends.llamacpp import Model
 from eft_local.backends.llamacpp.context import KV_TYPES
 from eft_local.backends.llamacpp.library import default_threads, fill
-from eft_local.engine.cache import Part, common_prefix
+from eft_local.engine.cache import Part
 from eft_local.engine.engine import Engine, Turn
+from eft_local.engine.kv import common_prefix
 from eft_local.engine.loading import LoadedRole
 from eft_local.errors import EvaluationError, OutOfMemoryError
 from eft_local.recipe import Placement

@@ -33,7 +33,7 @@ from eft_local.bench.results import (
 from eft_local.bench.schedule import Part, interleave, rotated
 from eft_local.cores import CoreMeter
 from eft_local.emulator import Emulator
-from eft_local.engine.cache import common_prefix
+from eft_local.engine.kv import common_prefix
 from eft_local.engine.loading import LoadedRole
 from eft_local.engine.step import Step
 from eft_local.errors import Cancelled

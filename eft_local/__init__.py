@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from eft_local.engine.step import RoleView as RoleView
     from eft_local.engine.step import Score as Score
     from eft_local.engine.step import Step as Step
-    from eft_local.engine.worker import Stream as Stream
+    from eft_local.engine.stream import Stream as Stream
     from eft_local.errors import Cancelled as Cancelled
     from eft_local.errors import ContextOverflowError as ContextOverflowError
     from eft_local.errors import DownloadError as DownloadError
@@ -80,7 +80,7 @@ _HOMES = {
     "Sampling": "eft_local.recipe",
     "Score": "eft_local.engine.step",
     "Step": "eft_local.engine.step",
-    "Stream": "eft_local.engine.worker",
+    "Stream": "eft_local.engine.stream",
     "UnsupportedModelError": "eft_local.errors",
     "UsageError": "eft_local.errors",
     "VocabularyMismatchError": "eft_local.errors",

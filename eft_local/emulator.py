@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterable, Mapping
 from collections.abc import Sequence as SequenceOf
 from contextlib import ExitStack
 from pathlib import Path
-from queue import SimpleQueue
 from types import TracebackType
 from typing import TypeVar, Unpack, cast, overload
 
@@ -19,9 +18,11 @@ from eft_local.engine.loading import Library, LoadedRole, LoadProgress, exactnes
 from eft_local.engine.models import Messages, Models, Text, is_several
 from eft_local.engine.request import Options, Record, Request
 from eft_local.engine.sequence import Sequence
-from eft_local.engine.step import Answer, Score, Step
+from eft_local.engine.step import Answer, Score
+from eft_local.engine.stream import Stream
 from eft_local.engine.targets import MIXTURE, targets_of
-from eft_local.engine.worker import Stream, Task, Worker, until
+from eft_local.engine.task import OnStep, Task
+from eft_local.engine.worker import Worker
 from eft_local.errors import UsageError
 from eft_local.placement.survey import rows_at_once
 from eft_local.recipe import Recipe
@@ -29,7 +30,6 @@ from eft_local.references import find_recipe
 
 M = TypeVar("M", bound=Messages)
 T = TypeVar("T", bound=Text)
-OnStep = Callable[[Step], None]
 Progress = Callable[[int], None]
 _BATCH_ROWS = 64
 """Rows that the answers of a batch share: beyond them drafts gain little, and each is a buffer of logits."""
@@ -227,11 +227,11 @@ class Emulator:
 
     async def achat(self, messages: Messages, *, prefix: SequenceOf[int] = (), **options: Unpack[Options]) -> Answer:
         """As `chat` of one conversation, without holding up the event loop."""
-        return await self._finished(self.request(messages, options, prefix))
+        return await self._worker.run_async(self.request(messages, options, prefix))
 
     async def agenerate(self, prompt: Text, *, prefix: SequenceOf[int] = (), **options: Unpack[Options]) -> Answer:
         """As `generate` of one prompt, without holding up the event loop."""
-        return await self._finished(self.request(prompt, options, prefix, raw=True))
+        return await self._worker.run_async(self.request(prompt, options, prefix, raw=True))
 
     @overload
     def score(
@@ -259,7 +259,7 @@ class Emulator:
         for text in texts:
             checks.given_text("continuation", text)
         requests = [self.models.request(prompt, target=target, recipe=recipe, seed=0, given=text) for text in texts]
-        tasks = iter(self._run([request for request in requests if request.given]))
+        tasks = iter(self._worker.run([request for request in requests if request.given]))
         scores = [next(tasks).score if request.given else Sequence(request).score() for request in requests]
         return scores if isinstance(continuation, list) else scores[0]
 
@@ -317,7 +317,7 @@ class Emulator:
     ) -> Answer | list[Answer]:
         if not is_several(prompt):
             request = self.request(cast(Text, prompt), options, cast(SequenceOf[int], prefix), raw=raw)
-            return self._run([request], on_step=on_step)[0].answer
+            return self._worker.run([request], on_step=on_step)[0].answer
         if parallel < 1:
             raise UsageError(f"parallel = {parallel}: at least 1 answer must be written at a time")
         if prefix and len(prefix) != len(prompt):
@@ -333,36 +333,7 @@ class Emulator:
             longest = max(len(text) + request.longest for request in requests for text in request.texts.values())
             roles = {name: self.models.roles[name] for name in requests[0].target.roles}
             self._reserve(roles, parallel, int(min(longest, self.recipe.context)), outputs)
-        return [task.answer for task in self._run(requests, progress)]
-
-    def _run(
-        self, requests: SequenceOf[Request], progress: Progress | None = None, on_step: OnStep | None = None
-    ) -> list[Task]:
-        """Run requests to their ends. Raises: what ended the first that failed."""
-        ended: SimpleQueue[Task] = SimpleQueue()
-        tasks = [Task(request, on_step, ended.put) for request in requests]
-        self._worker.submit(tasks)
-        try:
-            for finished in range(1, len(tasks) + 1):
-                _ = ended.get().answer
-                if progress:
-                    progress(finished)
-        except BaseException:  # Ctrl-C as well
-            self._worker.cancel(tasks)
-            for task in tasks:
-                task.done.wait()
-            raise
-        return tasks
-
-    async def _finished(self, request: Request) -> Answer:
-        task = Task(request)
-        self._worker.submit([task])
-        try:
-            await until(task, task.done.is_set)
-        except BaseException:
-            self._worker.cancel([task])
-            raise
-        return task.answer
+        return [task.answer for task in self._worker.run(requests, progress)]
 
     def _reserve(
         self, roles: Mapping[str, LoadedRole], parallel: int = 0, room: int | None = None, outputs: int = 0

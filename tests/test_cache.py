@@ -8,7 +8,8 @@ from fake import emulator, recipe, trio
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from eft_local.engine.cache import Cache, KVSequence, Part
+from eft_local.engine.cache import Cache, Part
+from eft_local.engine.kv import KVSequence
 from eft_local.engine.speculative.costs import RowCosts
 from eft_local.errors import Cancelled
 

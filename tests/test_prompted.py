@@ -14,7 +14,7 @@ from eft_local import Emulator, Recipe
 from eft_local.backends.base import Rows
 from eft_local.bench.gguf_zeros import Shape
 from eft_local.bench.studies.gguf_factory import ModelSpec, bpe, write_model
-from eft_local.engine.cache import ContextCache, KVSequence
+from eft_local.engine.kv import ContextCache, KVSequence
 from eft_local.engine.sequence import Sequence as Answering
 from eft_local.engine.speculative import costs as row_costs
 from eft_local.engine.speculative.costs import RowCosts, per_role

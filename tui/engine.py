@@ -22,7 +22,7 @@ from eft_local.tui.describing import Describer
 if TYPE_CHECKING:
     from eft_local.emulator import Emulator
     from eft_local.engine.step import Answer, Step
-    from eft_local.engine.worker import Stream
+    from eft_local.engine.stream import Stream
     from eft_local.recipe import Recipe
 
 Progress = Callable[[str, float], bool]

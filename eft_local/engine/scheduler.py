@@ -1,4 +1,4 @@
-"""How much of the prompts that come in is read in a round, so that answers which people follow do not stall."""
+"""How much of the prompts that come in is read in a round, so that answers which somebody follows do not stall."""
 
 from __future__ import annotations
 
@@ -10,37 +10,57 @@ from eft_local.engine.sequence import Sequence
 AT_ONCE = 512
 """Tokens of a prompt that are read in one round where nobody waits for tokens: a new request waits no longer."""
 
-_FIRST = 16
-"""Tokens that are read before their cost is known."""
+_FIRST, _LEAST = 32, 16
+"""Tokens of a part, before its cost is known and where it costs much. Fewer cost a pass through the weights all the
+same."""
 
-_SLOWER = 0.8
-"""How much longer a round may take for the prompt that is read in it: answers keep more than half of their speed."""
+_SHARE = 0.8
+"""Seconds that may go into prompts for each second that answers get: these keep more than half of their speed."""
+
+_PAUSE = 0.25
+"""Seconds that a part may take, if not as long as four tokens do: for so long nobody sees a new token. Longer parts
+take less time in all."""
 
 
 class PromptPace:
-    """Measures rounds with and without a part of a prompt, and tells how long that part may be."""
+    """Gives the reading of prompts its share of the time, beside answers that somebody follows."""
 
     def __init__(self) -> None:
-        self._plain: float | None = None  # seconds of a round without
-        self._per_token: float | None = None
+        self._plain: float | None = None  # seconds of a round in which no prompt is read
+        self._cost: float | None = None  # seconds that a part of `_tokens` takes besides
+        self._tokens = _FIRST
+        self._credit = 0.0  # seconds that may go into prompts
 
     def chunk(self, *, beside: bool) -> int:
-        """Return how many tokens may be read. beside: whether somebody follows an answer meanwhile."""
+        """Return how many tokens may be read now. beside: whether somebody follows an answer meanwhile."""
         if not beside:
             return AT_ONCE
-        if self._plain is None:
-            return 0  # one round without, to compare with
-        if self._per_token is None:
-            return _FIRST
-        return int(min(AT_ONCE, max(1, _SLOWER * self._plain / max(self._per_token, 1e-9))))
+        if self._plain is None or self._credit < (self._cost or 0.0):
+            return 0
+        return self._tokens
 
     def learn(self, seconds: float, tokens: int) -> None:
         """Take a round into account in which somebody followed an answer and so many tokens of a prompt were read."""
-        if tokens == 0:
+        if tokens == 0 or self._plain is None:
             self._plain = seconds if self._plain is None else (self._plain + seconds) / 2
-        elif self._plain is not None:
-            now = max(0.0, seconds - self._plain) / tokens
-            self._per_token = now if self._per_token is None else (self._per_token + now) / 2
+            self._credit = min(self._credit + _SHARE * seconds, max(self._cost or 0.0, seconds))  # it is not saved up
+            return
+        spent = max(0.0, seconds - self._plain)
+        self._credit -= spent
+        cost = spent * self._tokens / tokens
+        self._cost = cost if self._cost is None else (self._cost + cost) / 2
+        if spent > self._pause and self._tokens > _LEAST:
+            self._resize(self._tokens // 2)
+        elif tokens == self._tokens < AT_ONCE and 2 * spent < self._pause:
+            self._resize(self._tokens * 2)
+
+    @property
+    def _pause(self) -> float:
+        return max(4 * (self._plain or 0.0), _PAUSE)
+
+    def _resize(self, tokens: int) -> None:
+        self._cost = (self._cost or 0.0) * tokens / self._tokens
+        self._tokens = tokens
 
 
 def divide(running: Iterable[Sequence], chunk: int, *, shared: bool) -> tuple[list[Part], list[Sequence]]:

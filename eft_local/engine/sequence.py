@@ -11,7 +11,7 @@ import numpy.typing as npt
 from eft_local.backends.base import Floats
 from eft_local.backends.llamacpp import Sampler
 from eft_local.cores import CoreMeter
-from eft_local.engine.cache import KVSequence
+from eft_local.engine.kv import KVSequence
 from eft_local.engine.request import Request
 from eft_local.engine.speculative.acceptance import Guess, Rule
 from eft_local.engine.statistics import Evidence, known

@@ -1,8 +1,7 @@
-"""The worker: a thread that owns the engine, and streams by which any thread follows its requests."""
+"""The worker: a thread that owns the engine, and through which every other thread uses it."""
 
 from __future__ import annotations
 
-import asyncio
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable
@@ -14,75 +13,12 @@ from typing import TypeVar
 from eft_local.engine.engine import Engine, Output
 from eft_local.engine.request import Request
 from eft_local.engine.sequence import Sequence
-from eft_local.engine.step import Answer, Score, Step
-from eft_local.errors import Cancelled, UsageError
+from eft_local.engine.step import Answer
+from eft_local.engine.task import OnStep, Task, until
+from eft_local.errors import UsageError
 from eft_local.recipe import Recipe
 
 Result = TypeVar("Result")
-OnStep = Callable[[Step], None]
-
-
-class Task:
-    """A request on its way through the engine, and what is waiting for it."""
-
-    def __init__(
-        self, request: Request, on_step: OnStep | None = None, on_end: Callable[[Task], None] | None = None
-    ) -> None:
-        """on_step: called with each step by the worker's thread; what it raises ends the request.
-
-        on_end: called at the end.
-        """
-        self.request = request
-        self.on_step = on_step
-        self.on_end = on_end
-        self.steps: SimpleQueue[Step | None] = SimpleQueue()  # if they are followed; None: there are no more
-        self.woken: Callable[[], None] | None = None
-        self.sequence: Sequence | None = None
-        self.cancelled = False
-        self.error: BaseException | None = None
-        self.done = threading.Event()
-
-    def begin(self, engine: Engine) -> None:
-        """Queue the request."""
-        try:
-            self.sequence = engine.add(self.request)
-        except Exception as error:
-            self.end(error)
-        if self.cancelled and self.sequence is not None:
-            self.sequence.cancelled = True
-
-    def take(self, step: Step) -> None:
-        """Pass a step on."""
-        if self.on_step is not None:
-            self.on_step(step)
-        if self.request.followed:
-            self.steps.put(step)
-            if self.woken:
-                self.woken()
-
-    def end(self, error: BaseException | None = None) -> None:
-        """There will be no more steps."""
-        self.error = error
-        self.done.set()
-        self.steps.put(None)
-        if self.woken:
-            self.woken()
-        if self.on_end:
-            self.on_end(self)
-
-    @property
-    def answer(self) -> Answer:
-        """The answer; while it is being written, as if it were stopped now. Raises: what ended the request."""
-        if self.error is not None:
-            raise self.error
-        return (self.sequence or Sequence(self.request)).answer()
-
-    @property
-    def score(self) -> Score:
-        """The score of the tokens that were given. Raises: Cancelled, and what ended the request."""
-        if self.answer.finish_reason == "cancelled" or self.sequence is None:
-            raise Cancelled("the scoring was stopped")
-        return self.sequence.score()
 
 
 class Worker:
@@ -107,6 +43,42 @@ class Worker:
                     self._tasks[task.sequence] = task
 
         self._post(begin)
+
+    def run(
+        self,
+        requests: Iterable[Request],
+        progress: Callable[[int], None] | None = None,
+        on_step: OnStep | None = None,
+    ) -> list[Task]:
+        """Run requests to their ends; return them in order. progress: called with the number of those that ended.
+
+        Raises: what ended the first that failed, when all have ended; what `progress` raises.
+        """
+        ended: SimpleQueue[Task] = SimpleQueue()
+        tasks = [Task(request, on_step, ended.put) for request in requests]
+        self.submit(tasks)
+        try:
+            for number in range(1, len(tasks) + 1):
+                _ = ended.get().answer
+                if progress:
+                    progress(number)
+        except BaseException:  # Ctrl-C as well
+            self.cancel(tasks)
+            for task in tasks:
+                task.done.wait()
+            raise
+        return tasks
+
+    async def run_async(self, request: Request) -> Answer:
+        """Run a request to its end, without holding up the event loop. Raises: what ended it."""
+        task = Task(request)
+        self.submit([task])
+        try:
+            await until(task, task.done.is_set)
+        except BaseException:
+            self.cancel([task])
+            raise
+        return task.answer
 
     def cancel(self, tasks: Iterable[Task]) -> None:
         """Stop requests soon; what they have written stays. Returns at once."""
@@ -205,106 +177,3 @@ class Worker:
         if error is not None or (step is not None and step.finish_reason):
             del self._tasks[sequence]
             task.end(error)
-
-
-class Stream:
-    """One request as it is answered: iterate over its steps, with `for` or `async for`.
-
-    Closed, or no longer referred to, it stops the request. For one consumer.
-    """
-
-    def __init__(self, worker: Worker, task: Task, owner: object = None) -> None:
-        """owner: what must live as long as somebody reads."""
-        self._owner = owner
-        self._worker = worker
-        self._task = task
-        self._ended = False
-
-    def __iter__(self) -> Stream:
-        return self
-
-    def __next__(self) -> Step:
-        """Return the next step. Raises: what ended the request."""
-        if self._ended:
-            raise StopIteration
-        try:
-            step = self._task.steps.get()
-        except BaseException:  # Ctrl-C
-            self.close()
-            raise
-        return self._given(step)
-
-    def __aiter__(self) -> Stream:
-        return self
-
-    async def __anext__(self) -> Step:
-        if self._ended:
-            raise StopAsyncIteration
-        try:
-            await until(self._task, lambda: not self._task.steps.empty())
-        except asyncio.CancelledError:
-            self.cancel()
-            raise
-        try:
-            return self._given(self._task.steps.get())
-        except StopIteration:
-            raise StopAsyncIteration from None
-
-    def _given(self, step: Step | None) -> Step:
-        if step is not None:
-            return step
-        self._ended = True
-        if self._task.error is not None:
-            raise self._task.error
-        raise StopIteration
-
-    @property
-    def answer(self) -> Answer:
-        """The answer; while it is being written, as if it were stopped now. Raises: what ended the request."""
-        return self._task.answer
-
-    def wait(self) -> Answer:
-        """Return the answer when it is complete. Raises: what ended the request."""
-        try:
-            self._task.done.wait()
-        except BaseException:  # Ctrl-C
-            self.close()
-            raise
-        return self.answer
-
-    def change(self, recipe: Recipe) -> None:
-        """Let the next token obey another recipe of the same models: its strengths, its sampling."""
-        self._worker.change(self._task, recipe)
-
-    def cancel(self) -> None:
-        """Stop soon; what was written so far stays, and the last step says "cancelled". Returns at once."""
-        self._worker.cancel([self._task])
-
-    def close(self) -> None:
-        """Stop, and wait until the request holds nothing any more."""
-        self.cancel()
-        if not self._worker.is_current_thread():
-            self._task.done.wait()
-
-    async def aclose(self) -> None:
-        """As `close`, without holding up the event loop."""
-        self.cancel()
-        await until(self._task, self._task.done.is_set)
-
-    def __del__(self) -> None:
-        if not self._task.done.is_set():
-            self.cancel()
-
-
-async def until(task: Task, ready: Callable[[], bool]) -> None:
-    """Wait for something of a task without holding up the event loop."""
-    loop, event = asyncio.get_running_loop(), asyncio.Event()
-
-    def wake() -> None:
-        with suppress(RuntimeError):  # the loop is closed: nobody waits any more
-            loop.call_soon_threadsafe(event.set)
-
-    task.woken = wake
-    while not ready():
-        await event.wait()
-        event.clear()

@@ -17,7 +17,8 @@ import numpy as np
 
 from eft_local.backends.base import Floats
 from eft_local.backends.llamacpp import Sampler
-from eft_local.engine.cache import Cache, ContextCache, KVSequence, Part
+from eft_local.engine.cache import Cache, Part
+from eft_local.engine.kv import ContextCache, KVSequence
 from eft_local.engine.loading import antiexpert_name
 from eft_local.engine.request import Request
 from eft_local.engine.speculative.acceptance import RULES, Guess, Rule
