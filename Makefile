@@ -37,11 +37,11 @@ train: .venv/installed-train
 
 # What models/demo/README.md shows.
 demo-table: .venv/installed
-	@for options in "--systems base,expert,eft,base-tuned" "--systems eft --alpha 0.5,1,1.5" \
-		"--systems eft --beta 0.8,1,1.2,1.5" "--recipe demo-two --systems eft --mix 0,0.25,0.5,0.75,1" \
-		"--recipe demo-down --systems base,expert,eft" "--recipe demo-prompted" "--systems eft --steer-first 1"; do \
+	@for options in "--targets base,expert,eft,base-tuned" "--targets eft --alpha 0.5,1,1.5" \
+		"--targets eft --beta 0.8,1,1.2,1.5" "--recipe demo-two --targets eft --mix 0,0.25,0.5,0.75,1" \
+		"--recipe demo-down --targets base,expert,eft" "--recipe demo-prompted" "--targets eft --steer-first 1"; do \
 		echo "> eft eval $$options"; \
-		$(BIN)/eft eval $$options 2>/dev/null | awk '/^system/ {table = 1} table {print} table && /^$$/ {exit}'; \
+		$(BIN)/eft eval $$options 2>/dev/null | awk '/^target/ {table = 1} table {print} table && /^$$/ {exit}'; \
 	done
 
 .venv/bin/python:

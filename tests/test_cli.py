@@ -134,8 +134,8 @@ def test_the_version_is_told(run: Run) -> None:
         (["ask", "--recipe", "./missing.toml", "x"], "missing.toml"),
         (["ask", ""], "empty prompt"),
         (["ask", "caf\udce9"], "not valid"),
-        (["compare", "--systems", "bass", "x"], "did you mean base"),
-        (["compare", "--systems", ",", "x"], "names no system"),
+        (["compare", "--targets", "bass", "x"], "did you mean base"),
+        (["compare", "--targets", ",", "x"], "names no target"),
         (["recipes", "show", "demu"], "demo"),
         (["completion", "tcsh"], "tcsh"),
         (["eval", "missing.jsonl"], "missing.jsonl"),
@@ -557,7 +557,7 @@ def test_on_a_terminal_the_prompt_is_not_part_of_stdout(
 # compare
 
 
-def test_compare_shows_all_systems_side_by_side(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compare_shows_all_targets_side_by_side(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "100")
     ran = run("compare", "Where?")
     assert ran.code == 0
@@ -569,17 +569,17 @@ def test_compare_shows_all_systems_side_by_side(run: Run, monkeypatch: pytest.Mo
 
 def test_compare_stacks_where_there_is_no_room(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "40")
-    ran = run("compare", "Where?", "--systems", "base,eft")
+    ran = run("compare", "Where?", "--targets", "base,eft")
     assert ran.out.index("base answers") < ran.out.index("eft answers")
     assert not any("base" in line and "eft" in line for line in ran.out.splitlines())
     assert all(len(line) <= 40 for line in ran.out.splitlines())
 
 
 def test_compare_json_holds_every_answer(run: Run, emulators: list[FakeEmulator]) -> None:
-    told = run("compare", "Where?", "--json", "--systems", "eft,base-tuned", "--system", "S").json
+    told = run("compare", "Where?", "--json", "--targets", "eft,base-tuned", "--system", "S").json
     assert told["question"] == "Where?"
-    assert list(told["systems"]) == ["eft", "base-tuned"]
-    assert told["systems"]["base-tuned"]["text"] == "base-tuned answers Where?"
+    assert list(told["targets"]) == ["eft", "base-tuned"]
+    assert told["targets"]["base-tuned"]["text"] == "base-tuned answers Where?"
     assert [only for only, _ in emulators[0].asked] == ["eft", "base-tuned"]
     assert emulators[0].recipe.sampling.max_tokens == 200
 
@@ -588,8 +588,8 @@ def test_compare_keeps_what_was_written_before_ctrl_c(run: Run, monkeypatch: pyt
     pressing_ctrl_c_behind_the_first_word(monkeypatch, lambda only, text: only == "expert")
     ran = run("compare", "x", "--json")
     assert ran.code == 130
-    assert list(ran.json["systems"]) == ["base", "expert"]
-    assert ran.json["systems"]["expert"]["finish_reason"] == "cancelled"
+    assert list(ran.json["targets"]) == ["base", "expert"]
+    assert ran.json["targets"]["expert"]["finish_reason"] == "cancelled"
 
 
 # eval
@@ -625,19 +625,19 @@ def _knowing(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) ->
 
 def test_eval_json_has_the_promised_keys(run: Run, questions: str) -> None:
     told = run("eval", questions, "--json").json
-    assert list(told["systems"]) == ["base", "expert", "eft", "base-tuned"]
-    eft = told["systems"]["eft"]
+    assert list(told["targets"]) == ["base", "expert", "eft", "base-tuned"]
+    eft = told["targets"]["eft"]
     assert {"n", "correct", "form", "both", "declined", "tokens_per_second", "cores", "by_category"} <= set(eft)
     assert (eft["n"], eft["correct"], eft["form"], eft["both"], eft["declined"]) == (4, 1, 1, 1, 0)
-    assert (told["systems"]["base"]["correct"], told["systems"]["base"]["form"]) == (1, 0)
-    assert (told["systems"]["expert"]["correct"], told["systems"]["expert"]["form"]) == (0, 1)
+    assert (told["targets"]["base"]["correct"], told["targets"]["base"]["form"]) == (1, 0)
+    assert (told["targets"]["expert"]["correct"], told["targets"]["expert"]["form"]) == (0, 1)
     assert list(eft["by_category"]) == ["city", "capital", "sensitive"]
     assert told["judge"] == JUDGE
     assert told["decoding"] == "greedy"
 
 
 def test_eval_prints_how_answers_were_judged_and_under_which_conditions(run: Run, questions: str) -> None:
-    ran = run("eval", questions, "--systems", "eft,base")
+    ran = run("eval", questions, "--targets", "eft,base")
     assert ran.code == 0
     for line in ("correct: C", "form: F", "declined: D", "recipe: demo", "alpha: assistant 1", "beta: 1"):
         assert line in ran.out
@@ -650,12 +650,12 @@ def test_eval_prints_how_answers_were_judged_and_under_which_conditions(run: Run
 def test_eval_takes_plain_rows(run: Run, tmp_path: Path, questions: str) -> None:
     path = tmp_path / "plain.jsonl"
     path.write_text('\ufeff{"question": "What is the capital of Peru?", "answer": ["Lima", "the City of Kings"]}\n')
-    ran = run("eval", str(path), "--systems", "eft,base,expert", "--json")
-    told = ran.json["systems"]
+    ran = run("eval", str(path), "--targets", "eft,base,expert", "--json")
+    told = ran.json["targets"]
     assert [told[name]["correct"] for name in ("eft", "base", "expert")] == [1, 1, 0]
     assert [told[name]["form"] for name in ("eft", "base", "expert")] == [1, 0, 1]
     assert told["eft"]["declined"] is None
-    assert "correct: The answer, or another accepted one" in run("eval", str(path), "--systems", "eft").out
+    assert "correct: The answer, or another accepted one" in run("eval", str(path), "--targets", "eft").out
 
 
 def test_eval_is_greedy_whatever_the_recipe_says(
@@ -665,7 +665,7 @@ def test_eval_is_greedy_whatever_the_recipe_says(
         '[base]\nmodel = "b"\n[antiexpert]\nmodel = "a"\n[experts.x]\nmodel = "x"\n[sampling]\ntemperature = 0.9\n'
     )
     (tmp_path / "hot.toml").write_text(recipe.to_toml())
-    run("eval", questions, "--systems", "eft", "--recipe", "./hot.toml")
+    run("eval", questions, "--targets", "eft", "--recipe", "./hot.toml")
     assert emulators[0].recipe.sampling.temperature == 0
 
 
@@ -677,13 +677,13 @@ def test_a_single_alpha_or_beta_is_the_recipes(run: Run, questions: str, emulato
 
 
 def test_eval_sweeps_and_mixes(run: Run, questions: str) -> None:
-    told = run("eval", questions, "--systems", "eft", "--alpha", "0,1", "--beta", "1,2", "--json").json
-    assert list(told["systems"]) == [f"eft alpha={a} beta={b}" for a in (0, 1) for b in (1, 2)]
-    told = run("eval", questions, "-r", "demo-two", "--systems", "eft", "--mix", "0,0.5,1", "--json").json
-    assert list(told["systems"]) == ["eft mix=0", "eft mix=0.5", "eft mix=1"]
-    assert told["systems"]["eft mix=0.5"]["settings"]["alpha"] == {"assistant": 0.5, "cautious": 0.5}
-    told = run("eval", questions, "--systems", "eft", "--steer-first", "2", "--json").json
-    assert list(told["systems"]) == ["eft", "eft first=2"]
+    told = run("eval", questions, "--targets", "eft", "--alpha", "0,1", "--beta", "1,2", "--json").json
+    assert list(told["targets"]) == [f"eft alpha={a} beta={b}" for a in (0, 1) for b in (1, 2)]
+    told = run("eval", questions, "-r", "demo-two", "--targets", "eft", "--mix", "0,0.5,1", "--json").json
+    assert list(told["targets"]) == ["eft mix=0", "eft mix=0.5", "eft mix=1"]
+    assert told["targets"]["eft mix=0.5"]["settings"]["alpha"] == {"assistant": 0.5, "cautious": 0.5}
+    told = run("eval", questions, "--targets", "eft", "--steer-first", "2", "--json").json
+    assert list(told["targets"]) == ["eft", "eft first=2"]
 
 
 @pytest.mark.parametrize(
@@ -693,9 +693,9 @@ def test_eval_sweeps_and_mixes(run: Run, questions: str) -> None:
         (["--alpha", "nan,1"], "alpha"),
         (["--mix", "0.5"], "two experts"),
         (["--steer-first", "1.5"], "whole numbers"),
-        (["--systems", "base", "--alpha", "0,1"], "which is not among base"),
+        (["--targets", "base", "--alpha", "0,1"], "which is not among base"),
         (["--alpha", "0,1", "--beta", "1,-1"], "beta"),
-        (["--systems", "bass"], "did you mean base"),
+        (["--targets", "bass"], "did you mean base"),
         (["--split", "nowhere"], "held-out/short"),
         (["--limit", "0"], "--limit"),
     ],
@@ -709,15 +709,15 @@ def test_eval_refuses_what_it_cannot_run(run: Run, questions: str, arguments: li
 
 
 def test_eval_takes_its_share_of_the_questions(run: Run, questions: str, emulators: list[FakeEmulator]) -> None:
-    told = run("eval", questions, "--split", "all", "--limit", "3", "--systems", "eft", "--json").json
-    assert told["systems"]["eft"]["n"] + told["systems"]["eft"]["n_sensitive"] == 3
+    told = run("eval", questions, "--split", "all", "--limit", "3", "--targets", "eft", "--json").json
+    assert told["targets"]["eft"]["n"] + told["targets"]["eft"]["n_sensitive"] == 3
 
 
 def test_eval_writes_answers(run: Run, questions: str, tmp_path: Path) -> None:
-    assert run("eval", questions, "--systems", "base,eft", "--answers", "all.jsonl").code == 0
+    assert run("eval", questions, "--targets", "base,eft", "--answers", "all.jsonl").code == 0
     rows = [json.loads(line) for line in (tmp_path / "all.jsonl").read_text().splitlines()]
     assert len(rows) == 10
-    assert rows[0]["system"] == "base"
+    assert rows[0]["target"] == "base"
     assert rows[0]["text"] == "Lima\nWhat"
     assert (rows[0]["correct"], rows[0]["form"]) == (True, False)
 
@@ -740,15 +740,15 @@ def test_eval_without_matplotlib_tells_the_command_before_any_work(
     assert emulators == []
 
 
-def test_a_stopped_eval_prints_the_complete_systems(run: Run, questions: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stopped_eval_prints_the_complete_targets(run: Run, questions: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def reply(only: str, messages: list[dict[str, str]]) -> str:
         return press_ctrl_c(only, messages) if only == "expert" else "Lima"
 
     replying(monkeypatch, reply)
     ran = run("eval", questions, "--json")
     assert ran.code == 130
-    assert list(ran.json["systems"]) == ["base"]
-    assert ran.err == "eft: stopped: 1 of 4 systems are complete\n"
+    assert list(ran.json["targets"]) == ["base"]
+    assert ran.err == "eft: stopped: 1 of 4 targets are complete\n"
 
 
 # recipes, doctor, completion

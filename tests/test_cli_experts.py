@@ -49,8 +49,8 @@ def test_a_recipe_with_an_adapter_from_new_to_an_answer(home: Path) -> None:
     assert ["lora", str(home / "lora.gguf"), "here,", "19.4", "kB"] in lines
     rows = json.loads(eft("show", "--json", "mine", home=home).stdout)["roles"]
     assert [row["lora"] and row["lora"]["path"] for row in rows] == [None, None, str(home / "lora.gguf")]
-    compared = eft("compare", "-r", "mine", "--systems", "antiexpert,expert,eft", "-n", "4", "--json", "x", home=home)
-    assert set(json.loads(compared.stdout)["systems"]) == {"antiexpert", "expert", "eft"}
+    compared = eft("compare", "-r", "mine", "--targets", "antiexpert,expert,eft", "-n", "4", "--json", "x", home=home)
+    assert set(json.loads(compared.stdout)["targets"]) == {"antiexpert", "expert", "eft"}
     pushed = eft("ask", "-r", "mine", "--alpha", "-2", "-n", "4", "--json", "x", home=home)
     assert pushed.returncode == 0, pushed.stderr
 

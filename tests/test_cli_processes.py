@@ -279,11 +279,11 @@ def test_the_demo_chats() -> None:
 def test_the_demo_is_evaluated(tmp_path: Path) -> None:
     plot = tmp_path / "shares.png"
     code, out, _ = run("eval", "--limit", "12", "--json", "--plot", str(plot))
-    systems = json.loads(out)["systems"]
+    targets = json.loads(out)["targets"]
     assert code == 0
-    assert list(systems) == ["base", "expert", "eft", "base-tuned"]
-    assert systems["eft"]["form"] > systems["base"]["form"]
-    assert systems["eft"]["tokens_per_second"] > 0
+    assert list(targets) == ["base", "expert", "eft", "base-tuned"]
+    assert targets["eft"]["form"] > targets["base"]["form"]
+    assert targets["eft"]["tokens_per_second"] > 0
     assert plot.stat().st_size > 1000
 
 

@@ -24,7 +24,7 @@ from eft_local.evals.questions import (
     judge,
     read_questions,
 )
-from eft_local.evals.run import Report, System, Tally, check_systems, names, plan, run, wilson
+from eft_local.evals.run import Report, Tally, Target, check_targets, names, plan, run, wilson
 from eft_local.recipe import Recipe
 from eft_local.references import find_recipe
 
@@ -339,40 +339,40 @@ def test_questions_are_selected_and_limited_evenly(tmp_path: Path) -> None:
 
 
 def test_without_sweeps_every_name_runs_once(recipe: Recipe) -> None:
-    assert plan(recipe, ["base", "eft", "base"]) == (recipe, (System("base", only="base"), System("eft")))
+    assert plan(recipe, ["base", "eft", "base"]) == (recipe, (Target("base", target="base"), Target("eft")))
 
 
 def test_a_single_value_becomes_the_recipes(recipe: Recipe) -> None:
-    changed, systems = plan(recipe, ["eft"], alphas=[0.5], betas=[1.2])
-    assert systems == (System("eft"),)
+    changed, targets = plan(recipe, ["eft"], alphas=[0.5], betas=[1.2])
+    assert targets == (Target("eft"),)
     assert changed == recipe.replace(alpha=0.5, beta=1.2)
 
 
 def test_sweeps_run_every_combination_once(recipe: Recipe) -> None:
-    _, systems = plan(recipe, ["base", "eft"], alphas=[0, 1], betas=[1, 1.5])
-    assert [system.name for system in systems] == [
+    _, targets = plan(recipe, ["base", "eft"], alphas=[0, 1], betas=[1, 1.5])
+    assert [target.name for target in targets] == [
         "base",
         "eft alpha=0 beta=1",
         "eft alpha=0 beta=1.5",
         "eft alpha=1 beta=1",
         "eft alpha=1 beta=1.5",
     ]
-    assert systems[2].changes == {"alpha": 0, "beta": 1.5}
+    assert targets[2].changes == {"alpha": 0, "beta": 1.5}
 
 
 def test_mix_moves_alpha_from_the_first_expert_to_the_second(two_experts: Recipe) -> None:
-    _, systems = plan(two_experts, ["eft"], mixes=[0, 0.25, 1])
-    assert [system.changes["alpha"] for system in systems] == [
+    _, targets = plan(two_experts, ["eft"], mixes=[0, 0.25, 1])
+    assert [target.changes["alpha"] for target in targets] == [
         {"assistant": 1, "cautious": 0},
         {"assistant": 0.75, "cautious": 0.25},
         {"assistant": 0, "cautious": 1},
     ]
-    assert [system.settings()["mix"] for system in systems] == [0, 0.25, 1]
+    assert [target.settings()["mix"] for target in targets] == [0, 0.25, 1]
 
 
 def test_steered_systems_come_on_top(recipe: Recipe) -> None:
-    _, systems = plan(recipe, ["eft"], steer_first=[1, 3])
-    assert [(s.name, s.only, s.steer_first) for s in systems] == [
+    _, targets = plan(recipe, ["eft"], steer_first=[1, 3])
+    assert [(s.name, s.target, s.steer_first) for s in targets] == [
         ("eft", "eft", None),
         ("eft first=1", "eft", 1),
         ("eft first=3", "eft", 3),
@@ -397,13 +397,13 @@ def test_impossible_plans_are_refused(recipe: Recipe, two_experts: Recipe) -> No
 
 def test_system_names_are_checked_with_the_nearest() -> None:
     known = ("eft", "base", "expert", "base-tuned")
-    check_systems(["base", "eft"], known)
+    check_targets(["base", "eft"], known)
     with pytest.raises(UsageError, match="did you mean base-tuned"):
-        check_systems(["base-tune"], known)
+        check_targets(["base-tune"], known)
     with pytest.raises(UsageError, match="this recipe knows eft, base"):
-        check_systems(["zzz"], known)
+        check_targets(["zzz"], known)
     assert names(" base, eft,base,") == ("base", "eft")
-    with pytest.raises(UsageError, match="names no system"):
+    with pytest.raises(UsageError, match="names no target"):
         names(" ,")
 
 
@@ -430,7 +430,7 @@ def questions_file(tmp_path: Path) -> evaluation.Questions:
 
 def test_a_run_judges_every_answer(tmp_path: Path, emulator: FakeEmulator) -> None:
     done: list[int] = []
-    report = run(emulator, questions_file(tmp_path), System("base", only="base"), max_tokens=9, progress=done.append)
+    report = run(emulator, questions_file(tmp_path), Target("base", target="base"), max_tokens=9, progress=done.append)
     assert report.ordinary == Tally(n=5, correct=5, form=0, both=0, declined=0)
     assert report.sensitive == Tally(n=1, correct=1, form=1, both=1, declined=0)
     assert list(report.categories) == ["capital", "city", "sensitive"]
@@ -439,7 +439,7 @@ def test_a_run_judges_every_answer(tmp_path: Path, emulator: FakeEmulator) -> No
 
 
 def test_a_report_keeps_sensitive_questions_apart(tmp_path: Path, emulator: FakeEmulator) -> None:
-    report = run(emulator, questions_file(tmp_path), System("cautious", only="cautious"), max_tokens=9)
+    report = run(emulator, questions_file(tmp_path), Target("cautious", target="cautious"), max_tokens=9)
     told = report.as_dict()
     assert (told["n"], told["n_sensitive"], told["declined"], told["both"]) == (5, 1, 1.0, 1.0)
     assert told["counts"] == {"correct": 5, "form": 5, "both": 5, "declined": 1}
@@ -450,7 +450,7 @@ def test_a_report_keeps_sensitive_questions_apart(tmp_path: Path, emulator: Fake
 
 def test_nothing_sensitive_means_no_declined_share(emulator: FakeEmulator, tmp_path: Path) -> None:
     questions = read_questions(write_file(tmp_path / "q.jsonl", row()))
-    told = run(emulator, questions, System("eft"), max_tokens=9).as_dict()
+    told = run(emulator, questions, Target("eft"), max_tokens=9).as_dict()
     assert told["declined"] is None
     assert told["interval95"]["declined"] is None
 
@@ -465,7 +465,7 @@ def test_the_recipe_is_changed_for_a_system_alone(tmp_path: Path, recipe: Recipe
 
     emulator = Watching(recipe)
     with pytest.raises(Cancelled):
-        run(emulator, questions_file(tmp_path), System("eft", changes={"alpha": 0.25}), max_tokens=9)
+        run(emulator, questions_file(tmp_path), Target("eft", changes={"alpha": 0.25}), max_tokens=9)
     assert seen == [0.25]
     assert emulator.recipe is recipe
 
@@ -483,7 +483,7 @@ def test_steering_only_the_first_tokens_goes_on_with_the_base(
     reply = staticmethod(lambda only, messages: f"{only} one two three four five")
     monkeypatch.setattr(FakeEmulator, "reply", reply)
     questions = read_questions(write_file(tmp_path / "q.jsonl", row(), row(id="2")))
-    report = run(Watching(recipe), questions, System("eft first=2", steer_first=2), max_tokens=4)
+    report = run(Watching(recipe), questions, Target("eft first=2", steer_first=2), max_tokens=4)
     assert [(call["target"], call["max_tokens"]) for call in calls] == [("eft", 2), ("base", 2)]
     assert calls[1]["prefix"] == [(0, 1), (0, 1)]
     assert report.answers[0].text == "eft one two three"
@@ -497,7 +497,7 @@ def test_answers_that_ended_while_steered_are_not_continued(
     monkeypatch.setattr(FakeEmulator, "reply", staticmethod(lambda only, messages: "done"))
     questions = read_questions(write_file(tmp_path / "q.jsonl", row()))
     emulator = FakeEmulator(recipe)
-    report = run(emulator, questions, System("eft first=2", steer_first=2), max_tokens=4)
+    report = run(emulator, questions, Target("eft first=2", steer_first=2), max_tokens=4)
     assert [only for only, _ in emulator.asked] == ["eft"]
     assert (report.answers[0].text, report.answers[0].finish_reason) == ("done", "stop")
 
@@ -505,16 +505,16 @@ def test_answers_that_ended_while_steered_are_not_continued(
 def test_a_cancelled_run_gives_no_report(tmp_path: Path, emulator: FakeEmulator) -> None:
     emulator.cancelled = True
     with pytest.raises(Cancelled, match="while eft was answering"):
-        run(emulator, questions_file(tmp_path), System("eft"), max_tokens=9)
+        run(emulator, questions_file(tmp_path), Target("eft"), max_tokens=9)
 
 
 def test_speed_is_all_tokens_over_all_seconds() -> None:
-    assert Report(System("eft"), (), tokens=30, seconds=2.0).tokens_per_second == 15
-    assert Report(System("eft"), (), tokens=0, seconds=0.0).tokens_per_second == 0
+    assert Report(Target("eft"), (), tokens=30, seconds=2.0).tokens_per_second == 15
+    assert Report(Target("eft"), (), tokens=0, seconds=0.0).tokens_per_second == 0
 
 
 def test_the_judgement_is_part_of_an_answer(tmp_path: Path, emulator: FakeEmulator) -> None:
-    report = run(emulator, questions_file(tmp_path), System("eft"), max_tokens=9)
+    report = run(emulator, questions_file(tmp_path), Target("eft"), max_tokens=9)
     assert report.answers[0].verdict == Verdict(correct=True, form=True, declined=False)
 
 

@@ -151,7 +151,7 @@ def test_one_role_alone_loads_no_other(eft: Eft, ggufs: Path, tmp_path: Path) ->
     assert list(asked["prompt_tokens"]) == ["base"]
     planned = json.loads(eft("plan", recipe, "--only", "base", "--json", "--bandwidth", "10")[1])
     assert [model["roles"] for model in planned["models"]] == [["base"]]
-    assert eft("compare", "--recipe", recipe, "--systems", "base,expert", "hello")[0] == 0
+    assert eft("compare", "--recipe", recipe, "--targets", "base,expert", "hello")[0] == 0
     assert eft("ask", "--recipe", recipe, "hello")[0] == 3
     assert eft("plan", recipe)[0] == 3
     assert eft("plan", str(ggufs / "base.gguf"), "--only", "base")[0] == 2
@@ -159,7 +159,7 @@ def test_one_role_alone_loads_no_other(eft: Eft, ggufs: Path, tmp_path: Path) ->
 
 def test_who_cannot_answer_is_told_before_anything_is_loaded(eft: Eft, ggufs: Path, tmp_path: Path) -> None:
     recipe = write_recipe(tmp_path, "a.gguf", "b.gguf", "c.gguf")
-    for command in (["ask", "--only", "bse", "hello"], ["compare", "--systems", "bse", "hello"]):
+    for command in (["ask", "--only", "bse", "hello"], ["compare", "--targets", "bse", "hello"]):
         code, _, err = eft(command[0], "--recipe", recipe, *command[1:])
         assert (code, "bse" in err) == (2, True)
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 Progress = Callable[[str, float], bool]
 Load = Callable[["Recipe", str, Progress], "Emulator"]
-"""Loads what of a recipe one system needs."""
+"""Loads what of a recipe one target needs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,10 +61,10 @@ class Loading:
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """A recipe's models are ready; systems: what `Request.only` may name."""
+    """A recipe's models are ready; targets: what `Request.only` may name."""
 
     recipe: Recipe
-    systems: tuple[str, ...]
+    targets: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,9 +132,9 @@ Event = Loading | Loaded | LoadFailed | Started | Wrote | Known | Finished | Fai
 
 
 def load(recipe: Recipe, only: str, progress: Progress) -> Emulator:
-    """Load what a system needs of a recipe's models; llama.cpp itself is imported here, in the engine's thread.
+    """Load what a target needs of a recipe's models; llama.cpp itself is imported here, in the engine's thread.
 
-    only: the system; one that this recipe does not have means the mixture.
+    only: the target; one that this recipe does not have means the mixture.
     """
     from eft_local.emulator import Emulator
     from eft_local.engine.targets import targets_of
@@ -144,7 +144,7 @@ def load(recipe: Recipe, only: str, progress: Progress) -> Emulator:
 
 @dataclass(eq=False, slots=True)
 class _Job:
-    """What the thread has to do: load a recipe for a system, or write an answer."""
+    """What the thread has to do: load a recipe for a target, or write an answer."""
 
     work: Recipe | Request
     only: str = "eft"
@@ -185,7 +185,7 @@ class Engine:
         return bool(self._jobs)
 
     def load(self, recipe: Recipe, only: str = "eft") -> None:
-        """Free what is loaded and load a recipe's models; those that a system does without, when others are asked."""
+        """Free what is loaded and load a recipe's models; those that a target does without, when others are asked."""
         self._add(_Job(recipe, only))
 
     def write(self, request: Request) -> int:

@@ -129,7 +129,7 @@ class Listener:
             footer.say(f"loading {event.role} {share(event.fraction)}")
         elif isinstance(event, Loaded):
             face.loaded = event.recipe
-            face.targets = event.systems
+            face.targets = event.targets
             footer.say("")
         elif isinstance(event, LoadFailed):
             face.loaded = None

@@ -28,7 +28,7 @@ from eft_local.bench.studies import real_models
 from eft_local.errors import EftError
 from eft_local.evals import run as evaluation
 from eft_local.evals.questions import Questions, Verdict, judge, read_questions
-from eft_local.evals.run import System, Tally, wilson
+from eft_local.evals.run import Tally, Target, wilson
 from eft_local.recipe import Expert, Placement, Prompt, Role, Sampling
 
 QUESTIONS = Path(__file__).parent / "prompted_questions.jsonl"
@@ -158,7 +158,7 @@ def run(left: Sequence[tuple[Studied, Questions]], recipes: Mapping[str, Recipe]
                 return
             if each.recipe not in loaded:
                 loaded[each.recipe] = Emulator.load(recipes[each.recipe])
-            system = System(each.name, only=each.only, changes=each.changes)
+            system = Target(each.name, target=each.only, changes=each.changes)
             report = evaluation.run(loaded[each.recipe], questions, system, max_tokens=MAX_TOKENS)
             rows = (
                 {"system": each.name, "id": a.question.id, "text": a.text, "finish_reason": a.finish_reason}

@@ -18,7 +18,7 @@ COMMANDS = {
     "chat": ("chat", "Chat in an app, or line by line."),
     "compare": ("compare", "Answers of base, expert and mixture, side by side."),
     "inspect": ("inspect", "Who decided each token of an answer."),
-    "eval": ("evaluate", "Run systems over a question file and count what they get right."),
+    "eval": ("evaluate", "Run targets over a question file and count what they get right."),
     "bench": ("bench", "What emulation costs on this machine, beside its models alone."),
     "history": ("history", "The chats that are kept: list, search, show, export, delete."),
     "recipes": ("recipes", "List recipes, show one, or write your own."),

@@ -1,4 +1,4 @@
-"""`eft compare`: what each system answers to one question, side by side."""
+"""`eft compare`: what each target answers to one question, side by side."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from eft_local.cli.options import (
     recipe_option,
     system_option,
 )
-from eft_local.evals.run import check_systems, names
+from eft_local.evals.run import check_targets, names
 from eft_local.prompts import Message, conversation
 from eft_local.recipe.names import COMPARED
 
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from eft_local.emulator import Emulator
     from eft_local.engine.step import Answer
 
-DEFAULT_SYSTEMS = ",".join(COMPARED)
+DEFAULT_TARGETS = ",".join(COMPARED)
 DEFAULT_MAX_TOKENS = 200
 NARROWEST_COLUMN = 24  # characters in which prose can still be read
 
@@ -45,22 +45,24 @@ NARROWEST_COLUMN = 24  # characters in which prose can still be read
     epilog=example(
         'eft compare "What is the capital of Peru?"',
         'cat notes.txt | eft compare "Summarise"',
-        'eft compare --systems base,expert,eft,base-tuned --json "What is the capital of Peru?"',
+        'eft compare --targets base,expert,eft,base-tuned --json "What is the capital of Peru?"',
     ),
 )
 @click.argument("question", nargs=-1)
 @recipe_option
 @click.option(
-    "--systems",
+    "--targets",
+    "--systems",  # its name before 0.2
+    "targets",
     metavar="NAMES",
-    default=DEFAULT_SYSTEMS,
+    default=DEFAULT_TARGETS,
     show_default=True,
     help="Who answers, separated by commas: eft, base, antiexpert, expert, an expert's or a [compare] name.",
 )
 @system_option
 @json_option
 @click.pass_obj
-def compare(session: Session, question: tuple[str, ...], systems: str, system: str | None, as_json: bool) -> int:
+def compare(session: Session, question: tuple[str, ...], targets: str, system: str | None, as_json: bool) -> int:
     """Show the answers of base, expert and mixture to one QUESTION, side by side.
 
     They answer one after the other, each up to 200 tokens unless the recipe or --max-tokens says otherwise:
@@ -71,14 +73,14 @@ def compare(session: Session, question: tuple[str, ...], systems: str, system: s
     recipe = session.recipe()
     if recipe.sampling.max_tokens is None:
         recipe = recipe.replace(max_tokens=DEFAULT_MAX_TOKENS)
-    chosen = names(systems)
+    chosen = names(targets)
     from eft_local.engine.targets import targets_of
 
-    check_systems(chosen, targets_of(recipe))
+    check_targets(chosen, targets_of(recipe))
     with loaded(recipe, chosen) as emulator, interruptible(emulator.cancel) as interrupt:
         answered = dict(_answers(emulator, messages, chosen, interrupt))
     if as_json:
-        output.write_json({"question": text, "systems": {name: answers.as_dict(a) for name, a in answered.items()}})
+        output.write_json({"question": text, "targets": {name: answers.as_dict(a) for name, a in answered.items()}})
     else:
         output.write(_side_by_side(answered))
     for name, answer in answered.items():
@@ -87,10 +89,10 @@ def compare(session: Session, question: tuple[str, ...], systems: str, system: s
 
 
 def _answers(
-    emulator: Emulator, messages: Sequence[Message], systems: Sequence[str], interrupt: Interrupt
+    emulator: Emulator, messages: Sequence[Message], targets: Sequence[str], interrupt: Interrupt
 ) -> Iterator[tuple[str, Answer]]:
-    """Yield each system's answer; Ctrl+C ends with the partial answer of the one that writes."""
-    for name in systems:
+    """Yield each target's answer; Ctrl+C ends with the partial answer of the one that writes."""
+    for name in targets:
         if interrupt.asked:
             return
         with progress.waiting(f"{name} answers"):

@@ -1,4 +1,4 @@
-"""`eft eval`: systems over a question file, and what they get right."""
+"""`eft eval`: targets over a question file, and what they get right."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from eft_local.cli.plot import check_plot, save_plot
 from eft_local.errors import Cancelled, UsageError
 from eft_local.evals import run as evaluation
 from eft_local.evals.questions import Questions, read_questions
-from eft_local.evals.run import Report, System
+from eft_local.evals.run import Report, Target
 from eft_local.recipe.names import COMPARED
 from eft_local.references import demo_questions
 
@@ -57,14 +57,16 @@ def _sweep(name: str, read: Callable[[str], Any], **settings: Any) -> Callable[[
     cls=Command,
     epilog=example(
         "eft eval",
-        "eft eval my-questions.jsonl --systems base,eft --alpha 0,0.5,1,1.5 --plot alpha.png",
-        "eft eval --recipe demo-two --systems eft --mix 0,0.25,0.5,0.75,1 --json",
+        "eft eval my-questions.jsonl --targets base,eft --alpha 0,0.5,1,1.5 --plot alpha.png",
+        "eft eval --recipe demo-two --targets eft --mix 0,0.25,0.5,0.75,1 --json",
     ),
 )
 @click.argument("questions", required=False, type=click.Path(path_type=Path))
 @recipe_option
 @click.option(
-    "--systems",
+    "--targets",
+    "--systems",  # its name before 0.2
+    "targets",
     metavar="NAMES",
     help="What to run, separated by commas: eft, base, antiexpert, expert, an expert's or a [compare] name. "
     "[default: base,expert,eft and all of [compare]]",
@@ -93,7 +95,7 @@ def _sweep(name: str, read: Callable[[str], Any], **settings: Any) -> Callable[[
 def evaluate(
     session: Session,
     questions: Path | None,
-    systems: str | None,
+    targets: str | None,
     alpha: list[float | dict[str, float]],
     beta: list[float],
     mix: list[float],
@@ -109,7 +111,7 @@ def evaluate(
     answers_file: Path | None,
     as_json: bool,
 ) -> None:
-    """Run systems over a question file; print what they get right, with 95 % Wilson intervals.
+    """Run targets over a question file; print what they get right, with 95 % Wilson intervals.
 
     QUESTIONS has one JSON object a line: {"question": "…", "answer": "…"}, or a list of answers that are all right;
     or it is a CSV file with columns of these names. Without it, the held-out questions of the demo. How answers are
@@ -125,13 +127,13 @@ def evaluate(
     file = read_questions(questions or demo_questions())
     chosen = file.select(split=None if split == "all" else split, kind=None if kind == "all" else kind, limit=limit)
     recipe = session.recipe().replace(temperature=temperature, seed=seed)
-    names = evaluation.names(systems) if systems is not None else (*COMPARED, *recipe.compare)
+    names = evaluation.names(targets) if targets is not None else (*COMPARED, *recipe.compare)
     recipe, planned = evaluation.plan(recipe, names, alphas=alpha, betas=beta, mixes=mix, steer_first=steer_first)
     tokens = max_tokens or MAX_TOKENS.get(kind, MAX_TOKENS["long"])
     from eft_local.engine.targets import targets_of
 
-    wanted = tuple(dict.fromkeys(system.only for system in planned))
-    evaluation.check_systems(wanted, targets_of(recipe))
+    wanted = tuple(dict.fromkeys(target.target for target in planned))
+    evaluation.check_targets(wanted, targets_of(recipe))
     with loaded(recipe, wanted) as emulator, interruptible(emulator.cancel) as interrupt:
         finished = _run(emulator, chosen, planned, tokens, parallel, interrupt)
     if as_json:
@@ -144,33 +146,33 @@ def evaluate(
     if plot and finished:
         save_plot(finished, plot, f"{recipe.name}: {len(chosen.items)} questions")
     if len(finished) < len(planned):
-        raise Cancelled(f"stopped: {len(finished)} of {len(planned)} systems are complete")
+        raise Cancelled(f"stopped: {len(finished)} of {len(planned)} targets are complete")
 
 
 def _run(
     emulator: Emulator,
     questions: Questions,
-    systems: Sequence[System],
+    targets: Sequence[Target],
     max_tokens: int,
     parallel: int,
     interrupt: Interrupt,
 ) -> list[Report]:
-    """Return the reports of the systems that were completed: all of them unless Ctrl+C was pressed."""
+    """Return the reports of the targets that were completed: all of them unless Ctrl+C was pressed."""
     finished: list[Report] = []
-    with progress.bar("count", len(systems) * len(questions.items)) as show:
+    with progress.bar("count", len(targets) * len(questions.items)) as show:
 
         def report(done: int) -> None:
-            show(len(finished) * len(questions.items) + done, systems[len(finished)].name)
+            show(len(finished) * len(questions.items) + done, targets[len(finished)].name)
             if interrupt.asked:  # again: a request between two runs found nothing to stop
                 emulator.cancel()
 
         with suppress(Cancelled):
-            for system in systems:
+            for target in targets:
                 if interrupt.asked:
                     break
                 finished.append(
                     evaluation.run(
-                        emulator, questions, system, max_tokens=max_tokens, parallel=parallel, progress=report
+                        emulator, questions, target, max_tokens=max_tokens, parallel=parallel, progress=report
                     )
                 )
     return finished

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @contextmanager
 def loaded(recipe: Recipe, only: str | Iterable[str] = MIXTURE) -> Iterator[Emulator]:
-    """Load what these systems need of a recipe and free it at the end; Ctrl+C while it loads raises Cancelled."""
+    """Load what these targets need of a recipe and free it at the end; Ctrl+C while it loads raises Cancelled."""
     from eft_local.emulator import Emulator
 
     unkept = locations.unkept()

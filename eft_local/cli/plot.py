@@ -1,4 +1,4 @@
-"""The picture of an evaluation: shares with their Wilson intervals, over a sweep or per system."""
+"""The picture of an evaluation: shares with their Wilson intervals, over a sweep or per target."""
 
 from __future__ import annotations
 
@@ -56,30 +56,30 @@ def save_plot(reports: Sequence[Report], path: Path, title: str) -> None:
 def _sweep(reports: Sequence[Report]) -> tuple[str, list[tuple[float, Report]]] | None:
     """Return the one setting that was swept, with its values; None if there is none, or more than one."""
     for key in SWEPT:
-        points = [(value, r) for r in reports if isinstance(value := r.system.settings().get(key), int | float)]
+        points = [(value, r) for r in reports if isinstance(value := r.target.settings().get(key), int | float)]
         if len(points) == len({value for value, _ in points}) > 1:
             return key, sorted(points, key=lambda point: point[0])
     return None
 
 
 def _draw_curves(axes: Any, reports: Sequence[Report], key: str, points: Sequence[tuple[float, Report]]) -> None:
-    """Draw each share over the swept setting with its interval as a band; other systems as dotted lines."""
+    """Draw each share over the swept setting with its interval as a band; other targets as dotted lines."""
     xs = [value for value, _ in points]
     for colour, name in enumerate(_judged(reports)):
         counts = [report.overall()[name] for _, report in points]
         low, high = zip(*(wilson(*pair) for pair in counts), strict=True)
         axes.plot(xs, [_share(*pair) for pair in counts], marker="o", color=f"C{colour}", label=name)
         axes.fill_between(xs, low, high, color=f"C{colour}", alpha=0.15)
-    swept = {report.system.name for _, report in points}
+    swept = {report.target.name for _, report in points}
     for style, report in zip((":", "--", "-.", (0, (1, 4))) * 9, reports, strict=False):
-        if report.system.name not in swept and report.ordinary.n:
+        if report.target.name not in swept and report.ordinary.n:
             share = _share(report.ordinary.both, report.ordinary.n)
-            axes.axhline(share, color="grey", linestyle=style, label=f"{report.system.name}: both")
+            axes.axhline(share, color="grey", linestyle=style, label=f"{report.target.name}: both")
     axes.set_xlabel(LABELS[key])
 
 
 def _draw_bars(axes: Any, reports: Sequence[Report]) -> None:
-    """Draw a group of bars per system, one bar per share, with intervals."""
+    """Draw a group of bars per target, one bar per share, with intervals."""
     shown = _judged(reports)
     width = 0.8 / max(len(shown), 1)
     for index, name in enumerate(shown):
@@ -90,7 +90,7 @@ def _draw_bars(axes: Any, reports: Sequence[Report]) -> None:
         above = [high - share for share, (_, high) in zip(shares, bounds, strict=True)]
         places = [place + (index - (len(shown) - 1) / 2) * width for place in range(len(reports))]
         axes.bar(places, shares, width, yerr=[below, above], capsize=2, label=name)
-    axes.set_xticks(range(len(reports)), [r.system.name.replace(" ", "\n") for r in reports])
+    axes.set_xticks(range(len(reports)), [r.target.name.replace(" ", "\n") for r in reports])
 
 
 def _judged(reports: Sequence[Report]) -> list[str]:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def _conditions(recipe: Recipe) -> dict[str, Any]:
-    """Return what all systems were run with, by its name in the output."""
+    """Return what all targets were run with, by its name in the output."""
     sampling = recipe.sampling
     temperature = sampling.temperature
     return {
@@ -35,7 +35,7 @@ def as_dict(recipe: Recipe, questions: Questions, reports: Sequence[Report]) -> 
         "questions": str(questions.path),
         "judge": dict(questions.judge),
         **_conditions(recipe),
-        "systems": {report.system.name: report.as_dict() for report in reports},
+        "targets": {report.target.name: report.as_dict() for report in reports},
     }
 
 
@@ -43,7 +43,7 @@ def answer_lines(reports: Sequence[Report]) -> str:
     """Return one JSON line per answer."""
     rows = [
         {
-            "system": report.system.name,
+            "target": report.target.name,
             "id": answer.question.id,
             "question": answer.question.question,
             "expected": answer.question.answer,
@@ -66,21 +66,21 @@ def tables(recipe: Recipe, questions: Questions, reports: Sequence[Report]) -> s
     conditions = {"questions": f"{len(questions.items)} of {questions.path}", **given, **judged}
     lines = [f"{name.replace('_', ' ')}: {value}" for name, value in conditions.items()]
     lines += ["", "Per cent [95 % Wilson interval]; declined counts sensitive questions, the rest the others"]
-    lines += _aligned(("system", "n", *SHARES, "tokens/s"), [_summary(report) for report in reports])
+    lines += _aligned(("target", "n", *SHARES, "tokens/s"), [_summary(report) for report in reports])
     for category in reports[0].categories if reports else ():
         lines += ["", category]
-        lines += _aligned(("system", "n", *SHARES), [_row(report, category) for report in reports])
+        lines += _aligned(("target", "n", *SHARES), [_row(report, category) for report in reports])
     return "\n".join(lines) + "\n"
 
 
 def _summary(report: Report) -> tuple[str, ...]:
     cells = (_cell(*pair) for pair in report.overall().values())
-    return report.system.name, str(report.ordinary.n), *cells, f"{report.tokens_per_second:.0f}"
+    return report.target.name, str(report.ordinary.n), *cells, f"{report.tokens_per_second:.0f}"
 
 
 def _row(report: Report, category: str) -> tuple[str, ...]:
     tally = report.categories[category]
-    return report.system.name, str(tally.n), *(_cell(getattr(tally, name), tally.n) for name in SHARES)
+    return report.target.name, str(tally.n), *(_cell(getattr(tally, name), tally.n) for name in SHARES)
 
 
 def _aligned(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:

@@ -1,4 +1,4 @@
-"""Running systems over a question file, and counting how their answers were judged."""
+"""Running targets over a question file, and counting how their answers were judged."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ class Tally:
 
 @dataclass(frozen=True, slots=True)
 class Judged:
-    """One question with what a system answered."""
+    """One question with what a target answered."""
 
     question: Question
     text: str
@@ -90,12 +90,12 @@ class Judged:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What a system did on a question file; tokens are those it wrote, seconds the time that took.
+    """What a target did on a question file; tokens are those it wrote, seconds the time that took.
 
     cores: what other programs used of them meanwhile.
     """
 
-    system: System
+    target: Target
     answers: tuple[Judged, ...]
     tokens: int
     seconds: float
@@ -143,25 +143,25 @@ class Report:
             "seconds": self.seconds,
             "tokens_per_second": self.tokens_per_second,
             "cores": self.cores and self.cores.as_dict(),
-            "settings": self.system.settings(),
+            "settings": self.target.settings(),
             "by_category": {name: tally.as_dict() for name, tally in self.categories.items()},
         }
 
 
 @dataclass(frozen=True, slots=True)
-class System:
-    """What is evaluated: what `only` selects, the recipe's changes for it, and how far the mixture steers."""
+class Target:
+    """What is evaluated: who answers, the recipe's changes for it, and how far the mixture steers."""
 
     name: str
-    only: str = MIXTURE
+    target: str = MIXTURE
     changes: Mapping[str, Any] = field(default_factory=dict)
     steer_first: int | None = None
     mix: float | None = None
 
     def settings(self) -> dict[str, Any]:
-        """Return what makes this system differ from the recipe, ready for JSON."""
+        """Return what makes this target differ from the recipe, ready for JSON."""
         own = {"mix": self.mix, "steer_first": self.steer_first}
-        return {"only": self.only, **self.changes, **{k: v for k, v in own.items() if v is not None}}
+        return {"target": self.target, **self.changes, **{k: v for k, v in own.items() if v is not None}}
 
 
 def plan(
@@ -172,8 +172,8 @@ def plan(
     betas: Sequence[float] = (),
     mixes: Sequence[float] = (),
     steer_first: Sequence[int] = (),
-) -> tuple[Recipe, tuple[System, ...]]:
-    """Return the recipe and the systems to run: each name once, "eft" once for every combination of values.
+) -> tuple[Recipe, tuple[Target, ...]]:
+    """Return the recipe and the targets to run: each name once, "eft" once for every combination of values.
 
     A single alpha or beta is no sweep: it becomes the recipe's.
 
@@ -188,7 +188,7 @@ def plan(
         raise UsageError(f"--mix needs a recipe with two experts; {recipe.name} has {len(recipe.experts)}")
     if (alphas or betas or mixes or steer_first) and MIXTURE not in names:
         raise UsageError(
-            f"alpha, beta, mix and steer-first change the system eft, which is not among {', '.join(names)}"
+            f"alpha, beta, mix and steer-first change the target eft, which is not among {', '.join(names)}"
         )
     if any(n < 1 for n in steer_first):
         raise UsageError(f"--steer-first {min(steer_first)}: the mixture must write at least 1 token")
@@ -196,17 +196,17 @@ def plan(
         recipe, alphas = recipe.replace(alpha=alphas[0]), ()
     if len(betas) == 1:
         recipe, betas = recipe.replace(beta=betas[0]), ()
-    systems: list[System] = []
+    targets: list[Target] = []
     for name in dict.fromkeys(names):
         if name == MIXTURE:
             swept = _swept(recipe, alphas, betas, mixes)
-            systems += swept
-            systems += [replace(s, name=f"{s.name} first={n}", steer_first=n) for s in swept for n in steer_first]
+            targets += swept
+            targets += [replace(s, name=f"{s.name} first={n}", steer_first=n) for s in swept for n in steer_first]
         else:
-            systems.append(System(name, only=name))
-    for system in systems:
-        recipe.replace(**system.changes)
-    return recipe, tuple(systems)
+            targets.append(Target(name, target=name))
+    for target in targets:
+        recipe.replace(**target.changes)
+    return recipe, tuple(targets)
 
 
 def _swept(
@@ -214,7 +214,7 @@ def _swept(
     alphas: Sequence[float | Mapping[str, float]],
     betas: Sequence[float],
     mixes: Sequence[float],
-) -> list[System]:
+) -> list[Target]:
     """Return "eft" for every combination of values, which its name tells."""
     first, second = [*recipe.experts, "", ""][:2]
     weights: list[tuple[str, dict[str, Any], float | None]]
@@ -223,12 +223,12 @@ def _swept(
     else:
         weights = [(f" alpha={_alpha_text(alpha)}", {"alpha": alpha}, None) for alpha in alphas]
     scales = [(f" beta={beta:g}", {"beta": beta}) for beta in betas]
-    systems = []
+    targets = []
     for (weight_name, weight, mix), (scale_name, scale) in itertools.product(
         weights or [("", {}, None)], scales or [("", {})]
     ):
-        systems.append(System(f"eft{weight_name}{scale_name}", changes={**weight, **scale}, mix=mix))
-    return systems
+        targets.append(Target(f"eft{weight_name}{scale_name}", changes={**weight, **scale}, mix=mix))
+    return targets
 
 
 def _alpha_text(alpha: float | Mapping[str, float]) -> str:
@@ -241,43 +241,43 @@ def names(text: str) -> tuple[str, ...]:
     """Return the names in a comma list, each once. Raises: UsageError if there are none."""
     found = tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
     if not found:
-        raise UsageError(f"--systems {text!r}: names no system, as in base,expert,eft")
+        raise UsageError(f"--targets {text!r}: names no target, as in base,expert,eft")
     return found
 
 
-def check_systems(wanted: Iterable[str], known: Sequence[str]) -> None:
-    """Raise UsageError for a system that the emulator does not know, naming the nearest that it does."""
+def check_targets(wanted: Iterable[str], known: Sequence[str]) -> None:
+    """Raise UsageError for a target that the emulator does not know, naming the nearest that it does."""
     for name in wanted:
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1)
             hint = f"did you mean {near[0]}?" if near else f"this recipe knows {', '.join(known)}"
-            raise UsageError(f"unknown system {name!r}; {hint}")
+            raise UsageError(f"unknown target {name!r}; {hint}")
 
 
 def run(
     emulator: Emulator,
     questions: Questions,
-    system: System,
+    target: Target,
     *,
     max_tokens: int,
     parallel: int = 8,
     progress: Callable[[int], None] | None = None,
 ) -> Report:
-    """Answer and judge all questions with one system.
+    """Answer and judge all questions with one target.
 
     parallel: questions answered at a time. progress: called with the number of questions answered so far.
     Raises: Cancelled after `emulator.cancel()`.
     """
     started, meter = time.perf_counter(), CoreMeter()
     prompts = [question.question for question in questions.items]
-    answers = _answers(emulator, prompts, system, max_tokens, parallel, progress)
+    answers = _answers(emulator, prompts, target, max_tokens, parallel, progress)
     seconds = time.perf_counter() - started
     phrase = questions.judge["declined_phrase"]
     judged = tuple(
         Judged(question, a.text, a.finish_reason, judge(question, a.text, a.finish_reason, phrase))
         for question, a in zip(questions.items, answers, strict=True)
     )
-    return Report(system, judged, tokens=sum(a.tokens for a in answers), seconds=seconds, cores=meter.use())
+    return Report(target, judged, tokens=sum(a.tokens for a in answers), seconds=seconds, cores=meter.use())
 
 
 @dataclass(frozen=True, slots=True)
@@ -292,29 +292,29 @@ class Written:
 def _answers(
     emulator: Emulator,
     prompts: Sequence[str],
-    system: System,
+    target: Target,
     max_tokens: int,
     parallel: int,
     progress: Callable[[int], None] | None,
 ) -> list[Written]:
-    """Return what the system writes for each prompt. Raises: Cancelled if `emulator.cancel` stopped it."""
-    recipe = emulator.recipe.replace(**system.changes)
+    """Return what the target writes for each prompt. Raises: Cancelled if `emulator.cancel` stopped it."""
+    recipe = emulator.recipe.replace(**target.changes)
     first = emulator.chat(
         list(prompts),
-        target=system.only,
+        target=target.target,
         recipe=recipe,
-        max_tokens=min(max_tokens, system.steer_first or max_tokens),
+        max_tokens=min(max_tokens, target.steer_first or max_tokens),
         parallel=parallel,
-        progress=None if system.steer_first else progress,
+        progress=None if target.steer_first else progress,
     )
     written = [Written(a.text, a.finish_reason, len(a.tokens)) for a in first]
-    if system.steer_first and system.steer_first < max_tokens:
+    if target.steer_first and target.steer_first < max_tokens:
         unfinished = [index for index, answer in enumerate(first) if answer.finish_reason == "length"]
         rest = emulator.chat(
             [prompts[index] for index in unfinished],
             target=BASE,
             recipe=recipe,
-            max_tokens=max_tokens - system.steer_first,
+            max_tokens=max_tokens - target.steer_first,
             prefix=[first[index].tokens for index in unfinished],
             parallel=parallel,
             progress=progress,
@@ -322,7 +322,7 @@ def _answers(
         for index, answer in zip(unfinished, rest, strict=True):
             written[index] = _joined(first[index], answer)
     if any(answer.finish_reason == "cancelled" for answer in written):
-        raise Cancelled(f"stopped while {system.name} was answering")
+        raise Cancelled(f"stopped while {target.name} was answering")
     return written
 
 

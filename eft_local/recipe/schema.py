@@ -75,7 +75,7 @@ __all__ = ["RESERVED_NAMES", "About", "Expert", "Frame", "Placement", "Prompt", 
 DRAFT_SOURCES = ("expert", "proxy", "ngram", "ngram+expert", "ngram+proxy")
 DRAFT_RULES = ("shared-noise", "rejection")
 SAMPLING_KEYS = tuple(each.name for each in fields(Sampling))
-_NAME = re.compile(r"\w[\w.-]*")  # what `--alpha NAME=X` and `--systems a,b` can carry
+_NAME = re.compile(r"\w[\w.-]*")  # what `--alpha NAME=X` and `--targets a,b` can carry
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
