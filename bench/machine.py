@@ -13,7 +13,7 @@ from eft_local.backends.llamacpp.devices import build, devices
 from eft_local.backends.llamacpp.library import default_threads, supports_gpu_offload
 from eft_local.bench.shapes import TRIOS, scaled_bytes
 from eft_local.errors import OutOfMemoryError
-from eft_local.memory import available
+from eft_local.machine.memory import available
 from eft_local.recipe import Recipe
 from eft_local.version import __version__
 

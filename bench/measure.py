@@ -31,14 +31,14 @@ from eft_local.bench.results import (
     fixed,
 )
 from eft_local.bench.schedule import Part, interleave, rotated
-from eft_local.cores import CoreMeter
 from eft_local.emulator import Emulator
 from eft_local.engine.kv import common_prefix
 from eft_local.engine.loading import LoadedRole
 from eft_local.engine.step import Step
 from eft_local.errors import Cancelled
 from eft_local.evals.questions import Questions
-from eft_local.prompts import conversation
+from eft_local.machine.cores import CoreMeter
+from eft_local.prompts.render import conversation
 from eft_local.recipe import Recipe
 
 KINDS = ("long", "short")

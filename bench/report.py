@@ -13,7 +13,7 @@ from rich.table import Table
 from eft_local.analysis.format import share
 from eft_local.bench.machine import place
 from eft_local.bench.results import AUTO, BASE, PLAIN, Answers, Benchmark, Spread
-from eft_local.cores import CoreUse
+from eft_local.machine.cores import CoreUse
 
 _WIDTH = 80
 

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from statistics import median, quantiles
 from typing import Any
 
-from eft_local.cores import CoreUse
 from eft_local.errors import UsageError
+from eft_local.machine.cores import CoreUse
 
 PLAIN, AUTO, BASE = "plain", "auto", "base"
 

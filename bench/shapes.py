@@ -14,11 +14,10 @@ from gguf.constants import GGMLQuantizationType
 from eft_local import files, locations
 from eft_local.bench.gguf_zeros import Shape, row_bytes
 from eft_local.bench.widening import VERSION, Source, fitted, narrowest, widen
-from eft_local.checks import nearest, shown
-from eft_local.errors import OutputError, UsageError
+from eft_local.errors import OutputError, UsageError, nearest, shown
+from eft_local.hub.references import resolve_model
 from eft_local.recipe import Recipe, Role
 from eft_local.recipe.roles import AnyRole
-from eft_local.references import resolve_model
 
 SHAPES: Mapping[str, Shape] = {
     "0.1b": Shape(n_embd=576, n_layer=30, n_head=9, n_head_kv=3, n_ff=1536, n_ctx=32768),  # SmolLM2

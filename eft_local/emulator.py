@@ -11,7 +11,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import TypeVar, Unpack, cast, overload
 
-from eft_local import checks, memory
 from eft_local.engine.cache import Cache
 from eft_local.engine.engine import Engine
 from eft_local.engine.loading import Library, LoadedRole, LoadProgress, exactness, mixed_roles
@@ -24,9 +23,10 @@ from eft_local.engine.targets import MIXTURE, targets_of
 from eft_local.engine.task import OnStep, Task
 from eft_local.engine.worker import Worker
 from eft_local.errors import UsageError
+from eft_local.hub.references import find_recipe
+from eft_local.machine import memory
 from eft_local.placement.survey import rows_at_once
-from eft_local.recipe import Recipe
-from eft_local.references import find_recipe
+from eft_local.recipe import Recipe, checks
 
 M = TypeVar("M", bound=Messages)
 T = TypeVar("T", bound=Text)

@@ -21,6 +21,14 @@ Each message is one line that says what was wrong, with the value, and what to d
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterable
+from difflib import get_close_matches
+from numbers import Real
+from typing import Any
+
+_LONGEST_SHOWN = 80  # characters of a value that an error message repeats
+
 
 class EftError(Exception):
     """Base of all errors of eft-local; `exit_code` is what the command line ends with."""
@@ -90,3 +98,21 @@ class Cancelled(EftError):  # noqa: N818 - an interruption, not a fault
     """Stopped on request before there was anything to return."""
 
     exit_code = 130
+
+
+def shown(value: Any) -> str:
+    """Return a value as an error message repeats it: on one line, and not longer than a glance."""
+    if isinstance(value, bool):
+        words = "true" if value else "false"
+    elif isinstance(value, Real):
+        words = str(value)
+    elif isinstance(value, str):
+        words = json.dumps(value, ensure_ascii=False).encode("utf-8", "backslashreplace").decode()
+    else:
+        words = " ".join(repr(value).split())
+    return words if len(words) <= _LONGEST_SHOWN else words[: _LONGEST_SHOWN - 1] + "…"
+
+
+def nearest(name: object, valid: Iterable[str]) -> str:
+    """Return the valid name that looks most like `name`."""
+    return get_close_matches(str(name).lower(), list(valid), n=1, cutoff=0.0)[0]

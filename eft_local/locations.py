@@ -13,8 +13,7 @@ from pathlib import Path
 
 from platformdirs import PlatformDirs
 
-from eft_local.checks import shown
-from eft_local.errors import UsageError
+from eft_local.errors import UsageError, shown
 
 _PLATFORM = PlatformDirs("eft-local", appauthor=False)
 

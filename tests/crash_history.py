@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from eft_local.chats import History, Message
-from eft_local.references import find_recipe
+from eft_local.hub.references import find_recipe
 
 WORKERS = 4
 PROMISED = 1.0  # seconds of text that may be lost

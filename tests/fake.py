@@ -7,12 +7,12 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from eft_local.backends.base import Capabilities, Rows
+from eft_local.backends.specials import Special, Specials
 from eft_local.emulator import Emulator
 from eft_local.engine.loading import LoadedRole, mixed_roles
 from eft_local.errors import Cancelled, ContextOverflowError, UsageError
-from eft_local.markup import Template
+from eft_local.prompts.markup import Template
 from eft_local.recipe import Expert, Prompt, Recipe, Role
-from eft_local.specials import Special, Specials
 
 NORMAL, CONTROL, UNUSED = 1 << 2, 1 << 3, 1 << 1
 

@@ -8,7 +8,7 @@ from types import TracebackType
 from typing import Any
 
 from eft_local.engine.step import Answer, Candidate, RoleTiming, RoleView, Step
-from eft_local.prompts import conversation
+from eft_local.prompts.render import conversation
 from eft_local.recipe import Recipe
 
 END, OTHER = 9000, 9001

@@ -35,7 +35,7 @@ from hub_server import Content, Fault, HubServer, Repo, serving, sha256
 
 from eft_local.bench.gguf_zeros import Shape
 from eft_local.bench.shapes import Trio, scaled_recipe
-from eft_local.references import find_recipe, hub_names
+from eft_local.hub.references import find_recipe, hub_names
 
 EFT = [sys.executable, "-c", "from eft_local.cli import main; main()"]
 HOW = {"kill": signal.SIGKILL, "ctrl-c": signal.SIGINT, "cut": None}

@@ -37,8 +37,8 @@ from eft_local.engine.speculative.drafters import (
     Round,
 )
 from eft_local.engine.speculative.length import FixedLength
+from eft_local.hub.references import find_recipe
 from eft_local.recipe.sampling import Sampling
-from eft_local.references import find_recipe
 
 FREE = {"top_k": 0, "top_p": 1.0, "min_p": 0.0}
 SAMPLES = 20_000

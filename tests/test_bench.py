@@ -24,15 +24,15 @@ from eft_local.bench.results import Answers, Benchmark, Memory, PromptTime, Run,
 from eft_local.bench.schedule import Part, interleave, rotated
 from eft_local.bench.studies import turns
 from eft_local.bench.studies.turns import Turn
-from eft_local.cores import CoreUse
 from eft_local.emulator import Emulator
 from eft_local.engine.engine import Engine
 from eft_local.engine.loading import Library, LoadedRole, mixed_roles
 from eft_local.engine.speculative.costs import RowCosts
 from eft_local.errors import Cancelled, OutOfMemoryError, UsageError
 from eft_local.evals.questions import read_questions
+from eft_local.hub.references import demo_questions, find_recipe
+from eft_local.machine.cores import CoreUse
 from eft_local.recipe import Placement, Recipe
-from eft_local.references import demo_questions, find_recipe
 
 README = (Path(__file__).parent.parent / "bench" / "README.md").read_text(encoding="utf-8")
 

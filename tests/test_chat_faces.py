@@ -20,7 +20,7 @@ from eft_local.chats import History, to_json
 from eft_local.chats.session import Session
 from eft_local.chats.typed import Typed
 from eft_local.cli import main
-from eft_local.references import demo_questions, find_recipe
+from eft_local.hub.references import demo_questions, find_recipe
 from eft_local.tui.app import ChatApp
 from eft_local.tui.config import Config
 from eft_local.tui.engine import Engine

@@ -13,7 +13,7 @@ from eft_local.chats.opening import chat_to_continue, unsaved
 from eft_local.chats.session import Session
 from eft_local.chats.writing import recorded
 from eft_local.errors import HistoryError, UsageError
-from eft_local.references import find_recipe
+from eft_local.hub.references import find_recipe
 
 RECIPE = find_recipe("demo").replace(seed=3)
 

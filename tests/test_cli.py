@@ -25,8 +25,8 @@ from eft_local.cli.chat import COMMANDS as SLASH_COMMANDS
 from eft_local.cli.chat import chat
 from eft_local.cli.failures import exit_code
 from eft_local.cli.interrupt import interruptible
-from eft_local.cores import CoreUse
-from eft_local.prompts import conversation
+from eft_local.machine.cores import CoreUse
+from eft_local.prompts.render import conversation
 from eft_local.recipe.names import MIXTURE
 
 JUDGE = {"correct": "C", "form": "F", "declined": "D", "declined_phrase": "rather not"}
@@ -768,7 +768,7 @@ def test_recipes_are_listed_with_what_is_wrong_with_them(run: Run, home: Path) -
 
 
 def test_a_recipe_is_shown_as_it_is_written(run: Run) -> None:
-    from eft_local.references import recipe_names
+    from eft_local.hub.references import recipe_names
 
     ran = run("recipes", "show", "demo")
     assert ran.out == recipe_names()["demo"].read_text()

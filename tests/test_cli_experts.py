@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from eft_local.bench.studies.gguf_factory import write_adapter
+from eft_local.hub.references import adapter_of, hub_names, resolve_model
 from eft_local.recipe import Prompt, Recipe
-from eft_local.references import adapter_of, hub_names, resolve_model
 
 EFT = [sys.executable, "-c", "from eft_local.cli import main; main()"]
 DEMO = ("--base", "demo:base", "--antiexpert", "demo:small", "--prompt", "plain")

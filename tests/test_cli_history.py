@@ -28,7 +28,7 @@ from test_startup import CALL, HEAVY, loaded_by
 from eft_local.chats import AnswerRecord, History, Message, store
 from eft_local.cli import main
 from eft_local.errors import ContextOverflowError
-from eft_local.references import find_recipe
+from eft_local.hub.references import find_recipe
 
 RECIPE = find_recipe("demo")
 

@@ -25,8 +25,8 @@ from eft_local.cli.inspected import _row
 from eft_local.cli.positions import Curve, _told
 from eft_local.emulator import Emulator
 from eft_local.engine.step import Candidate, RoleView, Step
+from eft_local.hub.references import find_recipe
 from eft_local.recipe import Recipe
-from eft_local.references import find_recipe
 
 PERU = "What is the capital of Peru?"
 ANSI = re.compile(r"\x1b\[[0-9;]*m")

@@ -19,7 +19,7 @@ from gguf import GGUFReader
 
 from eft_local.bench.gguf_zeros import Shape
 from eft_local.bench.studies.gguf_factory import CHATML, ModelSpec, bpe, spm, write_model
-from eft_local.references import demo_questions
+from eft_local.hub.references import demo_questions
 
 EFT = [sys.executable, "-c", "from eft_local.cli import main; main()"]
 TIMEOUT = 180.0  # seconds; a busy machine makes llama.cpp many times slower

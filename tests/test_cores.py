@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import pytest
 
-from eft_local.cores import CoreMeter, CoreUse, Reading, read
+from eft_local.machine.cores import CoreMeter, CoreUse, Reading, read
 
 
 def readings(*values: Reading) -> Callable[[], Reading]:

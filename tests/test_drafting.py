@@ -14,8 +14,8 @@ from eft_local import Emulator, Recipe
 from eft_local.engine.speculative.length import FixedLength, Outcome
 from eft_local.errors import RecipeError
 from eft_local.evals.questions import read_questions
+from eft_local.hub.references import demo_questions, find_recipe
 from eft_local.recipe import DRAFT_RULES, DRAFT_SOURCES, Expert
-from eft_local.references import demo_questions, find_recipe
 
 PROMPTS = ("hello", "there they were", "my friend, what is it?")
 SETTINGS = (

@@ -7,8 +7,8 @@ import pytest
 
 from eft_local import Emulator, Recipe
 from eft_local.backends.llamacpp import Model
-from eft_local.cores import CoreMeter, CoreUse
 from eft_local.errors import PromptError, RecipeError, UsageError, VocabularyMismatchError
+from eft_local.machine.cores import CoreMeter, CoreUse
 from eft_local.placement.survey import SCORED_ROWS
 from eft_local.recipe import Prompt
 

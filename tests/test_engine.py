@@ -17,7 +17,7 @@ from eft_local.engine.engine import Engine
 from eft_local.engine.request import Options, Request
 from eft_local.engine.sequence import Sequence as Answering
 from eft_local.errors import ContextOverflowError, EvaluationError
-from eft_local.references import find_recipe
+from eft_local.hub.references import find_recipe
 
 FRAME = "These are questions with answers. Answer like them, in one word. "
 PROMPTS = ("hello", "Hello?", "x", FRAME + "one", FRAME + "two", FRAME * 2 + "and a long one")

@@ -25,8 +25,8 @@ from eft_local.evals.questions import (
     read_questions,
 )
 from eft_local.evals.run import Report, Tally, Target, check_targets, names, plan, run, wilson
+from eft_local.hub.references import find_recipe
 from eft_local.recipe import Recipe
-from eft_local.references import find_recipe
 
 JUDGE = {
     "correct": "the answer as a whole word in the first line",

@@ -14,6 +14,8 @@ from gguf_variants import derive, own_end, refusing, renamed_and_added
 
 from eft_local import notices
 from eft_local.backends.llamacpp import Model
+from eft_local.backends.specials import Special, Specials
+from eft_local.backends.vocabulary import CONTROL, Common
 from eft_local.bench.gguf_zeros import Shape
 from eft_local.bench.studies.gguf_factory import CHATML, ModelSpec, Tokens, bpe, spm, write_model
 from eft_local.emulator import Emulator
@@ -21,8 +23,6 @@ from eft_local.engine.ends import Ends
 from eft_local.errors import UsageError, VocabularyMismatchError
 from eft_local.gguf.header import Pretokenizer, pretokenizer_warnings
 from eft_local.recipe import Expert, Prompt, Recipe, Role
-from eft_local.specials import Special, Specials
-from eft_local.vocabulary import CONTROL, Common
 
 OWN_END = END + 1
 """An id that only the expert has: where it ends its turns."""

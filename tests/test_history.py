@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from eft_local.chats import AnswerWriter, History, Message, Snapshot, to_json, to_markdown
 from eft_local.chats import writer as writer_module
 from eft_local.errors import HistoryError, UsageError
-from eft_local.references import find_recipe
+from eft_local.hub.references import find_recipe
 
 RECIPE = find_recipe("demo")
 

@@ -21,7 +21,7 @@ from hypothesis.stateful import (
 )
 
 from eft_local.chats import AnswerWriter, History
-from eft_local.references import find_recipe
+from eft_local.hub.references import find_recipe
 
 RECIPE = find_recipe("demo")
 

@@ -19,7 +19,7 @@ from crash_history import check_file
 from eft_local import locations
 from eft_local.chats import KEPT_AFTER_DELETION, History, store
 from eft_local.errors import HistoryError, UsageError
-from eft_local.references import find_recipe
+from eft_local.hub.references import find_recipe
 
 RECIPE = find_recipe("demo")
 
@@ -327,7 +327,7 @@ def test_many_begin_a_file_together(tmp_path: Path) -> None:
 def test_processes_begin_a_file_together(path: Path) -> None:
     program = (
         "import sys; from pathlib import Path; from eft_local.chats import History; "
-        "from eft_local.references import find_recipe; recipe = find_recipe('demo'); sys.stdin.readline()\n"
+        "from eft_local.hub.references import find_recipe; recipe = find_recipe('demo'); sys.stdin.readline()\n"
         "with History(Path(sys.argv[1])) as history: history.ask(history.create(recipe).id, 'hi')"
     )
     processes = [subprocess.Popen([sys.executable, "-c", program, str(path)], stdin=subprocess.PIPE) for _ in range(3)]

@@ -12,9 +12,9 @@ from eft_local import locations
 from eft_local.errors import ModelNotFoundError, OutputError, UsageError
 from eft_local.hub import HubName, cache
 from eft_local.hub.names import models_of, size_text
+from eft_local.hub.references import hub_names, model_of, resolve_model
 from eft_local.hub.removal import removal
 from eft_local.recipe import Recipe
-from eft_local.references import hub_names, model_of, resolve_model
 
 GB = 10**9
 REPO = "org/Model-GGUF"

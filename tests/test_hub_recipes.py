@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 
 from eft_local.backends.llamacpp import ChatTemplate, Model
+from eft_local.backends.vocabulary import compare
 from eft_local.errors import ModelFileError, RecipeError
 from eft_local.gguf.header import read_vocabulary
 from eft_local.gguf.metadata import read_facts
+from eft_local.hub.references import find_recipe, hub_names, recipe_names, resolve_model
 from eft_local.recipe import Recipe
 from eft_local.recipe.about import About
-from eft_local.references import find_recipe, hub_names, recipe_names, resolve_model
-from eft_local.vocabulary import compare
 
 EFT = [sys.executable, "-c", "from eft_local.cli import main; main()"]
 FAMILIES = ("qwen3", "qwen2.5", "smollm2", "llama3", "llama2", "olmo2", "gemma3", "falcon")

@@ -18,12 +18,12 @@ from hypothesis import strategies as st
 from eft_local import Emulator, Recipe
 from eft_local.backends.llamacpp import Model
 from eft_local.backends.llamacpp.matcher import Matcher, tokenizer
+from eft_local.backends.tokenize import verbatim
 from eft_local.errors import EvaluationError, UsageError
-from eft_local.json_schema import REFUSED
-from eft_local.markup import verbatim
+from eft_local.hub.references import find_recipe
 from eft_local.recipe import Expert, Placement, Role
+from eft_local.recipe.json_schema import REFUSED
 from eft_local.recipe.sampling import Sampling
-from eft_local.references import find_recipe
 
 HERE = Path(__file__).parent
 CASES = [json.loads(line) for line in (HERE / "json_schema_cases.jsonl").read_text("utf-8").splitlines()]

@@ -21,7 +21,7 @@ from eft_local.bench.studies.gguf_factory import LORA_TARGETS, ModelSpec, bpe, w
 from eft_local.errors import Cancelled, EftError, ModelFileError, ModelNotFoundError, UnsupportedModelError
 from eft_local.gguf.adapter import check_adapter
 from eft_local.gguf.checks import check_gguf
-from eft_local.references import resolve_model
+from eft_local.hub.references import resolve_model
 
 TOKENS = [1, 5, 9, 3]
 

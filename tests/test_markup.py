@@ -16,9 +16,9 @@ from eft_local.backends.llamacpp import ChatTemplate, Model
 from eft_local.bench.studies.gguf_factory import ModelSpec, bpe, spm, write_model
 from eft_local.engine.loading import LoadedRole
 from eft_local.errors import PromptError
-from eft_local.prompts import Message, conversation
+from eft_local.hub.references import find_recipe, recipe_names
+from eft_local.prompts.render import Message, conversation
 from eft_local.recipe import Expert, Placement, Prompt, Recipe
-from eft_local.references import find_recipe, recipe_names
 
 CONTROLS = (
     *("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<s>", "</s>", "<bos>", "<start_of_turn>", "<end_of_turn>"),

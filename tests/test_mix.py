@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+from eft_local.backends.ranking import rank
 from eft_local.engine.mix import log_softmax, mix, plausible, top_p_mask
-from eft_local.ranking import rank
 
 INF = np.float32(np.inf)
 

@@ -17,7 +17,7 @@ from eft_local import locations
 from eft_local.chats import History
 from eft_local.chats.presets import Presets
 from eft_local.errors import HistoryError, UsageError
-from eft_local.references import find_recipe, recipe_names, resolve_model
+from eft_local.hub.references import find_recipe, recipe_names, resolve_model
 from eft_local.tui import config
 from eft_local.tui.inventory import inventory
 

@@ -24,8 +24,8 @@ from eft_local.bench.studies.peer_transformers import System, Worker, check_peer
 from eft_local.engine.loading import Library, mixed_roles
 from eft_local.errors import EvaluationError, OutOfMemoryError, UnsupportedModelError, UsageError
 from eft_local.evals.questions import read_questions
-from eft_local.prompts import conversation
-from eft_local.references import demo_questions, find_recipe, resolve_model
+from eft_local.hub.references import demo_questions, find_recipe, resolve_model
+from eft_local.prompts.render import conversation
 
 TIE = 1e-3  # logits that two exact implementations in float32 may put in either order
 GROUPED = Shape(n_embd=48, n_layer=2, n_head=6, n_head_kv=2, n_ff=96, rope_base=50000.0)

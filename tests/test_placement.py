@@ -16,7 +16,7 @@ from eft_local.bench.studies.gguf_factory import ModelSpec, write_model
 from eft_local.engine import loading
 from eft_local.engine.loading import Library, mixed_roles
 from eft_local.errors import ModelNotFoundError, OutOfMemoryError, RecipeError, UnsupportedModelError
-from eft_local.memory import RAM, Available, Device
+from eft_local.machine.memory import RAM, Available, Device
 from eft_local.placement import advice as refusal
 from eft_local.placement import survey
 

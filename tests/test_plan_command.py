@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from eft_local.cli.app import run
-from eft_local.cores import CoreUse
+from eft_local.machine.cores import CoreUse
 from eft_local.placement import speed
 
 GB = 10**9

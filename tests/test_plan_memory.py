@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from eft_local import memory
 from eft_local.bench.gguf_zeros import Shape
 from eft_local.bench.studies.gguf_factory import ModelSpec, bpe, write_model
-from eft_local.memory import ADDRESS_SPACE, CGROUP, Available
+from eft_local.machine import memory
+from eft_local.machine.memory import ADDRESS_SPACE, CGROUP, Available
 
 MB = 10**6
 WEIGHTS = Shape(n_embd=512, n_layer=8, n_head=8, n_head_kv=8, n_ff=2048, n_ctx=1 << 20)

@@ -12,7 +12,7 @@ from eft_local.backends.llamacpp import kernels
 from eft_local.backends.llamacpp.needs import Figures, Needs, at
 from eft_local.errors import OutOfMemoryError
 from eft_local.gguf.weights import Weights
-from eft_local.memory import ADDRESS_SPACE, CGROUP, RAM, Device
+from eft_local.machine.memory import ADDRESS_SPACE, CGROUP, RAM, Device
 from eft_local.placement.advice import advice, checked_plan, refusal
 from eft_local.placement.planner import ContextNeed, Load, Plan, gpus, kept, longest_context, plan
 from eft_local.placement.speed import seconds_per_token, tokens_per_second

@@ -21,7 +21,7 @@ from eft_local.engine.speculative.costs import RowCosts, per_role
 from eft_local.engine.speculative.drafters import DraftingSource
 from eft_local.engine.speculative.length import AdaptiveLength
 from eft_local.errors import RecipeError
-from eft_local.prompts import conversation
+from eft_local.prompts.render import conversation
 from eft_local.recipe import Expert, Prompt, Role
 
 SHOTS = Prompt("few-shot", examples=(("a?", "b."),))

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from eft_local.errors import PromptError
-from eft_local.markup import Messages, Template
-from eft_local.prompts import Rendered, conversation, render, template_for
+from eft_local.prompts.markup import Messages, Template
+from eft_local.prompts.render import Rendered, conversation, render, template_for
 from eft_local.recipe import Frame, Prompt
 
 SECOND_TURN = [

@@ -24,7 +24,7 @@ from eft_local.errors import (
     VocabularyMismatchError,
 )
 from eft_local.gguf.metadata import read_facts
-from eft_local.prompts import conversation
+from eft_local.prompts.render import conversation
 from eft_local.recipe import Expert, Placement, Prompt, Role
 
 QUESTION = "What is the capital of France?"

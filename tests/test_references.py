@@ -10,7 +10,7 @@ import pytest
 
 from eft_local import locations, references
 from eft_local.errors import ModelNotFoundError, RecipeError
-from eft_local.references import demo_questions, find_recipe, recipe_names, resolve_model
+from eft_local.hub.references import demo_questions, find_recipe, recipe_names, resolve_model
 
 RECIPE = '[base]\nmodel = "l.gguf"\n[antiexpert]\nmodel = "s.gguf"\n[experts.tuned]\nmodel = "t.gguf"\n'
 
@@ -148,7 +148,7 @@ def test_the_questions_are_with_the_demo_models() -> None:
 
 def test_the_models_floor_loads_no_llama_cpp() -> None:
     code = (
-        "import sys, eft_local.references, eft_local.prompts; "
+        "import sys, eft_local.hub.references, eft_local.prompts.render; "
         "print({'llama_cpp', 'numpy', 'textual', 'huggingface_hub', 'jinja2'} & set(sys.modules))"
     )
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -13,6 +13,8 @@ from reference_llama import ReferenceLlama
 
 from eft_local.backends.base import Rows
 from eft_local.backends.llamacpp import Model
+from eft_local.backends.tokenize import verbatim
+from eft_local.backends.vocabulary import compare
 from eft_local.bench import shapes, widening
 from eft_local.bench.gguf_zeros import Shape
 from eft_local.bench.shapes import SHAPES, TRIOS, Trio, scaled_bytes, scaled_model, scaled_recipe, unwidened
@@ -21,10 +23,8 @@ from eft_local.emulator import Emulator
 from eft_local.engine.mix import mix
 from eft_local.errors import ModelNotFoundError, OutputError, UnsupportedModelError, UsageError
 from eft_local.evals.questions import read_questions
-from eft_local.markup import verbatim
+from eft_local.hub.references import demo_questions, find_recipe, resolve_model
 from eft_local.recipe import Recipe
-from eft_local.references import demo_questions, find_recipe, resolve_model
-from eft_local.vocabulary import compare
 
 DEMO = {name: resolve_model(f"demo:{name}", None) for name in ("base", "small", "assistant", "base-tuned")}
 TEXT = "Question: What is the capital of Peru?\nAnswer: The capital of Peru is Lima. It borders Chile and Brazil."

@@ -9,7 +9,7 @@ import pytest
 
 from eft_local.engine import statistics as facts
 from eft_local.engine.step import Step
-from eft_local.references import find_recipe
+from eft_local.hub.references import find_recipe
 from eft_local.tui import describing
 from eft_local.tui.describing import Describer
 

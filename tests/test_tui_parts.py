@@ -13,9 +13,9 @@ import pytest
 from eft_local.chats.knobs import KNOB, KNOBS, nudged, turned
 from eft_local.chats.presets import Presets, knobs_of
 from eft_local.chats.typed import Typed
-from eft_local.cores import CoreUse
 from eft_local.errors import UsageError
-from eft_local.references import find_recipe
+from eft_local.hub.references import find_recipe
+from eft_local.machine.cores import CoreUse
 from eft_local.tui import clipboard, config
 from eft_local.tui.actions.handlers import HANDLERS
 from eft_local.tui.actions.registry import ACTIONS, completions, read_slash

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from eft_local.references import find_recipe
+from eft_local.hub.references import find_recipe
 
 pytestmark = pytest.mark.skipif(shutil.which("tmux") is None, reason="needs tmux")
 

@@ -124,7 +124,7 @@ async def test_two_apps_keep_what_was_typed_in_each(tmp_path: Path) -> None:
 async def test_what_was_typed_goes_with_a_chat_that_is_gone(tmp_path: Path) -> None:
     typed = Typed(tmp_path / "typed.json")
     with History(tmp_path / "chats.db") as history:
-        from eft_local.references import find_recipe
+        from eft_local.hub.references import find_recipe
 
         there, deleted = (history.create(find_recipe("demo")).id for _ in range(2))
         history.delete(deleted)

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
+from eft_local.backends.vocabulary import BYTE, CONTROL, NORMAL, UNKNOWN, UNUSED, common_tokens, compare
 from eft_local.errors import VocabularyMismatchError
-from eft_local.vocabulary import BYTE, CONTROL, NORMAL, UNKNOWN, UNUSED, common_tokens, compare
 
 USER_DEFINED = 1 << 4
 

@@ -6,7 +6,7 @@ import pytest
 
 from eft_local.backends.llamacpp import waits
 from eft_local.backends.llamacpp.waits import PERIOD, Waits, Watch
-from eft_local.cores import CoreMeter, CoreUse
+from eft_local.machine.cores import CoreMeter, CoreUse
 
 
 class Crowd:

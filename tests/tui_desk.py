@@ -19,7 +19,7 @@ from eft_local.chats import History
 from eft_local.chats.session import Session
 from eft_local.chats.typed import Typed
 from eft_local.errors import HistoryError
-from eft_local.references import find_recipe
+from eft_local.hub.references import find_recipe
 from eft_local.tui.actions import handlers
 from eft_local.tui.app import ChatApp
 from eft_local.tui.config import Config

@@ -20,8 +20,7 @@ from eft_local.chats.knobs import steering
 from eft_local.chats.presets import Presets
 from eft_local.chats.session import Session
 from eft_local.chats.typed import Typed
-from eft_local.checks import nearest
-from eft_local.errors import EftError, HistoryError, UsageError
+from eft_local.errors import EftError, HistoryError, UsageError, nearest
 from eft_local.recipe import Recipe
 from eft_local.recipe.names import MIXTURE
 from eft_local.tui.actions.registry import BY_ID, Action, bindings

@@ -20,8 +20,19 @@ from pathlib import Path
 from typing import Any
 
 from eft_local import locations
-from eft_local.checks import checked, flag, integer, optional, refuse_unknown, table_of, text, texts, verify, within
 from eft_local.errors import UsageError
+from eft_local.recipe.checks import (
+    checked,
+    flag,
+    integer,
+    optional,
+    refuse_unknown,
+    table_of,
+    text,
+    texts,
+    verify,
+    within,
+)
 from eft_local.recipe.names import COMPARED
 
 _KEYS = table_of(text(empty=False), 'a table from action ids to keys, as "answer.stop" = "escape,f12"')

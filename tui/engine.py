@@ -16,7 +16,7 @@ from queue import SimpleQueue
 from typing import TYPE_CHECKING
 
 from eft_local.errors import Cancelled, EftError
-from eft_local.prompts import Message
+from eft_local.prompts.render import Message
 from eft_local.tui.describing import Describer
 
 if TYPE_CHECKING:

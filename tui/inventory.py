@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from eft_local.errors import EftError
 from eft_local.hub.names import HubName, size_text
-from eft_local.references import find_recipe, hub_names, recipe_names
+from eft_local.hub.references import find_recipe, hub_names, recipe_names
 
 if TYPE_CHECKING:
     from eft_local.hub.cache import Installed, Unfinished

@@ -14,7 +14,7 @@ from textual.pilot import Pilot
 from eft_local.chats import History
 from eft_local.chats.session import Session
 from eft_local.chats.typed import Typed
-from eft_local.references import find_recipe
+from eft_local.hub.references import find_recipe
 from eft_local.tui.actions.handlers import HANDLERS
 from eft_local.tui.app import ChatApp
 from eft_local.tui.config import Config

@@ -9,9 +9,9 @@ import time
 from pathlib import Path
 
 from eft_local.emulator import Emulator
-from eft_local.prompts import conversation
+from eft_local.hub.references import find_recipe
+from eft_local.prompts.render import conversation
 from eft_local.recipe import Recipe, Role
-from eft_local.references import find_recipe
 
 TEXT = "The river rises in the hills, passes three towns and a mill, and reaches the sea after some ninety miles. "
 

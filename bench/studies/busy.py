@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 import psutil
 
 from eft_local.bench.studies.samples import spread
-from eft_local.cores import CoreMeter, Reading, read
+from eft_local.machine.cores import CoreMeter, Reading, read
 
 if TYPE_CHECKING:
     from eft_local.emulator import Emulator
@@ -61,8 +61,8 @@ def main() -> None:
 
 def _recipe(options: argparse.Namespace) -> Recipe:
     from eft_local.bench.shapes import scaled_recipe
+    from eft_local.hub.references import find_recipe
     from eft_local.recipe import Recipe
-    from eft_local.references import find_recipe
 
     if options.model:
         path = json.dumps(str(options.model.resolve()))

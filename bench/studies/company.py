@@ -11,7 +11,7 @@ from eft_local.backends.llamacpp.model import Model
 from eft_local.emulator import Emulator
 from eft_local.engine.step import Answer
 from eft_local.gguf.header import read_vocabulary
-from eft_local.prompts import Message
+from eft_local.prompts.render import Message
 from eft_local.recipe import Recipe
 
 KINDS = {

@@ -39,7 +39,7 @@ def main() -> None:
 
 
 def _recipe(home: Path, threads: int | None) -> Path:
-    from eft_local.references import find_recipe
+    from eft_local.hub.references import find_recipe
 
     recipe = find_recipe("demo").replace(
         name="echo", context=4096, max_tokens=TOKENS, logit_bias={"</s>": -100, "<|end|>": -100}

@@ -19,8 +19,8 @@ from eft_local.bench.studies import company
 from eft_local.emulator import Emulator
 from eft_local.engine.step import Answer
 from eft_local.evals.questions import read_questions
+from eft_local.hub.references import demo_questions, find_recipe
 from eft_local.recipe import DRAFT_RULES, DRAFT_SOURCES, Recipe
-from eft_local.references import demo_questions, find_recipe
 
 LONGEST = 16
 ALPHAS = (0.5, 1.0, 1.5)

@@ -30,8 +30,8 @@ def run_emulator(job: dict[str, Any]) -> dict[str, Any]:
     from eft_local.backends.llamacpp.library import default_threads
     from eft_local.emulator import Emulator
     from eft_local.engine.loading import Library, mixed_roles
-    from eft_local.prompts import conversation
-    from eft_local.references import find_recipe
+    from eft_local.hub.references import find_recipe
+    from eft_local.prompts.render import conversation
 
     memory = {"after imports": resident()}
     recipe = find_recipe(job["recipe"])

@@ -10,8 +10,8 @@ from pathlib import Path
 import gguf
 import numpy as np
 
+from eft_local.hub.references import find_recipe, model_of
 from eft_local.recipe import Recipe
-from eft_local.references import find_recipe, model_of
 
 GAINS = {"unsure": 1.0, "sure": 20.0}
 """How much larger than the expert's the logits are: noise that knows that it is noise, and noise that does not."""

@@ -18,6 +18,7 @@ from typing import Any
 import psutil
 from gguf import GGUFReader
 
+from eft_local.backends.vocabulary import common_tokens
 from eft_local.bench import shapes
 from eft_local.bench.studies import proxy_tuning
 from eft_local.bench.studies.peer_results import Row, Written, report, summary
@@ -26,10 +27,9 @@ from eft_local.engine.loading import Library, LoadedRole, antiexpert_name, mixed
 from eft_local.engine.step import Step
 from eft_local.errors import EftError, EvaluationError, OutOfMemoryError, UnsupportedModelError, UsageError
 from eft_local.evals.questions import read_questions
-from eft_local.prompts import conversation
+from eft_local.hub.references import demo_questions, find_recipe, resolve_model
+from eft_local.prompts.render import conversation
 from eft_local.recipe import Recipe
-from eft_local.references import demo_questions, find_recipe, resolve_model
-from eft_local.vocabulary import common_tokens
 
 SERVE = "--serve"  # makes this module one of its own processes
 WARM_UP = "What is the capital of Peru?"

@@ -13,7 +13,7 @@ from typing import Any
 from eft_local.backends.llamacpp import Model, library
 from eft_local.backends.llamacpp.needs import Asked, ask, read_buffers, read_figures
 from eft_local.bench.studies.families import FAMILIES, write_family
-from eft_local.memory import Device
+from eft_local.machine.memory import Device
 from eft_local.placement.planner import ContextNeed, Load, Placed, plan
 from eft_local.placement.survey import SCORED_ROWS, Seat, settled
 from eft_local.recipe.roles import Placement

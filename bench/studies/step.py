@@ -20,7 +20,7 @@ from eft_local.bench.studies.samples import shown, spread
 from eft_local.emulator import Emulator
 from eft_local.engine.loading import LoadedRole
 from eft_local.engine.step import Step
-from eft_local.prompts import conversation
+from eft_local.prompts.render import conversation
 from eft_local.recipe import Expert, Prompt, Recipe, Role, Sampling
 
 PROMPT = "What is the capital of Peru?"

@@ -86,7 +86,7 @@ def _rounded(samples: list[float], digits: int = 1) -> dict[str, float]:
 
 
 def _recipe(options: argparse.Namespace) -> Recipe:
-    from eft_local.references import find_recipe
+    from eft_local.hub.references import find_recipe
     from eft_local.tui.engine import with_threads
 
     recipe = find_recipe("demo")
@@ -154,7 +154,7 @@ class _Stopwatch:
 def _ask(recipe: Path) -> None:
     """Answer every line of stdin as `eft ask` does: each step is written and flushed as it comes."""
     from eft_local.emulator import Emulator
-    from eft_local.prompts import conversation
+    from eft_local.prompts.render import conversation
     from eft_local.recipe import Recipe
 
     watch = _Stopwatch()

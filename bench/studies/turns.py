@@ -28,9 +28,9 @@ from eft_local.engine.loading import Library, LoadedRole, mixed_roles
 from eft_local.engine.step import Answer, Step
 from eft_local.errors import EftError
 from eft_local.evals.questions import read_questions
-from eft_local.prompts import conversation
+from eft_local.hub.references import demo_questions, find_recipe
+from eft_local.prompts.render import conversation
 from eft_local.recipe import Recipe
-from eft_local.references import demo_questions, find_recipe
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

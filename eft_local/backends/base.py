@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from eft_local.specials import Specials
+from eft_local.backends.specials import Specials
 
 Floats = npt.NDArray[np.float32]
 

@@ -11,8 +11,7 @@ import tomli_w
 
 from eft_local import files, locations
 from eft_local.chats.knobs import KNOBS
-from eft_local.checks import nearest
-from eft_local.errors import OutputError, UsageError
+from eft_local.errors import OutputError, UsageError, nearest
 
 if TYPE_CHECKING:
     from eft_local.recipe import Recipe

@@ -20,8 +20,8 @@ from eft_local.chats.records import Chat, FinishReason, Message
 from eft_local.chats.writer import AnswerWriter
 from eft_local.chats.writing import AnswerRequest, Writing, add, figures
 from eft_local.errors import HistoryError, UsageError
-from eft_local.prompts import Message as PromptMessage
-from eft_local.prompts import conversation
+from eft_local.prompts.render import Message as PromptMessage
+from eft_local.prompts.render import conversation
 from eft_local.recipe.names import MIXTURE
 
 if TYPE_CHECKING:

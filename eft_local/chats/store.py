@@ -9,8 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from eft_local.checks import shown
-from eft_local.errors import HistoryError, UsageError
+from eft_local.errors import HistoryError, UsageError, shown
 
 APPLICATION_ID = 0x45465431  # "EFT1" in the file's header: this is our file, and `file` can tell it
 BUSY_SECONDS = 5.0

@@ -11,7 +11,7 @@ from eft_local.analysis.format import sparkline
 if TYPE_CHECKING:
     from eft_local.chats.writer import AnswerWriter
     from eft_local.engine.step import Answer, Step
-    from eft_local.prompts import Message
+    from eft_local.prompts.render import Message
     from eft_local.recipe import Recipe
 
 STRIP_WIDTH = 60

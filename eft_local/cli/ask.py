@@ -20,7 +20,7 @@ from eft_local.cli.options import (
     recipe_option,
     system_option,
 )
-from eft_local.prompts import conversation
+from eft_local.prompts.render import conversation
 
 
 @click.command(

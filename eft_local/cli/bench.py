@@ -190,7 +190,7 @@ def _measured(recipe: Recipe, plan: Plan, about: dict[str, Any], show: Show, sta
     from eft_local.bench.measure import Measurement
     from eft_local.engine.loading import Library, mixed_roles
     from eft_local.evals.questions import read_questions
-    from eft_local.references import demo_questions
+    from eft_local.hub.references import demo_questions
 
     with ExitStack() as cleanup:
         library = Library()

@@ -27,7 +27,7 @@ from eft_local.cli.options import (
     system_option,
 )
 from eft_local.evals.run import check_targets, names
-from eft_local.prompts import Message, conversation
+from eft_local.prompts.render import Message, conversation
 from eft_local.recipe.names import COMPARED
 
 if TYPE_CHECKING:

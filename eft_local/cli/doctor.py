@@ -66,7 +66,7 @@ def _version(name: str) -> str | None:
 def _machine() -> dict[str, Any]:
     import psutil
 
-    from eft_local.memory import available
+    from eft_local.machine.memory import available
 
     ours = available()
     return {
@@ -104,7 +104,7 @@ def _recipes() -> dict[str, dict[str, str | bool | None]]:
     whether its answers are exact, as far as that is known (None: its models are not downloaded, or there may be a GPU).
     """
     from eft_local.errors import EftError
-    from eft_local.references import find_recipe, recipe_names
+    from eft_local.hub.references import find_recipe, recipe_names
 
     found: dict[str, dict[str, str | bool | None]] = {}
     for name, path in recipe_names().items():

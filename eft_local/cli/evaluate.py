@@ -18,8 +18,8 @@ from eft_local.errors import Cancelled, UsageError
 from eft_local.evals import run as evaluation
 from eft_local.evals.questions import Questions, read_questions
 from eft_local.evals.run import Report, Target
+from eft_local.hub.references import demo_questions
 from eft_local.recipe.names import COMPARED
-from eft_local.references import demo_questions
 
 if TYPE_CHECKING:
     from eft_local.emulator import Emulator

@@ -200,7 +200,7 @@ def _written(session: Session, question: str, only: str, system: str | None, *, 
     """Answer a question, on the terminal while it is written if `live`; return the facts and the exit code."""
     from eft_local.analysis import CANDIDATES, Inspection
     from eft_local.cli.inspected import Inspected, Printer, recipe_facts
-    from eft_local.prompts import conversation
+    from eft_local.prompts.render import conversation
 
     messages = conversation(question, system)
     recipe = session.recipe()

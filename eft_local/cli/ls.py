@@ -72,7 +72,7 @@ def recipes_by_path() -> dict[Path, list[str]]:
     """Return which recipes use a file in the cache. One that cannot be read uses none."""
     from eft_local.errors import EftError
     from eft_local.hub import cache
-    from eft_local.references import find_recipe, hub_names, recipe_names
+    from eft_local.hub.references import find_recipe, hub_names, recipe_names
 
     users: dict[Path, list[str]] = defaultdict(list)
     for recipe in recipe_names():

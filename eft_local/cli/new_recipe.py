@@ -13,9 +13,9 @@ from eft_local import locations
 from eft_local.cli import output
 from eft_local.cli.options import Command, example
 from eft_local.errors import EftError, PromptError, UsageError
+from eft_local.hub.references import adapter_of, model_of, names_recipe, resolve_model
 from eft_local.recipe import Expert, Prompt, Recipe, Role
 from eft_local.recipe.names import AS_ANTIEXPERT, AS_BASE, SAME_WEIGHTS
-from eft_local.references import adapter_of, model_of, names_recipe, resolve_model
 
 Answer = TypeVar("Answer")
 
@@ -186,9 +186,9 @@ def _asked(question: str, accept: Callable[[str], Answer]) -> Answer:
 
 def _check_fit(recipe: Recipe) -> None:
     """Compare the models by their headers. Raises: VocabularyMismatchError, PromptError, ModelFileError."""
+    from eft_local.backends.vocabulary import common_tokens
     from eft_local.gguf.adapter import check_adapter
     from eft_local.gguf.header import read_vocabulary
-    from eft_local.vocabulary import common_tokens
 
     roles = dict(recipe.named_roles())
     paths = {place: model_of(recipe, role) for place, role in roles.items()}

@@ -33,7 +33,7 @@ class Session:
 
     def recipe(self) -> Recipe:
         """Return the recipe that was asked for, with the options' changes. Raises: RecipeError."""
-        from eft_local.references import find_recipe
+        from eft_local.hub.references import find_recipe
 
         recipe = find_recipe(self.recipe_name)
         return recipe.replace(**self.changes) if self.changes else recipe
@@ -105,7 +105,7 @@ def _set_recipe(ctx: click.Context, _parameter: click.Parameter, value: str) -> 
 def _complete_recipe(_ctx: click.Context, _parameter: click.Parameter, start: str) -> list[CompletionItem]:
     from click.shell_completion import CompletionItem
 
-    from eft_local.references import recipe_names
+    from eft_local.hub.references import recipe_names
 
     names = [CompletionItem(name) for name in recipe_names() if name.startswith(start)]
     return names or [CompletionItem(start, type="file")]

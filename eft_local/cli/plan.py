@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from eft_local.hub import HubName
-    from eft_local.memory import Device
+    from eft_local.machine.memory import Device
     from eft_local.placement.planner import Load, Placed, Plan
     from eft_local.placement.survey import Seat
 
@@ -86,10 +86,10 @@ def _loads(
     from eft_local.engine.mixture import MIXTURE
     from eft_local.engine.targets import roles_of
     from eft_local.gguf.weights import read_weights
+    from eft_local.hub.references import find_recipe, hub_name, names_recipe, resolve_model
     from eft_local.placement.headers import check_headers
     from eft_local.placement.survey import SCORED_ROWS, Seat, loads, rows_at_once, seats
     from eft_local.recipe.roles import Placement
-    from eft_local.references import find_recipe, hub_name, names_recipe, resolve_model
 
     headers = _Headers()
     if names_recipe(what):
@@ -165,7 +165,7 @@ def _numbers(option: str, texts: Sequence[str]) -> dict[str, float]:
 
 def _with_memory(devices: Sequence[Device], given: Mapping[str, float]) -> list[Device]:
     """Return the devices with the memory that is given; those that are not there are GPUs."""
-    from eft_local.memory import Device
+    from eft_local.machine.memory import Device
 
     changed = []
     for device in devices:
@@ -253,7 +253,7 @@ def _model_facts(placed: Placed, plan: Plan) -> dict[str, Any]:
 
 def _text(facts: dict[str, Any]) -> str:
     from eft_local.hub.names import size_text
-    from eft_local.memory import ADDRESS_SPACE, CGROUP
+    from eft_local.machine.memory import ADDRESS_SPACE, CGROUP
 
     head = ("", "weights", "KV cache", "per 1k tokens", "compute", "other", "place")
     rows = [

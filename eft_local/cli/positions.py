@@ -19,8 +19,8 @@ from eft_local.cli.plot import check_plot
 from eft_local.errors import Cancelled
 from eft_local.evals.questions import Questions, read_questions
 from eft_local.evals.run import wilson
-from eft_local.prompts import conversation
-from eft_local.references import demo_questions
+from eft_local.hub.references import demo_questions
+from eft_local.prompts.render import conversation
 
 if TYPE_CHECKING:
     from collections.abc import Generator

@@ -17,7 +17,7 @@ from eft_local.errors import Cancelled, UsageError
 from eft_local.hub.names import HubName, size_text
 from eft_local.hub.pace import Pace
 from eft_local.hub.pace import progress as pace_text
-from eft_local.references import find_recipe, hub_name, hub_names, names_recipe
+from eft_local.hub.references import find_recipe, hub_name, hub_names, names_recipe
 
 if TYPE_CHECKING:
     from eft_local.hub.pull import Event, Pulled, Report

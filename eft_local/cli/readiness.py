@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from eft_local.errors import EftError
-from eft_local.references import hub_names, resolve_model
+from eft_local.hub.references import hub_names, resolve_model
 
 if TYPE_CHECKING:
     from eft_local.recipe import Recipe

@@ -13,7 +13,7 @@ from eft_local.cli.new_recipe import new
 from eft_local.cli.options import Command, example, json_option, read_text
 from eft_local.cli.readiness import READY, readiness
 from eft_local.errors import EftError
-from eft_local.references import DEMO_PREFIX, find_recipe, hub_names, recipe_names
+from eft_local.hub.references import DEMO_PREFIX, find_recipe, hub_names, recipe_names
 
 if TYPE_CHECKING:
     from eft_local.recipe import Recipe

@@ -12,7 +12,7 @@ from eft_local.cli.ls import model_facts, recipes_by_path
 from eft_local.cli.options import Command, example, json_option
 from eft_local.errors import ModelNotFoundError, UsageError
 from eft_local.hub.names import HubName, size_text
-from eft_local.references import find_recipe, hub_names, names_recipe
+from eft_local.hub.references import find_recipe, hub_names, names_recipe
 
 if TYPE_CHECKING:
     from pathlib import Path

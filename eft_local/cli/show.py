@@ -14,7 +14,7 @@ from eft_local.cli.options import Command, example, json_option
 from eft_local.cli.readiness import readiness
 from eft_local.errors import EftError
 from eft_local.hub.names import HubName, size_text
-from eft_local.references import find_recipe, hub_name, names_recipe, resolve_model
+from eft_local.hub.references import find_recipe, hub_name, names_recipe, resolve_model
 
 if TYPE_CHECKING:
     from eft_local.gguf.metadata import Facts

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from eft_local.backends.base import Floats, Vocabulary
-from eft_local.vocabulary import Common
+from eft_local.backends.vocabulary import Common
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,18 +20,19 @@ from eft_local.backends.llamacpp.devices import places
 from eft_local.backends.llamacpp.exactness import Choice, Question, choose
 from eft_local.backends.llamacpp.needs import UBATCH_CPU, Needs
 from eft_local.backends.llamacpp.probing import find, find_in_child
+from eft_local.backends.tokenize import tokenize_marked, tokenize_text
+from eft_local.backends.vocabulary import Common
 from eft_local.engine.ends import Ends
 from eft_local.errors import Cancelled
-from eft_local.markup import Template, tokenize_marked, tokenize_text
+from eft_local.hub.references import is_bundled
 from eft_local.notices import notice
 from eft_local.placement.advice import check_context, checked_plan
 from eft_local.placement.headers import check_headers
 from eft_local.placement.planner import Placed
 from eft_local.placement.survey import Seat, loads, question, rows_at_once, seats, settled
-from eft_local.prompts import Message, render, template_for
+from eft_local.prompts.markup import Template
+from eft_local.prompts.render import Message, render, template_for
 from eft_local.recipe import Placement, Recipe, Role
-from eft_local.references import is_bundled
-from eft_local.vocabulary import Common
 
 log = logging.getLogger("eft_local")
 

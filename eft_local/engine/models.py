@@ -6,14 +6,13 @@ import secrets
 from collections.abc import Mapping, Sequence
 from typing import TypeGuard
 
-from eft_local import checks
+from eft_local.backends.tokenize import tokenize_text, verbatim
 from eft_local.engine.loading import Library, LoadedRole, LoadProgress, compared_roles, mixed_roles
 from eft_local.engine.request import Record, Request
 from eft_local.engine.targets import MIXTURE, Target, make_mixture, make_single, roles_of
-from eft_local.errors import PromptError, RecipeError, UsageError
-from eft_local.markup import tokenize_text, verbatim
-from eft_local.prompts import conversation
-from eft_local.recipe import Recipe, Sampling
+from eft_local.errors import PromptError, RecipeError, UsageError, shown
+from eft_local.prompts.render import conversation
+from eft_local.recipe import Recipe, Sampling, checks
 
 Messages = str | Sequence[Mapping[str, object]]
 """One conversation: messages with `role` and `content`; a bare string is one user turn."""
@@ -176,7 +175,7 @@ def _turns(prompt: Messages | Text, roles: Mapping[str, LoadedRole]) -> dict[str
 def _checked_tokens(what: str, given: object, name: str, target: Target) -> tuple[int, ...]:
     """Return token ids if all exist: llama.cpp ends the process at one that does not. Raises: UsageError."""
     if isinstance(given, str | bytes) or not isinstance(given, Sequence):
-        raise UsageError(f"{what} = {checks.shown(given)}: a sequence of token ids is needed")
+        raise UsageError(f"{what} = {shown(given)}: a sequence of token ids is needed")
     tokens = tuple(checks.given_integer(f"a token of {what}", token) for token in given)
     for token in tokens:
         if not 0 <= token < target.n_vocab:
@@ -191,7 +190,7 @@ def _shared(text: str, target: Target, roles: Mapping[str, LoadedRole]) -> list[
         tokens = verbatim(vocabulary, text)
         if all(map(target.common.has, tokens)):
             return tokens
-    raise UsageError(f"continuation = {checks.shown(text)} holds special tokens that not all models have")
+    raise UsageError(f"continuation = {shown(text)} holds special tokens that not all models have")
 
 
 def is_several(prompt: object) -> TypeGuard[list[Messages]]:

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from eft_local.backends.base import Floats
 from eft_local.backends.llamacpp import Sampler
-from eft_local.cores import CoreMeter
+from eft_local.backends.tokenize import controls_named
 from eft_local.engine.kv import KVSequence
 from eft_local.engine.request import Request
 from eft_local.engine.speculative.acceptance import Guess, Rule
@@ -18,7 +18,7 @@ from eft_local.engine.statistics import Evidence, known
 from eft_local.engine.step import Answer, FinishReason, RoleTiming, Score, Step
 from eft_local.engine.targets import MIXTURE
 from eft_local.engine.text import TextStream
-from eft_local.markup import controls_named
+from eft_local.machine.cores import CoreMeter
 from eft_local.recipe import Recipe, Sampling
 
 

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Literal
 from eft_local.backends.base import Floats
 
 if TYPE_CHECKING:
-    from eft_local.cores import CoreUse
     from eft_local.engine.statistics import Evidence
+    from eft_local.machine.cores import CoreUse
 
 FinishReason = Literal["stop", "length", "context", "cancelled"]
 

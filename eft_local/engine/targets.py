@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from eft_local.backends.base import Floats, Vocabulary
 from eft_local.backends.llamacpp import Sampler
+from eft_local.backends.vocabulary import Common, common_tokens
 from eft_local.engine.ends import Ends
 from eft_local.engine.loading import (
     LoadedRole,
@@ -21,7 +22,6 @@ from eft_local.engine.loading import (
 from eft_local.engine.mixture import MIXTURE, Mixture
 from eft_local.errors import UsageError
 from eft_local.recipe import Recipe, Sampling
-from eft_local.vocabulary import Common, common_tokens
 
 __all__ = ["MIXTURE", "Target", "make_mixture", "make_single", "roles_of", "targets_of"]
 

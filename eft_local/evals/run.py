@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from eft_local.cores import CoreMeter, CoreUse
 from eft_local.errors import Cancelled, UsageError
 from eft_local.evals.questions import Question, Questions, Verdict, judge
+from eft_local.machine.cores import CoreMeter, CoreUse
 from eft_local.recipe.names import BASE, MIXTURE
 
 if TYPE_CHECKING:

@@ -18,8 +18,7 @@ from urllib.parse import SplitResult, urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 from eft_local import locations
-from eft_local.checks import shown
-from eft_local.errors import UsageError
+from eft_local.errors import UsageError, shown
 
 _PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
 _PROXY_SCHEMES = ("http", "https", "socks5", "socks5h")

@@ -12,8 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from urllib.parse import parse_qs, unquote, urlsplit
 
-from eft_local.checks import shown
-from eft_local.errors import ModelNotFoundError, UsageError
+from eft_local.errors import ModelNotFoundError, UsageError, shown
 
 _PART = r"[A-Za-z0-9](?:[\w.-]*\w)?"
 _NAME = re.compile(

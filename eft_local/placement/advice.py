@@ -8,7 +8,7 @@ from dataclasses import replace
 from eft_local.backends.llamacpp.needs import Needs, at
 from eft_local.errors import OutOfMemoryError
 from eft_local.hub.names import size_text
-from eft_local.memory import ADDRESS_SPACE, CGROUP, Device, available
+from eft_local.machine.memory import ADDRESS_SPACE, CGROUP, Device, available
 from eft_local.placement.planner import Load, Plan, Shortage, longest_context, plan
 
 _ADVICE = 3

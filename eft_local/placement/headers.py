@@ -6,15 +6,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from eft_local.backends.llamacpp import ChatTemplate
+from eft_local.backends.vocabulary import Common, common_tokens
 from eft_local.gguf.adapter import check_adapter
 from eft_local.gguf.checks import check_gguf
 from eft_local.gguf.header import HeaderVocabulary, Pretokenizer, pretokenizer_warnings, read_vocabulary
 from eft_local.gguf.reader import Gguf
 from eft_local.notices import notice
 from eft_local.placement.survey import Seat
-from eft_local.prompts import template_for
+from eft_local.prompts.render import template_for
 from eft_local.recipe import Recipe, Role
-from eft_local.vocabulary import Common, common_tokens
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from typing import Literal
 
 from eft_local.backends.llamacpp.needs import Figures, Needs, at
 from eft_local.gguf.weights import Weights
-from eft_local.memory import ADDRESS_SPACE, Device
+from eft_local.machine.memory import ADDRESS_SPACE, Device
 
 _MIB = 1 << 20
 _KEPT_GPU = 512 * _MIB  # a driver's and its libraries' buffers

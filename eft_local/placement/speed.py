@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from eft_local.cores import CoreMeter, CoreUse
+from eft_local.machine.cores import CoreMeter, CoreUse
 from eft_local.placement.planner import Placed, Plan
 
 REACHED = 0.6

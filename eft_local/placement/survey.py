@@ -13,10 +13,10 @@ from eft_local.backends.llamacpp.needs import UBATCH_CPU, UBATCH_GPU, Asked, ask
 from eft_local.errors import ModelNotFoundError
 from eft_local.gguf.weights import read_weights
 from eft_local.hub import HubName
+from eft_local.hub.references import adapter_of, hub_name, is_bundled, model_of
 from eft_local.placement.planner import ContextNeed, Load
 from eft_local.recipe import Placement, Recipe, Role
 from eft_local.recipe.roles import PLAIN_KV_TYPES
-from eft_local.references import adapter_of, hub_name, is_bundled, model_of
 
 SCORED_ROWS = 8
 """Rows of logits that are read at a time where a continuation is scored: a buffer of 8 × n_vocab floats per role."""

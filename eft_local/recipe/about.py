@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from eft_local.checks import checked, flag, number, optional, text, verify
+from eft_local.recipe.checks import checked, flag, number, optional, text, verify
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

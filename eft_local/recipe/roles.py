@@ -9,7 +9,8 @@ from dataclasses import dataclass, fields, replace
 from types import MappingProxyType
 from typing import Any, Literal, TypeVar
 
-from eft_local.checks import (
+from eft_local.errors import RecipeError, nearest, shown
+from eft_local.recipe.checks import (
     Check,
     checked,
     choice,
@@ -17,18 +18,15 @@ from eft_local.checks import (
     flag,
     instance,
     integer,
-    nearest,
     number,
     optional,
     refuse_unknown,
-    shown,
     table_of,
     text,
     toml_value,
     verify,
     within,
 )
-from eft_local.errors import RecipeError
 from eft_local.recipe.names import ANTIEXPERT, SAME_WEIGHTS
 
 STYLES = ("chat", "plain", "few-shot")

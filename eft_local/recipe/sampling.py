@@ -7,21 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from eft_local.checks import (
-    Check,
-    checked,
-    integer,
-    number,
-    optional,
-    shown,
-    table_of,
-    text,
-    texts,
-    toml_value,
-    verify,
-)
-from eft_local.errors import RecipeError
-from eft_local.json_schema import compiled
+from eft_local.errors import RecipeError, shown
+from eft_local.recipe.checks import Check, checked, integer, number, optional, table_of, text, texts, toml_value, verify
+from eft_local.recipe.json_schema import compiled
 
 
 def _schema_text(value: Any) -> str:

@@ -37,7 +37,9 @@ from typing import Any, Literal
 
 import tomli_w
 
-from eft_local.checks import (
+from eft_local.errors import RecipeError, shown
+from eft_local.recipe.about import About
+from eft_local.recipe.checks import (
     Check,
     checked,
     choice,
@@ -47,13 +49,10 @@ from eft_local.checks import (
     number,
     optional,
     refuse_unknown,
-    shown,
     text,
     verify,
     within,
 )
-from eft_local.errors import RecipeError
-from eft_local.recipe.about import About
 from eft_local.recipe.names import ANTIEXPERT, AS_ANTIEXPERT, AS_BASE, BASE, RESERVED_NAMES
 from eft_local.recipe.roles import (
     PLACEMENT_KEYS,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from eft_local.errors import UsageError
 from eft_local.hub.names import HubName, size_text
-from eft_local.references import find_recipe, hub_name, hub_names, names_recipe
+from eft_local.hub.references import find_recipe, hub_name, hub_names, names_recipe
 from eft_local.tui.app import ChatApp, Handlers
 from eft_local.tui.inventory import removal
 from eft_local.tui.screens.dialogs import DecisionScreen

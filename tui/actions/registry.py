@@ -14,8 +14,7 @@ from dataclasses import dataclass
 from textual.binding import Binding, BindingType
 
 from eft_local.chats.knobs import KNOBS
-from eft_local.checks import nearest
-from eft_local.errors import UsageError
+from eft_local.errors import UsageError, nearest
 
 
 @dataclass(frozen=True, slots=True)

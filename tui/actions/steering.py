@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from eft_local.chats.knobs import KNOB, KNOBS, Knob, mixed, nudged, steering, turned
 from eft_local.errors import UsageError
-from eft_local.references import find_recipe, recipe_names
+from eft_local.hub.references import find_recipe, recipe_names
 from eft_local.tui.app import ChatApp, Handler, Handlers
 from eft_local.tui.screens.dialogs import ChoiceScreen
 

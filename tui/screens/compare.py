@@ -13,7 +13,7 @@ from textual.widgets import Markdown, Static
 
 from eft_local.analysis.format import outcome, printable
 from eft_local.errors import UsageError
-from eft_local.prompts import Message
+from eft_local.prompts.render import Message
 from eft_local.recipe.names import MIXTURE
 from eft_local.tui.actions.registry import bindings
 from eft_local.tui.engine import Engine, Failed, Finished, Request, Started, Wrote

@@ -12,8 +12,8 @@ from textual.widgets import Static
 from eft_local.analysis.format import share, speed
 
 if TYPE_CHECKING:
-    from eft_local.cores import CoreUse
     from eft_local.engine.step import Answer
+    from eft_local.machine.cores import CoreUse
 
 
 @dataclass(frozen=True, slots=True)

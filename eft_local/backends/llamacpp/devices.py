@@ -13,7 +13,7 @@ import llama_cpp
 import psutil
 
 from eft_local.backends.llamacpp import kernels, library
-from eft_local.memory import Device, available
+from eft_local.machine.memory import Device, available
 
 KINDS = ("cpu", "gpu", "integrated gpu", "accelerator", "meta")
 """Names for ggml's `enum ggml_backend_dev_type`, in its order (ggml-backend.h)."""

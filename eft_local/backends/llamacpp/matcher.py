@@ -9,9 +9,9 @@ import numpy.typing as npt
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
 
 from eft_local.backends.base import Vocabulary
+from eft_local.backends.tokenize import verbatim
 from eft_local.errors import EvaluationError
-from eft_local.json_schema import compiled, one_line
-from eft_local.markup import verbatim
+from eft_local.recipe.json_schema import compiled, one_line
 
 _tokenizers: WeakKeyDictionary[Vocabulary, LLTokenizer] = WeakKeyDictionary()
 

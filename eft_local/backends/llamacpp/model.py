@@ -20,7 +20,7 @@ from eft_local.backends.llamacpp.trial import try_model
 from eft_local.backends.llamacpp.vocabulary import LlamaVocabulary
 from eft_local.errors import Cancelled, ModelFileError, OutOfMemoryError, UnsupportedModelError
 from eft_local.gguf.checks import check_gguf
-from eft_local.memory import available
+from eft_local.machine.memory import available
 
 Progress = Callable[[float], bool | None]
 """Called with 0…1 while weights are loaded; returning False cancels the load."""

@@ -19,9 +19,9 @@ from eft_local.backends.llamacpp.distribution import Distribution
 from eft_local.backends.llamacpp.grammar import Grammar
 from eft_local.backends.llamacpp.noise import CONSTRAINED, gumbel, key
 from eft_local.backends.llamacpp.vocabulary import LlamaVocabulary
+from eft_local.backends.ranking import best
+from eft_local.backends.tokenize import verbatim
 from eft_local.errors import EvaluationError, UsageError
-from eft_local.markup import verbatim
-from eft_local.ranking import best
 from eft_local.recipe.sampling import Sampling
 
 _NOTHING_LEFT = "the models left no token to choose (their logits are NaN or all masked)"

@@ -11,8 +11,8 @@ import llama_cpp
 import numpy as np
 import numpy.typing as npt
 
+from eft_local.backends.specials import Special, Specials
 from eft_local.errors import EvaluationError
-from eft_local.specials import Special, Specials
 
 
 class LlamaVocabulary:

@@ -17,7 +17,7 @@ from functools import cache
 import llama_cpp
 import psutil
 
-from eft_local.cores import CoreMeter
+from eft_local.machine.cores import CoreMeter
 
 SHARED = 0.5
 """Cores that other programs use when waits become brief: all threads wait for the one that shares its core."""

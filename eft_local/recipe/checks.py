@@ -6,20 +6,17 @@ of a recipe is refused with a UsageError.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import MISSING, dataclass, field, fields
-from difflib import get_close_matches
 from numbers import Integral, Real
 from operator import index
 from types import MappingProxyType
 from typing import Any
 
-from eft_local.errors import RecipeError, UsageError
+from eft_local.errors import RecipeError, UsageError, nearest, shown
 
-_LONGEST_SHOWN = 80  # characters of a value that an error message repeats
 _LARGEST_INTEGER = 2**31 - 1  # llama.cpp's parameters are 32 bits wide
 
 
@@ -189,24 +186,6 @@ def toml_value(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {text().accept(key): toml_value(item) for key, item in value.items()}
     raise TypeError
-
-
-def shown(value: Any) -> str:
-    """Return a value as an error message repeats it: on one line, and not longer than a glance."""
-    if isinstance(value, bool):
-        words = "true" if value else "false"
-    elif isinstance(value, Real):
-        words = str(value)
-    elif isinstance(value, str):
-        words = json.dumps(value, ensure_ascii=False).encode("utf-8", "backslashreplace").decode()
-    else:
-        words = " ".join(repr(value).split())
-    return words if len(words) <= _LONGEST_SHOWN else words[: _LONGEST_SHOWN - 1] + "…"
-
-
-def nearest(name: object, valid: Iterable[str]) -> str:
-    """Return the valid name that looks most like `name`."""
-    return get_close_matches(str(name).lower(), list(valid), n=1, cutoff=0.0)[0]
 
 
 def refuse_unknown(table: Mapping[str, Any], valid: Iterable[str]) -> None:

@@ -7,8 +7,7 @@ from importlib import resources
 from pathlib import Path
 
 from eft_local import locations
-from eft_local.checks import nearest, shown
-from eft_local.errors import ModelNotFoundError, RecipeError
+from eft_local.errors import ModelNotFoundError, RecipeError, nearest, shown
 from eft_local.hub import HubName
 from eft_local.recipe import Recipe
 from eft_local.recipe.roles import Role

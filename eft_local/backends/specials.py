@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
@@ -57,3 +58,9 @@ class Specials:
         alike = [group for beginning, group in self._begun.items() if beginning in text]
         found = [special for group in alike for special in group if special.text in text]
         return sorted(found, key=lambda special: (-len(special.text.encode()), special.token))
+
+
+def any_of(texts: Iterable[str]) -> re.Pattern[str]:
+    """Match any of some texts, the longest first; nothing if there are none."""
+    longest_first = sorted(filter(None, texts), key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, longest_first))) if longest_first else re.compile("(?!)")

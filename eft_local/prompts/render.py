@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import Any, Literal, TypedDict, cast
 
 from eft_local import locations
-from eft_local.checks import shown
-from eft_local.errors import PromptError
-from eft_local.markup import Template, render_marked
+from eft_local.backends.specials import Specials
+from eft_local.errors import PromptError, shown
+from eft_local.prompts.markup import Template, render_marked
 from eft_local.recipe import Frame, Prompt
-from eft_local.specials import Specials
 
 _NO_SPECIALS = Specials()
 

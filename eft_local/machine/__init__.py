@@ -1,0 +1,1 @@
+"""The computer that models run on: what other programs leave of it."""

@@ -1,0 +1,1 @@
+"""Messages and templates: what each role is given to read."""
