@@ -10,13 +10,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from mamba_factory import write_mamba
 
 import eft_local.backends.llamacpp  # noqa: F401  before a test imports llama_cpp: its kernels come first
 from eft_local.bench.gguf_zeros import Shape
 from eft_local.bench.studies import real_models
 from eft_local.bench.studies.gguf_factory import CHATML, ModelSpec, bpe, spm, write_model
 from eft_local.errors import ModelNotFoundError
+from tests.helpers.mamba_factory import write_mamba
 
 TOKENS = bpe(add_bos=True)
 PADDING = 7

@@ -9,8 +9,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fake import END, AsciiVocabulary, FakeModel, emulator, noise, recipe, trio
-from gguf_variants import derive, own_end, refusing, renamed_and_added
 
 from eft_local import notices
 from eft_local.backends.llamacpp import Model
@@ -23,6 +21,8 @@ from eft_local.engine.ends import Ends
 from eft_local.errors import UsageError, VocabularyMismatchError
 from eft_local.gguf.header import Pretokenizer, pretokenizer_warnings
 from eft_local.recipe import Expert, Prompt, Recipe, Role
+from tests.helpers.fake import END, AsciiVocabulary, FakeModel, emulator, noise, recipe, trio
+from tests.helpers.gguf_variants import derive, own_end, refusing, renamed_and_added
 
 OWN_END = END + 1
 """An id that only the expert has: where it ends its turns."""

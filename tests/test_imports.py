@@ -11,19 +11,18 @@ from pathlib import Path
 
 import pytest
 
-import eft_local
-
-ROOT = Path(eft_local.__file__).parent
+import eft_local.tui
 
 
 @cache
 def modules() -> dict[str, Path]:
     """Every module by its name; a package is its `__init__`."""
-    files = [path for folder in (ROOT, ROOT / "tui") for path in folder.rglob("*.py")]  # tui is a link in a checkout
     names = {}
-    for path in files:
-        parts = ("eft_local", *path.relative_to(ROOT).with_suffix("").parts)
-        names[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    for package in (eft_local, eft_local.tui):  # a checkout has tui beside eft_local
+        folder = Path(package.__path__[0])
+        for path in folder.rglob("*.py"):
+            parts = (package.__name__, *path.relative_to(folder).with_suffix("").parts)
+            names[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
     return names
 
 

@@ -10,8 +10,6 @@ import sys
 from pathlib import Path
 
 import pytest
-from test_cli import Run, emulators, home, run  # noqa: F401
-from test_cli_processes import needs_demo
 
 from eft_local import locations
 from eft_local.chats import History
@@ -20,6 +18,8 @@ from eft_local.errors import HistoryError, UsageError
 from eft_local.hub.references import find_recipe, recipe_names, resolve_model
 from eft_local.tui import config
 from eft_local.tui.inventory import inventory
+from tests.cli.test_commands import Run, emulators, home, run  # noqa: F401
+from tests.cli.test_processes import needs_demo
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="a home without an entry is POSIX")
 

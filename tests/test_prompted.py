@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fake import FakeContext, FakeModel, emulator, noise, recipe
 
 from eft_local import Emulator, Recipe
 from eft_local.backends.base import Rows
@@ -23,6 +22,7 @@ from eft_local.engine.speculative.length import AdaptiveLength
 from eft_local.errors import RecipeError
 from eft_local.prompts.render import conversation
 from eft_local.recipe import Expert, Prompt, Role
+from tests.helpers.fake import FakeContext, FakeModel, emulator, noise, recipe
 
 SHOTS = Prompt("few-shot", examples=(("a?", "b."),))
 QUESTION = "hello"

@@ -66,6 +66,6 @@ def test_what_a_document_names_exists(document: str) -> None:
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     for target in re.findall(r"^    make (\w[\w-]*)|`make (\w[\w-]*)`", text, re.MULTILINE):
         assert re.search(rf"^{''.join(target)}:", makefile, re.MULTILINE), target
-    for file, test in re.findall(r"pytest (tests/\w+\.py)(?:::(\w+))?", text):
+    for file, test in re.findall(r"pytest (tests/[\w/]+\.py)(?:::(\w+))?", text):
         assert not test or f"def {test}(" in (ROOT / file).read_text(encoding="utf-8"), test
         assert (ROOT / file).exists(), file

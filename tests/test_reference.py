@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from reference_llama import ReferenceLlama
 
 from eft_local.backends.base import Rows
 from eft_local.backends.llamacpp import Model
 from eft_local.bench.gguf_zeros import Shape
 from eft_local.bench.studies.gguf_factory import ModelSpec, bpe, write_model
 from eft_local.engine.mix import mix
+from tests.helpers.reference_llama import ReferenceLlama
 
 N_SEQUENCES, LENGTH = 9, 250  # 2,250 positions
 

@@ -9,7 +9,6 @@ from math import prod
 import numpy as np
 import pytest
 from gguf import GGUFReader
-from reference_llama import ReferenceLlama
 
 from eft_local.backends.base import Rows
 from eft_local.backends.llamacpp import Model
@@ -25,6 +24,7 @@ from eft_local.errors import ModelNotFoundError, OutputError, UnsupportedModelEr
 from eft_local.evals.questions import read_questions
 from eft_local.hub.references import demo_questions, find_recipe, resolve_model
 from eft_local.recipe import Recipe
+from tests.helpers.reference_llama import ReferenceLlama
 
 DEMO = {name: resolve_model(f"demo:{name}", None) for name in ("base", "small", "assistant", "base-tuned")}
 TEXT = "Question: What is the capital of Peru?\nAnswer: The capital of Peru is Lima. It borders Chile and Brazil."
