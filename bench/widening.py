@@ -31,7 +31,7 @@ import numpy as np
 import numpy.typing as npt
 from gguf.constants import GGUFValueType, TokenType
 
-from eft_local.backends.base import Floats, Rows
+from eft_local.backends.base import ContextOptions, Floats, Rows
 from eft_local.backends.llamacpp import Model
 from eft_local.bench.gguf_zeros import Place, Shape, add_shape, row_bytes, write_zeros
 from eft_local.errors import UnsupportedModelError, UsageError
@@ -317,7 +317,7 @@ def _reading(source: Source) -> float:
         _write(source, shape, n_vocab, "F32", path, "reading", sqrt(source.shape.n_embd / shape.n_embd))
         with (
             Model.load(path, trusted=True) as model,
-            model.open(n_ctx=len(tokens), n_outputs=len(tokens)) as context,
+            model.open(ContextOptions(n_ctx=len(tokens), n_outputs=len(tokens))) as context,
         ):
             context.submit([Rows(0, tokens, outputs=len(tokens))])
             return float(np.median(context.logits()[:, source.n_vocab]))

@@ -14,7 +14,7 @@ import pytest
 from gguf.constants import GGMLQuantizationType
 
 from eft_local import Emulator, Recipe
-from eft_local.backends.base import Rows
+from eft_local.backends.base import ContextOptions, Rows
 from eft_local.backends.llamacpp import Adapter, Model, trial
 from eft_local.bench.gguf_zeros import Shape
 from eft_local.bench.studies.gguf_factory import LORA_TARGETS, ModelSpec, bpe, write_adapter, write_model
@@ -374,7 +374,7 @@ def test_embeddings_can_be_adapted(files, tmp_path):
     with (
         Model.load(files / "model.gguf") as model,
         Adapter.load(model, path) as adapter,
-        model.open(n_ctx=16, adapter=adapter) as context,
+        model.open(ContextOptions(n_ctx=16, adapter=adapter)) as context,
     ):
         context.submit([Rows(0, TOKENS)])
         assert np.isfinite(context.logits()).all()
@@ -473,7 +473,7 @@ def test_what_llama_cpp_refuses_is_told(files, tmp_path):
 def test_handles_are_freed_in_any_order(files):
     model = Model.load(files / "model.gguf")
     first, second = (Adapter.load(model, files / "lora.gguf") for _ in range(2))
-    context = model.open(n_ctx=16, adapter=first)
+    context = model.open(ContextOptions(n_ctx=16, adapter=first))
     context.submit([Rows(0, TOKENS)])
     context.close()
     first.close()
@@ -485,13 +485,13 @@ def test_handles_are_freed_in_any_order(files):
 
 def test_contexts_without_the_adapter_stay_as_they_are(files):
     with Model.load(files / "model.gguf") as model:
-        with model.open(n_ctx=16) as context:
+        with model.open(ContextOptions(n_ctx=16)) as context:
             context.submit([Rows(0, TOKENS)])
             before = context.logits().copy()
         with (
             Adapter.load(model, files / "lora.gguf") as adapter,
-            model.open(n_ctx=16) as plain,
-            model.open(n_ctx=16, adapter=adapter) as adapted,
+            model.open(ContextOptions(n_ctx=16)) as plain,
+            model.open(ContextOptions(n_ctx=16, adapter=adapter)) as adapted,
         ):
             for context in (plain, adapted):
                 context.submit([Rows(0, TOKENS)])

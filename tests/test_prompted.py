@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from eft_local import Emulator, Recipe
-from eft_local.backends.base import Rows
+from eft_local.backends.base import ContextOptions, Rows
 from eft_local.bench.gguf_zeros import Shape
 from eft_local.bench.studies.gguf_factory import ModelSpec, bpe, write_model
 from eft_local.engine.kv import ContextCache, KVSequence
@@ -173,7 +173,9 @@ def test_one_copy_of_weights_and_the_formula_of_separate_contexts(exact, ggufs):
         rows = {}
         for name, role in roles.items():
             tokens = [*role.tokens(conversation(QUESTION)), *answer.tokens]
-            with role.model.open(n_ctx=256, n_outputs=20, n_threads=1, kv_type="f32", flash_attention=False) as alone:
+            with role.model.open(
+                ContextOptions(n_ctx=256, n_outputs=20, n_threads=1, kv_type="f32", flash_attention=False)
+            ) as alone:
                 alone.submit([Rows(0, tokens, 13)])
                 rows[name] = alone.logits()[:12, : loaded.models.target("eft").n_vocab].copy()
     mixed = rows["base"] + (rows["shown"] - rows["antiexpert"]) - 0.7 * (rows["told"] - rows["antiexpert"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from eft_local.backends.base import Rows
+from eft_local.backends.base import ContextOptions, Rows
 from eft_local.backends.llamacpp import Model
 from eft_local.bench.gguf_zeros import Shape
 from eft_local.bench.studies.gguf_factory import ModelSpec, bpe, write_model
@@ -40,7 +40,7 @@ def llama_logits(path, sequences, **options):
     """Logits at every position, all sequences in one context; exact unless options say otherwise."""
     options = {"kv_type": "f32", "flash_attention": False} | options  # the flash kernel rounds to float16
     room = {"n_ctx": len(sequences) * LENGTH, "n_seq": len(sequences), "n_outputs": LENGTH, "n_threads": 1}
-    with Model.load(path) as model, model.open(**room, **options) as context:
+    with Model.load(path) as model, model.open(ContextOptions(**room, **options)) as context:
         rows = []
         for sequence, tokens in enumerate(sequences):
             context.submit([Rows(sequence, tokens, outputs=len(tokens))])

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from gguf import GGUFReader
 
-from eft_local.backends.base import Rows
+from eft_local.backends.base import ContextOptions, Rows
 from eft_local.backends.llamacpp import Model
 from eft_local.backends.tokenize import verbatim
 from eft_local.backends.vocabulary import compare
@@ -53,7 +53,9 @@ def llama_logits(path, tokens):
     """Return the logits at every position, without the flash kernel's float16 and the cache's."""
     with (
         Model.load(path, trusted=True) as model,
-        model.open(n_ctx=256, n_outputs=len(tokens), n_threads=1, kv_type="f32", flash_attention=False) as context,
+        model.open(
+            ContextOptions(n_ctx=256, n_outputs=len(tokens), n_threads=1, kv_type="f32", flash_attention=False)
+        ) as context,
     ):
         context.submit([Rows(0, tokens, outputs=len(tokens))])
         return context.logits().copy()

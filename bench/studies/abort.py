@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from eft_local.backends.base import Rows
+from eft_local.backends.base import ContextOptions, Rows
 from eft_local.backends.llamacpp import Context, Model
 from eft_local.bench.shapes import default_folder
 from eft_local.bench.studies.blank import load
@@ -53,7 +53,7 @@ def measure(model: Model, ubatch: int, length: int, stops: int) -> dict[str, Any
     prompt = [100] * length
     part = prompt[:PART]
     latencies: list[float] = []
-    with model.open(n_ctx=length + 8, n_ubatch=ubatch) as context:
+    with model.open(ContextOptions(n_ctx=length + 8, n_ubatch=ubatch)) as context:
         started = time.perf_counter()
         context.submit([Rows(0, prompt)])
         context.logits()

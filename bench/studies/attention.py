@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
-from eft_local.backends.base import Rows
+from eft_local.backends.base import ContextOptions, Rows
 from eft_local.backends.llamacpp import Context, Model, kernels
 from eft_local.backends.llamacpp.kernels.attention import OURS, THEIRS
 from eft_local.bench.shapes import default_folder
@@ -32,7 +32,9 @@ def measure(model: Model, tokens: int) -> dict[str, dict[str, float]]:
     with ExitStack() as stack:
         contexts: dict[str, Context] = {}
         for way, flash in WAYS.items():
-            context = model.open(n_ctx=tokens + 64, n_outputs=max(ROWS), n_ubatch=128, flash_attention=flash)
+            context = model.open(
+                ContextOptions(n_ctx=tokens + 64, n_outputs=max(ROWS), n_ubatch=128, flash_attention=flash)
+            )
             contexts[way] = stack.enter_context(context)
             with _attending(way):
                 seconds["prompt"][way] = _timed(context, [100] * tokens, 1)

@@ -13,7 +13,7 @@ from typing import Any
 import gguf
 import numpy as np
 
-from eft_local.backends.base import Rows
+from eft_local.backends.base import ContextOptions, Rows
 from eft_local.backends.llamacpp import Context, Model, kernels
 from eft_local.backends.llamacpp.kernels.products import WEIGHTS
 from eft_local.bench.shapes import SHAPES, VOCABULARIES
@@ -101,7 +101,7 @@ def main() -> None:
             path = random_model(Path(folder) / f"{shape}-{kind}.gguf", shape, layers, kind)
             with (
                 Model.load(path, trusted=True, mmap=False) as model,
-                model.open(n_ctx=BEHIND + max(ROWS), flash_attention=False) as context,
+                model.open(ContextOptions(n_ctx=BEHIND + max(ROWS), flash_attention=False)) as context,
             ):
                 for rows, seconds in measure(context, mine, kind).items():
                     found.append({"shape": shape, "kind": kind, "rows": rows, **seconds})

@@ -10,6 +10,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from eft_local.backends.base import ContextOptions
 from eft_local.backends.llamacpp import Model, library
 from eft_local.backends.llamacpp.needs import Asked, ask, read_buffers, read_figures
 from eft_local.bench.studies.families import FAMILIES, write_family
@@ -82,13 +83,15 @@ def allocated(path: Path, case: Case, mmap: bool) -> dict[str, int]:
         with (
             library.listening() as heard,
             model.open(
-                n_ctx=case.context,
-                n_seq=case.n_seq,
-                n_outputs=SCORED_ROWS * case.n_seq,
-                n_batch=placement.batch,
-                n_ubatch=placement.ubatch or 0,
-                kv_type=placement.kv_type,
-                flash_attention=placement.flash_attention,
+                ContextOptions(
+                    n_ctx=case.context,
+                    n_seq=case.n_seq,
+                    n_outputs=SCORED_ROWS * case.n_seq,
+                    n_batch=placement.batch,
+                    n_ubatch=placement.ubatch or 0,
+                    kv_type=placement.kv_type,
+                    flash_attention=placement.flash_attention,
+                )
             ),
         ):
             figures = read_figures(heard, case.context)

@@ -1,6 +1,6 @@
 """The seam: what the emulator needs from a model, and nothing more.
 
-`llama.Context` and `llama.Vocabulary` implement these on llama.cpp; the tests' fake implements them with tables,
+`llamacpp.Model`, `Context` and `LlamaVocabulary` implement these on llama.cpp; the tests' fake implements them with tables,
 so that loops and user interfaces are tested without a GGUF file.
 """
 
@@ -132,6 +132,31 @@ class Capabilities:
     caps_logits: bool = False
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ContextOptions:
+    """How a context is made.
+
+    n_ctx: tokens that each of its `n_seq` sequences has room for.
+    n_outputs: rows of logits at a time; each is a buffer of n_vocab floats.
+    n_batch, n_ubatch: tokens that one call may have, and that are computed together.
+    n_threads, n_threads_batch: for calls of one row and of more; None for what is fastest.
+    kv_type: how numbers of the cache are kept.  flash_attention: True, False or "auto".
+    adapter: one that was loaded for this model; adapter_scale: times what it changes.
+    """
+
+    n_ctx: int
+    n_seq: int = 1
+    n_outputs: int = 1
+    n_batch: int = 2048
+    n_ubatch: int = 512
+    n_threads: int | None = None
+    n_threads_batch: int | None = None
+    kv_type: str = "f16"
+    flash_attention: bool | str = "auto"
+    adapter: Adapter | None = None
+    adapter_scale: float = 1.0
+
+
 class LanguageModel(Protocol):
     """Weights that contexts can be made from."""
 
@@ -141,26 +166,8 @@ class LanguageModel(Protocol):
     @property
     def vocabulary(self) -> Vocabulary: ...
 
-    def open(
-        self,
-        *,
-        n_ctx: int,
-        n_seq: int,
-        n_outputs: int,
-        n_batch: int,
-        n_ubatch: int,
-        n_threads: int | None,
-        n_threads_batch: int | None,
-        kv_type: str,
-        flash_attention: bool | str,
-        adapter: Adapter | None,
-        adapter_scale: float,
-    ) -> Evaluator:
-        """Make a context of `n_seq` sequences of `n_ctx` tokens; at most `n_outputs` rows of logits at a time.
-
-        adapter: one that was loaded for this model; adapter_scale: times what it changes.
-        Raises: OutOfMemoryError.
-        """
+    def open(self, options: ContextOptions) -> Evaluator:
+        """Make a context. Raises: OutOfMemoryError; UsageError, UnsupportedModelError for options it cannot have."""
 
     def close(self) -> None:
         """Free the weights; every context and adapter must be closed before."""

@@ -14,7 +14,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from eft_local.backends.base import Evaluator, LanguageModel, TokenTable, Vocabulary
+from eft_local.backends.base import ContextOptions, Evaluator, LanguageModel, TokenTable, Vocabulary
 from eft_local.backends.llamacpp import Adapter, ChatTemplate, Model, kernels
 from eft_local.backends.llamacpp.devices import places
 from eft_local.backends.llamacpp.exactness import Choice, Question, choose
@@ -91,17 +91,19 @@ class LoadedRole:
         if self.needs and not placement.offload:
             check_context(self.needs, n_ctx, n_seq, self.role.model)
         return self.model.open(
-            n_ctx=n_ctx,
-            n_seq=n_seq,
-            n_outputs=n_outputs,
-            n_batch=placement.batch,
-            n_ubatch=placement.ubatch or UBATCH_CPU,
-            n_threads=placement.threads,
-            n_threads_batch=placement.threads_batch,
-            kv_type=placement.kv_type,
-            flash_attention=placement.flash_attention if flash_attention is None else flash_attention,
-            adapter=self.adapter,
-            adapter_scale=self.role.lora_scale,
+            ContextOptions(
+                n_ctx=n_ctx,
+                n_seq=n_seq,
+                n_outputs=n_outputs,
+                n_batch=placement.batch,
+                n_ubatch=placement.ubatch or UBATCH_CPU,
+                n_threads=placement.threads,
+                n_threads_batch=placement.threads_batch,
+                kv_type=placement.kv_type,
+                flash_attention=placement.flash_attention if flash_attention is None else flash_attention,
+                adapter=self.adapter,
+                adapter_scale=self.role.lora_scale,
+            )
         )
 
 

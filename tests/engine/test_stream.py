@@ -7,7 +7,7 @@ from itertools import product
 import numpy as np
 import pytest
 
-from eft_local.backends.base import Rows
+from eft_local.backends.base import ContextOptions, Rows
 from eft_local.bench.lockstep import lockstep
 from eft_local.emulator import Emulator
 from eft_local.engine.step import Step
@@ -610,7 +610,7 @@ def test_an_end_token_that_only_the_base_calls_unused_can_be_said():
 def test_logits_are_read_before_the_next_submit():
     """The fake turns old views into NaN, so whatever kept one would have failed above; here the fake is checked."""
     model = FakeModel(noise(1))
-    context = model.open(n_ctx=50, n_seq=1, n_outputs=1)
+    context = model.open(ContextOptions(n_ctx=50, n_seq=1, n_outputs=1))
     context.submit([Rows(0, [BOS, 1])])
     kept = context.logits()
     context.submit([Rows(0, [2])])

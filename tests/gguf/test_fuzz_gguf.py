@@ -20,7 +20,7 @@ from pathlib import Path
 import pytest
 from gguf import GGUFReader
 
-from eft_local.backends.base import Rows
+from eft_local.backends.base import ContextOptions, Rows
 from eft_local.backends.llamacpp import Adapter, Model
 from eft_local.bench.gguf_zeros import Shape
 from eft_local.bench.studies.gguf_factory import CHATML, ModelSpec, bpe, spm, write_adapter, write_model
@@ -142,7 +142,10 @@ def try_file(path: Path, model: Path | None = None) -> str:
     except EftError:
         return REFUSED_BY_US
     try:
-        with Model.load(path) as model, model.open(n_ctx=64, n_batch=16, n_ubatch=16, n_threads=1) as context:
+        with (
+            Model.load(path) as model,
+            model.open(ContextOptions(n_ctx=64, n_batch=16, n_ubatch=16, n_threads=1)) as context,
+        ):
             vocabulary = model.vocabulary
             vocabulary.texts(), vocabulary.attributes()
             tokens = vocabulary.tokenize("Hello, ünï ▁ \x00\x01 <|im_end|> 123\n", add_special=True, parse_special=True)
@@ -166,7 +169,7 @@ def try_adapter(path: Path, model: Path) -> str:
         with (
             Model.load(model, trusted=True) as opened,
             Adapter.load(opened, path) as adapter,
-            opened.open(n_ctx=64, n_batch=16, n_ubatch=16, n_threads=1, adapter=adapter) as context,
+            opened.open(ContextOptions(n_ctx=64, n_batch=16, n_ubatch=16, n_threads=1, adapter=adapter)) as context,
         ):
             context.submit([Rows(0, list(range(24)))])
             context.submit([Rows(0, [int(context.logits()[0].argmax())])])

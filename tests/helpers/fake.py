@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from eft_local.backends.base import Capabilities, Rows
+from eft_local.backends.base import Capabilities, ContextOptions, Rows
 from eft_local.backends.specials import Special, Specials
 from eft_local.emulator import Emulator
 from eft_local.engine.loading import LoadedRole, mixed_roles
@@ -62,7 +62,7 @@ class AsciiVocabulary:
 
 
 class FakeContext:
-    """Implements `protocols.Evaluator`. What `logits` returned turns into NaN with the next `submit`."""
+    """Implements `base.Evaluator`. What `logits` returned turns into NaN with the next `submit`."""
 
     def __init__(self, model: FakeModel, n_ctx: int, n_seq: int, n_outputs: int) -> None:
         self.model = model
@@ -124,7 +124,7 @@ class FakeContext:
 
 
 class FakeModel:
-    """Implements `protocols.LanguageModel`.
+    """Implements `base.LanguageModel`.
 
     failures: what the n-th submit from now (1 is the next) raises, or calls before it evaluates.
     """
@@ -137,8 +137,8 @@ class FakeModel:
         self.contexts: list[FakeContext] = []
         self.failures: dict[int, BaseException | Callable[[], None]] = {}
 
-    def open(self, *, n_ctx: int, n_seq: int, n_outputs: int, **_: object) -> FakeContext:
-        self.contexts.append(FakeContext(self, n_ctx, n_seq, n_outputs))
+    def open(self, options: ContextOptions) -> FakeContext:
+        self.contexts.append(FakeContext(self, options.n_ctx, options.n_seq, options.n_outputs))
         return self.contexts[-1]
 
     def close(self) -> None:

@@ -187,7 +187,7 @@ from eft_local.backends.llamacpp import Model
 resource.setrlimit(resource.RLIMIT_AS, (int(sys.argv[2]),) * 2)
 try:
     with Model.load(sys.argv[1], trusted=True, mmap=False) as model:
-        model.open(n_ctx=1 << 20, n_ubatch=128)
+        model.open(ContextOptions(n_ctx=1 << 20, n_ubatch=128))
 except OutOfMemoryError as error:
     print(error)
 """

@@ -19,7 +19,7 @@ from eft_local.gguf.adapter import check_adapter
 
 
 class Adapter:
-    """Implements `protocols.Adapter` on llama.cpp. Close it after its contexts and before its model.
+    """Implements `base.Adapter` on llama.cpp. Close it after its contexts and before its model.
 
     A context that is made with it computes with W + scale · alpha / rank · B·A in place of W; the model's own weights
     stay as they are, also for contexts that were made without it.

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import llama_cpp
 import numpy as np
 
-from eft_local.backends.base import Adapter, Floats, Rows
+from eft_local.backends.base import ContextOptions, Floats, Rows
 from eft_local.backends.llamacpp import library, waits
 from eft_local.backends.llamacpp.calls import Row, calls
 from eft_local.errors import (
@@ -35,26 +35,22 @@ _ABORTED = 2
 _NO_SLOT = 1
 
 
-def context_params(
-    *, n_ctx: int, n_seq: int, n_outputs: int, n_batch: int, n_ubatch: int, kv_type: str, flash_attention: bool | str
-) -> llama_cpp.llama_context_params:
-    """Return all of a context's parameters that its size in memory depends on.
-
-    n_ctx: tokens that each sequence has room for.
-    """
-    n_outputs = max(n_outputs, n_seq)  # each sequence has a row in the graphs that it reserves
-    n_batch = max(n_batch, n_outputs)  # all rows with logits are read after one evaluation
+def context_params(options: ContextOptions) -> llama_cpp.llama_context_params:
+    """Return all of a context's parameters that its size in memory depends on."""
+    n_seq = options.n_seq
+    n_outputs = max(options.n_outputs, n_seq)  # each sequence has a row in the graphs that it reserves
+    n_batch = max(options.n_batch, n_outputs)  # all rows with logits are read after one evaluation
     return library.fill(
         llama_cpp.llama_context_default_params(),
-        n_ctx=n_ctx * n_seq,
+        n_ctx=options.n_ctx * n_seq,
         n_batch=n_batch,
-        n_ubatch=min(n_ubatch, n_batch),
+        n_ubatch=min(options.n_ubatch, n_batch),
         n_seq_max=n_seq,
         n_outputs_max=n_outputs,
         n_outputs_max_per_seq=n_outputs,
-        type_k=KV_TYPES[kv_type],
-        type_v=KV_TYPES[kv_type],
-        flash_attn_type=_FLASH_ATTENTION[flash_attention],
+        type_k=KV_TYPES[options.kv_type],
+        type_v=KV_TYPES[options.kv_type],
+        flash_attn_type=_FLASH_ATTENTION[options.flash_attention],
         # A stream for each sequence: where its tokens lie in one cache, and beside what, would change its logits.
         kv_unified=False,
         swa_full=True,  # a pruned sliding window could not be rewound
@@ -77,55 +73,30 @@ def unsuitable_cache(path: Path) -> UnsupportedModelError | None:
 
 
 class Context:
-    """Implements `protocols.Evaluator` on llama.cpp. Not for two threads at once, but for `abort`."""
+    """Implements `base.Evaluator` on llama.cpp. Not for two threads at once, but for `abort`."""
 
-    def __init__(
-        self,
-        model: Model,
-        *,
-        n_ctx: int,
-        n_seq: int = 1,
-        n_outputs: int = 1,
-        n_batch: int = 2048,
-        n_ubatch: int = 512,
-        n_threads: int | None = None,
-        n_threads_batch: int | None = None,
-        kv_type: str = "f16",
-        flash_attention: bool | str = "auto",
-        adapter: Adapter | None = None,
-        adapter_scale: float = 1.0,
-    ) -> None:
-        """Make room for `n_seq` sequences of `n_ctx` tokens, and for `n_outputs` rows of logits at a time.
+    def __init__(self, model: Model, options: ContextOptions) -> None:
+        """Make room for sequences of tokens. Without numbers of threads, `Model.threads` chooses.
 
-        n_outputs bounds a buffer of n_outputs × n_vocab floats: keep it small. n_threads, n_threads_batch: for calls of
-        one row and of more; without them `Model.threads` chooses. adapter: one that was loaded for this
-        model; adapter_scale: times what it changes.
         Raises: OutOfMemoryError; UsageError for an unknown KV type or more sequences than llama.cpp can hold;
         UnsupportedModelError for a KV type that does not suit the model.
         """
-        if kv_type not in KV_TYPES:
-            raise UsageError(f"unknown KV cache type {kv_type!r}; use one of {', '.join(KV_TYPES)}")
+        n_seq = options.n_seq
+        if options.kv_type not in KV_TYPES:
+            raise UsageError(f"unknown KV cache type {options.kv_type!r}; use one of {', '.join(KV_TYPES)}")
         if n_seq > (most := llama_cpp.llama_max_parallel_sequences()):
             raise UsageError(f"{n_seq} sequences in one context; llama.cpp holds {most}: write fewer side by side")
         self.model = model
         self.n_seq = n_seq
         self.n_vocab = model.n_vocab
-        self.n_outputs = max(n_outputs, n_seq)
+        self.n_outputs = max(options.n_outputs, n_seq)
         self._lengths = [0] * n_seq
         self._stop = library.StopFlag()
         self._rows = 0
         self._logits: Floats = np.empty((0, 0), np.float32)
-        self._threads = model.threads.ordered(n_threads, n_threads_batch or n_threads)
+        self._threads = model.threads.ordered(options.n_threads, options.n_threads_batch or options.n_threads)
         params = library.fill(
-            context_params(
-                n_ctx=n_ctx,
-                n_seq=n_seq,
-                n_outputs=self.n_outputs,
-                n_batch=n_batch,
-                n_ubatch=n_ubatch,
-                kv_type=kv_type,
-                flash_attention=flash_attention,
-            ),
+            context_params(options),
             abort_callback=self._stop.callback,
             abort_callback_data=self._stop.data,
         )
@@ -133,13 +104,13 @@ class Context:
         self.handle = llama_cpp.llama_init_from_model(model.handle, params)
         if not self.handle:
             raise unsuitable_cache(model.path) or OutOfMemoryError(
-                f"llama.cpp could not make a context of {n_seq * n_ctx} tokens for {model.path} "
+                f"llama.cpp could not make a context of {n_seq * options.n_ctx} tokens for {model.path} "
                 f"({library.last_complaint() or 'no reason given'}); try a smaller context, "
                 'kv_type = "q8_0", or fewer layers on the GPU'
             )
-        if adapter is not None:
-            handles = (llama_cpp.llama_adapter_lora_p_ctypes * 1)(adapter.handle)
-            llama_cpp.llama_set_adapters_lora(self.handle, handles, 1, (ctypes.c_float * 1)(adapter_scale))
+        if options.adapter is not None:
+            handles = (llama_cpp.llama_adapter_lora_p_ctypes * 1)(options.adapter.handle)
+            llama_cpp.llama_set_adapters_lora(self.handle, handles, 1, (ctypes.c_float * 1)(options.adapter_scale))
         self._fills = model.capabilities.rewinds
         self._memory = llama_cpp.llama_get_memory(self.handle)
         self.n_ctx = int(llama_cpp.llama_n_ctx_seq(self.handle))

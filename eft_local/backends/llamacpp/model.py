@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 import llama_cpp
 
 from eft_local import locations
-from eft_local.backends.base import Adapter, Capabilities
+from eft_local.backends.base import Capabilities, ContextOptions
 from eft_local.backends.llamacpp import library
 from eft_local.backends.llamacpp.context import Context
 from eft_local.backends.llamacpp.threads import Threads, read_times, times_file, write_times
@@ -148,38 +149,11 @@ class Model:
         capped = any(key.endswith(".final_logit_softcapping") for key in self.metadata)
         return Capabilities(rewinds=not recurrent, caps_logits=capped)
 
-    def open(
-        self,
-        *,
-        n_ctx: int,
-        n_seq: int = 1,
-        n_outputs: int = 1,
-        n_batch: int = 2048,
-        n_ubatch: int = 512,
-        n_threads: int | None = None,
-        n_threads_batch: int | None = None,
-        kv_type: str = "f16",
-        flash_attention: bool | str = "auto",
-        adapter: Adapter | None = None,
-        adapter_scale: float = 1.0,
-    ) -> Context:
+    def open(self, options: ContextOptions) -> Context:
         """Make a context on these weights; see `Context`."""
         if self._on_gpu:
-            n_threads = n_threads or self.threads.most
-        return Context(
-            self,
-            n_ctx=n_ctx,
-            n_seq=n_seq,
-            n_outputs=n_outputs,
-            n_batch=n_batch,
-            n_ubatch=n_ubatch,
-            n_threads=n_threads,
-            n_threads_batch=n_threads_batch,
-            kv_type=kv_type,
-            flash_attention=flash_attention,
-            adapter=adapter,
-            adapter_scale=adapter_scale,
-        )
+            options = replace(options, n_threads=options.n_threads or self.threads.most)
+        return Context(self, options)
 
     def close(self) -> None:
         if self.handle:

@@ -24,6 +24,7 @@ from typing import Any
 import llama_cpp
 
 from eft_local import errors, locations
+from eft_local.backends.base import ContextOptions
 from eft_local.backends.llamacpp import library
 from eft_local.backends.llamacpp.context import KV_TYPES, context_params, unsuitable_cache
 from eft_local.backends.llamacpp.trial import identity
@@ -291,13 +292,15 @@ def _curve(model: int, path: Path, asked: Asked, weights: Weights) -> list[Figur
 
 def _figures(model: int, path: Path, asked: Asked) -> Figures:
     params = context_params(
-        n_ctx=asked.cells,
-        n_seq=asked.n_seq,
-        n_outputs=asked.n_outputs,
-        n_batch=asked.batch,
-        n_ubatch=asked.ubatch or UBATCH_CPU,
-        kv_type=asked.kv_type,
-        flash_attention=asked.flash_attention,
+        ContextOptions(
+            n_ctx=asked.cells,
+            n_seq=asked.n_seq,
+            n_outputs=asked.n_outputs,
+            n_batch=asked.batch,
+            n_ubatch=asked.ubatch or UBATCH_CPU,
+            kv_type=asked.kv_type,
+            flash_attention=asked.flash_attention,
+        )
     )
     library.forget_complaints()
     with library.listening() as heard:

@@ -26,7 +26,7 @@ import llama_cpp
 import numpy as np
 
 from eft_local import locations
-from eft_local.backends.base import Evaluator, Floats, Rows
+from eft_local.backends.base import ContextOptions, Evaluator, Floats, Rows
 from eft_local.backends.llamacpp import kernels, library, trial
 from eft_local.backends.llamacpp.adapter import Adapter
 from eft_local.backends.llamacpp.context import KV_TYPES, context_params
@@ -161,10 +161,10 @@ def answer() -> None:
             print(_SOUND, flush=True)
 
             def open_context(**room: Any) -> Evaluator:
-                return model.open(
+                return model.open(ContextOptions(
                     n_batch=question.batch, n_ubatch=question.ubatch, kv_type=question.kv_type,
                     adapter=adapter, adapter_scale=question.scale, **room,
-                )  # fmt: skip
+                ))  # fmt: skip
 
             print(ways_to(tuple(_tried(model, question, open_context))), flush=True)
     except EftError:
@@ -234,10 +234,10 @@ def _deep(model: Model, flash: Attention, question: Question) -> Iterator[Callab
     depth = min(question.context, DEEP)
     copies = max(1, (depth - _COPIED) // _COPIED)
     params = library.fill(
-        context_params(
+        context_params(ContextOptions(
             n_ctx=-(-(depth + _COPIED) // copies), n_seq=copies, n_outputs=1, n_batch=_COPIED, n_ubatch=_COPIED,
             kv_type=question.kv_type, flash_attention=flash,
-        ),
+        )),
         kv_unified=True, n_threads=1, n_threads_batch=1,
     )  # fmt: skip
     # Copies are rotated to their places, which llama.cpp ends the process at where keys are of some other types.

@@ -155,12 +155,12 @@ def load() -> None:
 
 def evaluate(model: Model, adapter: Adapter | None) -> None:
     """Read the vocabulary and evaluate a few tokens; end the process if they make nonsense of a sound model."""
-    from eft_local.backends.base import Rows
+    from eft_local.backends.base import ContextOptions, Rows
 
     vocabulary = model.vocabulary
     vocabulary.texts(), vocabulary.attributes()
     tokens = vocabulary.tokenize("Is this file sound?", add_special=True, parse_special=True) or [0]
-    with model.open(n_ctx=64, n_batch=16, n_ubatch=16, adapter=adapter) as context:
+    with model.open(ContextOptions(n_ctx=64, n_batch=16, n_ubatch=16, adapter=adapter)) as context:
         context.submit([Rows(0, tokens[:8])])
         context.submit([Rows(0, [int(context.logits()[0].argmax())])])
         if adapter and np.isnan(context.logits()).any():

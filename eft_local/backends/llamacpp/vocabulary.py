@@ -16,7 +16,7 @@ from eft_local.errors import EvaluationError
 
 
 class LlamaVocabulary:
-    """Implements `protocols.Vocabulary` on llama.cpp. Valid while its model is open."""
+    """Implements `base.Vocabulary` on llama.cpp. Valid while its model is open."""
 
     def __init__(self, handle: int) -> None:
         self.handle = handle

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from eft_local.backends.base import Rows
+from eft_local.backends.base import ContextOptions, Rows
 from eft_local.backends.llamacpp.calls import calls
 
 LENGTHS = [10, 20, 30, 40]
@@ -82,7 +82,7 @@ def test_logits_come_in_the_batchs_order(order, ggufs):
 
     with Model.load(ggufs / "base.gguf", trusted=True) as model:
         exact = {"n_threads": 1, "kv_type": "f32", "flash_attention": False}
-        with model.open(n_ctx=256, n_seq=3, n_outputs=12, **exact) as context:
+        with model.open(ContextOptions(n_ctx=256, n_seq=3, n_outputs=12, **exact)) as context:
             places = enumerate(order)
             batch = [Rows(sequence, [7 + sequence] * (1 + 2 * place), 1 + place) for place, sequence in places]
             context.submit(batch)

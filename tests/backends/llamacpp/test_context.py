@@ -1,4 +1,4 @@
-"""llama.Model and llama.Context on tiny GGUF files."""
+"""Model and Context on tiny GGUF files."""
 
 import ctypes
 import logging
@@ -11,7 +11,7 @@ import llama_cpp
 import numpy as np
 import pytest
 
-from eft_local.backends.base import Rows
+from eft_local.backends.base import ContextOptions, Rows
 from eft_local.backends.llamacpp import Context, Model, needs
 from eft_local.backends.llamacpp.context import KV_TYPES
 from eft_local.bench.gguf_zeros import Shape
@@ -42,7 +42,7 @@ def model(ggufs):
 
 def evaluated(model: Model, tokens: list[int], **options) -> np.ndarray:
     """Logits after each token, from a context of their own."""
-    with model.open(n_ctx=512, n_outputs=len(tokens), **EXACT | options) as context:
+    with model.open(ContextOptions(n_ctx=512, n_outputs=len(tokens), **EXACT | options)) as context:
         context.submit([Rows(0, tokens, len(tokens))])
         return context.logits().copy()
 
@@ -60,7 +60,7 @@ def test_different_prefixes_give_different_logits(model):
 
 
 def test_logits_are_a_view_of_llama_cpps_memory(model):
-    with model.open(n_ctx=64, n_outputs=3, **EXACT) as context:
+    with model.open(ContextOptions(n_ctx=64, n_outputs=3, **EXACT)) as context:
         context.submit([Rows(0, TOKENS[:5], 3)])
         logits = context.logits()
         assert logits.dtype == np.float32
@@ -71,7 +71,7 @@ def test_logits_are_a_view_of_llama_cpps_memory(model):
 
 
 def test_outputs_are_the_last_rows_in_batch_order(model):
-    with model.open(n_ctx=256, n_seq=3, n_outputs=7, **EXACT) as context:
+    with model.open(ContextOptions(n_ctx=256, n_seq=3, n_outputs=7, **EXACT)) as context:
         context.submit([Rows(2, TOKENS[:9], 2), Rows(0, TOKENS[3:7], 4), Rows(1, TOKENS[:1], 1)])
         logits = context.logits()
         assert_same(logits[:2], evaluated(model, TOKENS[:9])[-2:])
@@ -81,7 +81,7 @@ def test_outputs_are_the_last_rows_in_batch_order(model):
 
 def test_sequences_of_different_lengths_in_one_batch_equal_each_alone(model):
     prompts = [TOKENS[: 3 + 5 * index] for index in range(5)]
-    with model.open(n_ctx=512, n_seq=5, **EXACT) as context:
+    with model.open(ContextOptions(n_ctx=512, n_seq=5, **EXACT)) as context:
         context.submit([Rows(index, prompt) for index, prompt in enumerate(prompts)])
         for index, row in enumerate(context.logits()):
             assert_same(row, evaluated(model, prompts[index])[-1])
@@ -93,7 +93,9 @@ def test_sequences_of_different_lengths_in_one_batch_equal_each_alone(model):
 
 @pytest.mark.parametrize("n_batch", [1, 3, 7, 16])
 def test_a_prompt_longer_than_a_batch_gives_the_same_logits(model, n_batch):
-    with model.open(n_ctx=128, n_seq=2, n_outputs=3, n_batch=n_batch, n_ubatch=n_batch, **EXACT) as context:
+    with model.open(
+        ContextOptions(n_ctx=128, n_seq=2, n_outputs=3, n_batch=n_batch, n_ubatch=n_batch, **EXACT)
+    ) as context:
         context.submit([Rows(0, TOKENS, 2), Rows(1, TOKENS[4:20])])
         logits = context.logits()
         assert_same(logits[:2], evaluated(model, TOKENS)[-2:])
@@ -101,13 +103,13 @@ def test_a_prompt_longer_than_a_batch_gives_the_same_logits(model, n_batch):
 
 
 def test_more_rows_of_logits_than_a_batch_has_tokens(model):
-    with model.open(n_ctx=128, n_outputs=8, n_batch=2, n_ubatch=1, **EXACT) as context:
+    with model.open(ContextOptions(n_ctx=128, n_outputs=8, n_batch=2, n_ubatch=1, **EXACT)) as context:
         context.submit([Rows(0, TOKENS[:10], 8)])
         assert_same(context.logits(), evaluated(model, TOKENS[:10])[-8:])
 
 
 def test_a_batch_without_outputs_only_fills_the_cache(model):
-    with model.open(n_ctx=64, **EXACT) as context:
+    with model.open(ContextOptions(n_ctx=64, **EXACT)) as context:
         context.submit([Rows(0, TOKENS[:4], 0)])
         assert context.logits().shape == (0, model.n_vocab)
         context.submit([Rows(0, TOKENS[4:6])])
@@ -115,7 +117,7 @@ def test_a_batch_without_outputs_only_fills_the_cache(model):
 
 
 def test_rewind_then_continue_equals_fresh(model):
-    with model.open(n_ctx=128, **EXACT) as context:
+    with model.open(ContextOptions(n_ctx=128, **EXACT)) as context:
         context.submit([Rows(0, TOKENS)])
         assert context.rewind(0, 11) == 11
         assert context.length(0) == 11
@@ -128,7 +130,7 @@ def test_rewind_then_continue_equals_fresh(model):
 
 
 def test_a_copied_sequence_goes_its_own_way(model):
-    with model.open(n_ctx=256, n_seq=2, **EXACT) as context:
+    with model.open(ContextOptions(n_ctx=256, n_seq=2, **EXACT)) as context:
         context.submit([Rows(0, TOKENS), Rows(1, [5, 6, 7])])
         context.copy(0, 1)
         assert context.length(1) == len(TOKENS)
@@ -146,7 +148,7 @@ def test_a_copied_sequence_goes_its_own_way(model):
 
 
 def test_a_token_that_does_not_exist_is_an_error_and_changes_nothing(model):
-    with model.open(n_ctx=128, n_seq=2, n_batch=8, **EXACT) as context:
+    with model.open(ContextOptions(n_ctx=128, n_seq=2, n_batch=8, **EXACT)) as context:
         context.submit([Rows(0, TOKENS[:5]), Rows(1, TOKENS[:3])])
         with pytest.raises(EvaluationError, match=r"base\.gguf"):
             # The wrong token comes in the third chunk: the first two are undone.
@@ -158,7 +160,7 @@ def test_a_token_that_does_not_exist_is_an_error_and_changes_nothing(model):
 
 
 def test_too_many_outputs_are_refused(model):
-    with model.open(n_ctx=64, n_outputs=2, **EXACT) as context:
+    with model.open(ContextOptions(n_ctx=64, n_outputs=2, **EXACT)) as context:
         with pytest.raises(UsageError, match="3 rows of logits"):
             context.submit([Rows(0, TOKENS[:5], 3)])
         for tokens, outputs in (([1], 2), ([], 1)):
@@ -168,7 +170,7 @@ def test_too_many_outputs_are_refused(model):
 
 
 def test_overflow_is_refused_before_anything_is_evaluated(model):
-    with model.open(n_ctx=64, n_seq=2, **EXACT) as context:
+    with model.open(ContextOptions(n_ctx=64, n_seq=2, **EXACT)) as context:
         room = context.n_ctx
         context.submit([Rows(0, [1] * (room - 10)), Rows(1, [1] * 5)])
         with pytest.raises(ContextOverflowError, match=f"{room + 1} tokens"):
@@ -178,7 +180,7 @@ def test_overflow_is_refused_before_anything_is_evaluated(model):
 
 
 def test_a_closed_context_says_so(model):
-    context = model.open(n_ctx=64)
+    context = model.open(ContextOptions(n_ctx=64))
     context.close()
     context.close()
     for use in (
@@ -202,7 +204,7 @@ def slow(tmp_path_factory):
 
 
 def test_abort_from_another_thread(slow):
-    with slow.open(n_ctx=4096, n_batch=4096, n_ubatch=4096, **EXACT) as context:
+    with slow.open(ContextOptions(n_ctx=4096, n_batch=4096, n_ubatch=4096, **EXACT)) as context:
         context.submit([Rows(0, TOKENS[:3])])
         aborted_at = []
 
@@ -246,9 +248,9 @@ def test_a_kv_type_that_does_not_suit_the_heads_is_told_as_such(tmp_path, kv_typ
     told = f'kv_type = "{kv_type}" does not suit {path}: it holds numbers in blocks of 32, and the model\'s heads have'
     with Model.load(path) as model:
         with pytest.raises(UnsupportedModelError, match=re.escape(told)):
-            model.open(n_ctx=64, kv_type=kv_type)
+            model.open(ContextOptions(n_ctx=64, kv_type=kv_type))
         with pytest.raises(UnsupportedModelError, match="only with flash attention"):
-            model.open(n_ctx=64, kv_type=kv_type, flash_attention=False)
+            model.open(ContextOptions(n_ctx=64, kv_type=kv_type, flash_attention=False))
     with pytest.raises(UnsupportedModelError, match=re.escape(told)):  # before anything is loaded
         needs.ask(path, needs.Asked(64, kv_type=kv_type))
 
@@ -256,7 +258,7 @@ def test_a_kv_type_that_does_not_suit_the_heads_is_told_as_such(tmp_path, kv_typ
 def test_kv_types_are_those_of_recipes(model):
     assert set(KV_TYPES) == set(RECIPE_KV_TYPES)
     with pytest.raises(UsageError, match="q3_0"):
-        model.open(n_ctx=64, kv_type="q3_0")
+        model.open(ContextOptions(n_ctx=64, kv_type="q3_0"))
 
 
 @pytest.mark.parametrize("flash_attention", ["auto", True, False])
@@ -267,7 +269,7 @@ def test_flash_attention(model, flash_attention):
 
 def test_a_context_has_room_for_so_many_sequences(model):
     with pytest.raises(UsageError, match="300"):
-        model.open(n_ctx=64, n_seq=300)
+        model.open(ContextOptions(n_ctx=64, n_seq=300))
 
 
 @pytest.mark.parametrize(("mmap", "mlock"), [(True, False), (False, False), (True, True), (False, True)])
@@ -334,7 +336,7 @@ def test_files_that_are_no_models(tmp_path, ggufs):
 
 def test_llama_cpp_speaks_through_logging_only(ggufs, capfd, caplog):
     with caplog.at_level(logging.DEBUG, "eft_local"), Model.load(ggufs / "base.gguf") as model:
-        model.open(n_ctx=64).close()
+        model.open(ContextOptions(n_ctx=64)).close()
     assert capfd.readouterr() == ("", "")
     assert any("llama" in record.message for record in caplog.records)
 
@@ -342,7 +344,7 @@ def test_llama_cpp_speaks_through_logging_only(ggufs, capfd, caplog):
 def test_a_recurrent_model_starts_over_where_others_rewind(ggufs, caplog):
     with Model.load(ggufs / "mamba.gguf") as model:
         assert not model.capabilities.rewinds
-        with model.open(n_ctx=256, n_seq=2, **EXACT) as context:
+        with model.open(ContextOptions(n_ctx=256, n_seq=2, **EXACT)) as context:
             context.submit([Rows(0, TOKENS), Rows(1, TOKENS[:6])])
             first = context.logits().copy()
             assert context.rewind(0, len(TOKENS)) == len(TOKENS), "nothing to drop"
@@ -391,7 +393,7 @@ def test_a_path_with_other_letters(tmp_path: Path, ggufs):
 
 
 def test_the_context_is_a_context_manager(model):
-    with Context(model, n_ctx=64) as context:
+    with Context(model, ContextOptions(n_ctx=64)) as context:
         assert context.n_ctx >= 64
     with pytest.raises(EvaluationError):
         context.logits()

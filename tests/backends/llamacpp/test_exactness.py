@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from eft_local import Emulator, Recipe
+from eft_local.backends.base import ContextOptions
 from eft_local.backends.llamacpp import Model, kernels, probing, trial
 from eft_local.backends.llamacpp.exactness import Choice, Question, Verdict, Way, choose
 from eft_local.backends.llamacpp.probing import ROOM, SEQUENCES, find, find_in_child, probe
@@ -192,7 +193,9 @@ def test_a_models_rows_have_the_same_bits_however_they_are_evaluated(ggufs, flas
     kernels.use_exact(True)
     with (
         Model.load(ggufs / "base.gguf", trusted=True) as model,
-        model.open(**room, flash_attention=flash, n_threads=threads, n_threads_batch=threads) as context,
+        model.open(
+            ContextOptions(**room, flash_attention=flash, n_threads=threads, n_threads_batch=threads)
+        ) as context,
     ):
         assert probe(context, model.n_vocab) == EXACT
 

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from eft_local.backends.base import Rows
+from eft_local.backends.base import ContextOptions, Rows
 from eft_local.backends.llamacpp import Model, kernels
 from eft_local.backends.llamacpp.kernels import KINDS, Kernels, one_by_one, product, products, random_factors
 from eft_local.backends.llamacpp.kernels.products import WEIGHTS
@@ -198,7 +198,7 @@ def test_llama_cpp_calls_it(pair, model):
         own(n, s, bs, weights, values, rows, columns)
 
     pair.theirs["Q4_0"] = kernels.GEMM(spy)
-    with model.open(n_ctx=32, n_outputs=12, n_threads=1) as context:
+    with model.open(ContextOptions(n_ctx=32, n_outputs=12, n_threads=1)) as context:
         logits = {}
         for ours in (True, False):
             pair.use("Q4_0", ours=ours)

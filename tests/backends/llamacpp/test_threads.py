@@ -6,7 +6,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from eft_local.backends.base import Rows
+from eft_local.backends.base import ContextOptions, Rows
 from eft_local.backends.llamacpp import Model, kernels
 from eft_local.backends.llamacpp.threads import Threads, kind, ladder, read_times, times_file, write_times
 
@@ -208,7 +208,9 @@ def test_logits_do_not_depend_on_the_number_of_threads(ggufs, rows, held, flash)
     found = []
     with Model.load(ggufs / "base.gguf", trusted=True) as model:
         for threads in (1, 2, 3):
-            with model.open(n_ctx=1024, n_outputs=rows, n_threads=threads, flash_attention=flash) as context:
+            with model.open(
+                ContextOptions(n_ctx=1024, n_outputs=rows, n_threads=threads, flash_attention=flash)
+            ) as context:
                 if held:
                     context.submit([Rows(0, [30 + i % 50 for i in range(held)], 1)])
                 context.submit([Rows(0, [40 + i % 30 for i in range(rows)], rows)])
@@ -221,11 +223,11 @@ def test_logits_do_not_depend_on_the_number_of_threads(ggufs, rows, held, flash)
 def test_a_context_learns_and_obeys(ggufs):
     with Model.load(ggufs / "small.gguf", trusted=True) as model:
         model.threads = Threads(2)
-        with model.open(n_ctx=64) as context:
+        with model.open(ContextOptions(n_ctx=64)) as context:
             for _ in range(3):
                 context.submit([Rows(0, [40])])
         assert model.threads._choices.keys() == {1}
         model.threads = Threads(2)
-        with model.open(n_ctx=64, n_threads=1) as context:
+        with model.open(ContextOptions(n_ctx=64, n_threads=1)) as context:
             context.submit([Rows(0, [40])])
         assert not model.threads._choices
