@@ -1,7 +1,7 @@
 """The seam: what the emulator needs from a model, and nothing more.
 
-`llamacpp.Model`, `Context` and `LlamaVocabulary` implement these on llama.cpp; the tests' fake implements them with tables,
-so that loops and user interfaces are tested without a GGUF file.
+`llamacpp.Model`, `Context` and `LlamaVocabulary` implement these on llama.cpp; the fake of the tests implements them
+with tables, so that loops and user interfaces are tested without a GGUF file.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 
 from eft_local import Emulator, Recipe
 from eft_local.backends.base import ContextOptions
-from eft_local.backends.llamacpp import Model, kernels, probing, trial
+from eft_local.backends.llamacpp import Context, Model, kernels, probing, trial
 from eft_local.backends.llamacpp.exactness import Choice, Question, Verdict, Way, choose
 from eft_local.backends.llamacpp.probing import ROOM, SEQUENCES, find, find_in_child, probe
 from eft_local.bench.gguf_zeros import Shape
@@ -36,6 +37,11 @@ class Disturbed(FakeContext):
         super().submit(batch)
         if self.disturbs({rows.sequence: len(rows.tokens) for rows in batch}):
             self._rows = np.nextafter(self._rows, np.float32(9))
+
+
+def opener(model: Model) -> Callable[..., Context]:
+    """What makes contexts on a model, of so much room."""
+    return lambda **room: model.open(ContextOptions(**room))
 
 
 @pytest.mark.parametrize(
@@ -102,7 +108,7 @@ def test_a_verdict_is_kept_until_something_changes(ggufs, tmp_path, monkeypatch)
     asked = question(ggufs / "base.gguf")
     assert asked.known() is None
     with Model.load(ggufs / "base.gguf", trusted=True) as model:
-        found = find(model, asked, model.open)
+        found = find(model, asked, opener(model))
         assert {each.flash for each in found} == {False, True}
         assert find(model, asked, None) == found == asked.known(), "it is not tried again"
     changes = {"context": 512}, {"kv_type": "f32"}, {"offload": 3}, {"flash": (False,)}
@@ -132,7 +138,7 @@ def test_a_child_finds_what_is_found_here(sound, tmp_path, monkeypatch):
     with Model.load(sound, trusted=True) as model:
         in_child = asked.known()
         asked.kept.unlink()
-        assert find(model, asked, model.open) == in_child
+        assert find(model, asked, opener(model)) == in_child
     monkeypatch.setattr(trial, "run_child", None)
     with Model.load(sound):
         pass

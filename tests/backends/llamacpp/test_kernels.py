@@ -226,6 +226,9 @@ def answering(code: str, **environment: str) -> str:
 def test_who_answers_is_told():
     assert answering("", EFT_KERNELS="").startswith("eft-local's own for Q4_0, Q4_K")
     assert answering("", EFT_KERNELS="off") == "llama.cpp's own (EFT_KERNELS=off)"
+    # Hidden from llama.cpp's library, ours are as if that had been linked to its own functions.
+    hidden = answering("import ctypes; ctypes.RTLD_GLOBAL = ctypes.RTLD_LOCAL", EFT_KERNELS="")
+    assert hidden == "llama.cpp's own (its library does not call eft-local's)"
     assert answering("import llama_cpp", EFT_KERNELS="") == "llama.cpp's own (llama_cpp was imported before eft_local)"
 
 

@@ -21,9 +21,10 @@ from typing import Any
 
 import numpy as np
 
+from eft_local.backends.llamacpp.kernels import products
 from eft_local.backends.llamacpp.kernels.attention import OURS, Attention, suits
-from eft_local.backends.llamacpp.kernels.ggml import Ggml
-from eft_local.backends.llamacpp.kernels.products import Products
+from eft_local.backends.llamacpp.kernels.ggml import F32, Ggml
+from eft_local.backends.llamacpp.kernels.products import WEIGHTS, Products
 
 GEMM = ctypes.CFUNCTYPE(
     None,
@@ -37,7 +38,7 @@ GEMM = ctypes.CFUNCTYPE(
 )
 """The type of a kernel: n, s, bs, weights, rows, nr, nc; see kernels.c."""
 
-_NEWEST = "eft_attention_begin"  # a function that older sources do not have
+_NEWEST = "eft_kernels_called"  # a function that older sources do not have
 _NEVER = 2**31 - 1
 _VNNI_ROWS = 16
 """From so many rows on llama.cpp's kernels for AVX512-VNNI unpack weights once for all of them, as ours do."""
@@ -95,9 +96,9 @@ class Kernels:
         self.ours = {kind: ctypes.cast(getattr(compiled, each.name), GEMM) for kind, each in common.items()}
         self.theirs = {kind: ctypes.cast(getattr(library, each.name), GEMM) for kind, each in common.items()}
         self.one = {kind: ctypes.cast(getattr(library, each.one), GEMM) for kind, each in common.items()}
-        ggml = Ggml(folder)
-        self.products = Products(compiled, ggml)
-        self.attention = Attention(compiled, ggml)
+        self._ggml = Ggml(folder)
+        self.products = Products(compiled, self._ggml)
+        self.attention = Attention(compiled, self._ggml)
 
     def use_exact(self, exact: bool) -> None:
         """Give every row the bits that it gets alone, or leave several rows to llama.cpp. Not during an evaluation."""
@@ -122,6 +123,17 @@ class Kernels:
             for factors in tried
         )
 
+    def called(self, kind: str) -> bool:
+        """Whether llama.cpp's library finds our kernel: that depends on how it was linked."""
+        weights, values = products.random_factors(kind, 16, 8, 512)
+        number, bit = WEIGHTS[kind].ggml, 1 << list(KINDS).index(kind)
+        with self._ggml.interleaved(number, (512, 16), weights) as left, self._ggml.graph() as graph:
+            if left is None:
+                return False
+            self._compiled.eft_kernels_called()
+            graph.compute(graph.operation("ggml_mul_mat", left, graph.tensor(F32, (512, 8), values)), (8, 16))
+            return bool(self._compiled.eft_kernels_called() & bit)
+
     def _ask(self, kind: str, theirs_from: int) -> None:
         self._compiled.eft_kernels_use(list(KINDS).index(kind), self.theirs[kind], theirs_from)
 
@@ -135,16 +147,14 @@ def installed() -> str:
     agreed = [kind for kind in kernels.ours if kernels.agree(kind)]
     for kind in kernels.ours:
         kernels.use(kind, ours=kind in agreed)
-    agreed += kernels.products.ours
+    called = [kind for kind in agreed if kernels.called(kind)]
+    called += [kind for kind in kernels.products.ours if kind not in called]
     if kernels.attention.exact == OURS:
-        agreed.append("attention")
-    if not agreed:
-        return "llama.cpp's own (eft-local's differ from them)"
-    return (
-        f"eft-local's own for {', '.join(agreed[:-1])} and {agreed[-1]}"
-        if agreed[1:]
-        else f"eft-local's own for {agreed[0]}"
-    )
+        called.append("attention")
+    if not called:
+        why = "its library does not call eft-local's" if agreed else "eft-local's differ from them"
+        return f"llama.cpp's own ({why})"
+    return f"eft-local's own for {' and '.join(filter(None, (', '.join(called[:-1]), called[-1])))}"
 
 
 def use_exact(exact: bool) -> None:

@@ -46,6 +46,9 @@ enum { THEIRS, REFERENCE, OURS }; /* attention.py */
 static Attention theirs;
 static int how = THEIRS;
 
+enum { CALLED_ATTENTION = 8 }; /* kernels.c */
+void eft_note_call(unsigned bit);
+
 void eft_attention_begin(Attention attention) { theirs = attention; }
 
 void eft_attention_use(int implementation) { how = implementation; }
@@ -385,6 +388,7 @@ static void ours(const Params *params, Tensor *result) { (void)params, (void)res
 #endif
 
 void ggml_compute_forward_flash_attn_ext(Params *params, Tensor *result) {
+    eft_note_call(CALLED_ATTENTION);
     if (how == OURS && suits(result)) {
         ours(params, result);
         return;

@@ -18,6 +18,7 @@ from eft_local.backends.llamacpp.kernels.products import noise
 
 THEIRS, REFERENCE, OURS = range(3)  # as in attention.c
 _WIDEST = 256
+_CALLED = 8  # the bit of `eft_kernels_called`
 _NEAR = 1e-2
 """What ours may be off, of values within ± 1; llama.cpp adds up in F16."""
 
@@ -89,7 +90,9 @@ class Attention:
         """compiled: ours, loaded for all to see before llama.cpp's."""
         self._compiled, self._ggml = compiled, ggml
         compiled.eft_attention_begin(ctypes.cast(ggml.cpu.ggml_compute_forward_flash_attn_ext, ctypes.c_void_p))
-        self.exact = OURS if all(map(self.agrees, _TRIED)) else REFERENCE
+        compiled.eft_kernels_called()
+        agree = all(map(self.agrees, _TRIED))
+        self.exact = OURS if agree and compiled.eft_kernels_called() & _CALLED else REFERENCE
         self.use(exact=True)
 
     def use(self, *, exact: bool) -> None:

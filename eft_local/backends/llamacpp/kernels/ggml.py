@@ -16,9 +16,13 @@ F32, F16 = 0, 1
 _MEMORY = 1 << 24  # bytes; what is not used takes none
 _RETURN_POINTERS = (
     "ggml_init", "ggml_get_data", "ggml_new_tensor", "ggml_new_graph", "ggml_mul_mat", "ggml_flash_attn_ext",
+    "ggml_backend_reg_get_proc_address", "ggml_backend_reg_dev_get", "ggml_backend_buft_alloc_buffer",
+    "ggml_backend_buffer_get_base",
 )  # fmt: skip
+_RETURN_SIZES = ("ggml_backend_buft_get_alloc_size", "ggml_nbytes")
 
 Tensor = ctypes.c_void_p
+_IGNORE = ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)(lambda level, text, data: None)
 
 
 class _Memory(ctypes.Structure):
@@ -35,6 +39,10 @@ class Ggml:
         self.cpu = ctypes.CDLL(str(folder / "libggml-cpu.so"))
         for name in _RETURN_POINTERS:
             getattr(self.base, name).restype = ctypes.c_void_p
+        for name in _RETURN_SIZES:
+            getattr(self.base, name).restype = ctypes.c_size_t
+        self.base.ggml_backend_buft_name.restype = ctypes.c_char_p
+        self.cpu.ggml_backend_cpu_reg.restype = ctypes.c_void_p
         self.cpu.ggml_cpu_init()
 
     @contextmanager
@@ -50,6 +58,59 @@ class Ggml:
             self.base.ggml_free(context)
             del view
             memory.close()
+
+    @contextmanager
+    def interleaved(self, kind: int, shape: Sequence[int], content: np.ndarray) -> Iterator[Tensor | None]:
+        """Yield weights as llama.cpp keeps them for a CPU with kernels of its own, columns interleaved; None if it
+        has no such place.
+
+        shape, content: as `Graph.tensor`.
+        """
+        base = self.base
+        places = self._interleaving()
+        place = next((each for each in places if base.ggml_backend_buft_name(Tensor(each)) == b"CPU_REPACK"), None)
+        if place is None:
+            yield None
+            return
+        context = ctypes.c_void_p(base.ggml_init(_Memory(1 << 12, None, True)))
+        sizes = (ctypes.c_int64 * len(shape))(*shape)
+        tensor = Tensor(base.ggml_new_tensor(context, kind, len(shape), sizes))
+        size = base.ggml_backend_buft_get_alloc_size(Tensor(place), tensor)
+        buffer = ctypes.c_void_p(base.ggml_backend_buft_alloc_buffer(Tensor(place), ctypes.c_size_t(size)))
+        try:
+            start = ctypes.c_void_p(base.ggml_backend_buffer_get_base(buffer))
+            base.ggml_backend_tensor_alloc(buffer, tensor, start)
+            data = content.tobytes()
+            with self._silence():
+                base.ggml_backend_tensor_set(tensor, data, ctypes.c_size_t(0), ctypes.c_size_t(len(data)))
+            yield tensor
+        finally:
+            base.ggml_backend_buffer_free(buffer)
+            base.ggml_free(context)
+
+    @contextmanager
+    def _silence(self) -> Iterator[None]:
+        """Keep ggml from reporting that it interleaves."""
+        # By way of `cpu`: what that is linked to may be another copy than `base`.
+        log, data = ctypes.c_void_p(), ctypes.c_void_p()
+        self.cpu.ggml_log_get(ctypes.byref(log), ctypes.byref(data))
+        self.cpu.ggml_log_set(_IGNORE, None)
+        try:
+            yield
+        finally:
+            self.cpu.ggml_log_set(log, data)
+
+    def _interleaving(self) -> Iterator[int]:
+        """Yield the kinds of buffers that the CPU has besides the plain one."""
+        registry = ctypes.c_void_p(self.cpu.ggml_backend_cpu_reg())
+        device = ctypes.c_void_p(self.base.ggml_backend_reg_dev_get(registry, ctypes.c_size_t(0)))
+        address = self.base.ggml_backend_reg_get_proc_address(registry, b"ggml_backend_dev_get_extra_bufts")
+        if address:
+            found = ctypes.CFUNCTYPE(ctypes.POINTER(ctypes.c_void_p), ctypes.c_void_p)(address)(device)
+            for place in found or ():
+                if not place:
+                    return
+                yield place
 
 
 class Graph:

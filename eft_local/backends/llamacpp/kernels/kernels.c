@@ -18,6 +18,19 @@
  * kernels.py does that, and compares each with llama.cpp's before it lets it answer.
  */
 
+/* A bit for each function that stands in the place of one of llama.cpp's and was called since this was last read:
+ * whether llama.cpp finds ours depends on how it was linked. */
+enum { CALLED_Q4_0 = 1, CALLED_Q4_K = 2 };
+unsigned eft_called;
+
+unsigned eft_kernels_called(void) {
+    return __atomic_exchange_n(&eft_called, 0, __ATOMIC_RELAXED);
+}
+
+void eft_note_call(unsigned bit) {
+    if (!(__atomic_load_n(&eft_called, __ATOMIC_RELAXED) & bit)) __atomic_fetch_or(&eft_called, bit, __ATOMIC_RELAXED);
+}
+
 #if defined(__x86_64__) && defined(__linux__)
 
 #include <immintrin.h>
@@ -201,6 +214,7 @@ TILES_OF(4)
  *
  * n, nr, nc: multiples of 32, 4, 8. weights: nc / 8 times n / 32 blocks. rows: nr / 4 times n / 32 blocks. */
 void ggml_gemm_q4_0_8x8_q8_0(int n, float *s, size_t bs, const void *weights, const void *rows, int nr, int nc) {
+    eft_note_call(CALLED_Q4_0);
     static void (*const tiles_of[])(const Weights *, const Rows *, size_t, Prepared[][SLAB], int, int, float *, size_t,
                                     int) = {tiles_of_1, tiles_of_2, tiles_of_3, tiles_of_4};
     if (nr >= theirs[Q4_0].from) {
@@ -332,6 +346,7 @@ SUPER_TILES_OF(4)
 
 /* The same with Q4_K weights; n: a multiple of 256. */
 void ggml_gemm_q4_K_8x8_q8_K(int n, float *s, size_t bs, const void *weights, const void *rows, int nr, int nc) {
+    eft_note_call(CALLED_Q4_K);
     static void (*const tiles_of[])(const SuperWeights *, const SuperRows *, size_t, SuperPrepared[][LONGEST], float *,
                                     size_t, int) = {super_tiles_of_1, super_tiles_of_2, super_tiles_of_3,
                                                     super_tiles_of_4};

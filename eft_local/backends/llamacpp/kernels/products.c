@@ -50,6 +50,9 @@ static Sgemm their_sgemm;
 static Tiled their_tiled;
 static TiledExpert their_tiled_expert;
 
+enum { CALLED_PRODUCTS = 4 }; /* kernels.c */
+void eft_note_call(unsigned bit);
+
 void eft_products_begin(Sgemm sgemm, Tiled tiled, TiledExpert tiled_expert) {
     their_sgemm = sgemm;
     their_tiled = tiled;
@@ -404,6 +407,7 @@ QUANTS_OF(IQ4_XS, 136)
  * llama.cpp computes it row by row. k, lda, ldb count blocks of the type. */
 bool llamafile_sgemm(const Thread *thread, int64_t m, int64_t n, int64_t k, const void *A, int64_t lda, const void *B,
                      int64_t ldb, void *C, int64_t ldc, int a_type, int b_type, int c_type) {
+    eft_note_call(CALLED_PRODUCTS);
     if (c_type != F32 || a_type < 0 || a_type >= TYPES)
         return false;
     const int by = how[a_type];
@@ -445,11 +449,13 @@ bool llamafile_sgemm(const Thread *thread, int64_t m, int64_t n, int64_t k, cons
 }
 
 bool ggml_compute_forward_mul_mat_tiled(const void *params, void *product) {
+    eft_note_call(CALLED_PRODUCTS);
     return tiled_by_them && their_tiled(params, product);
 }
 
 bool ggml_compute_forward_mul_mat_id_tiled(const void *params, void *product, int64_t expert, int64_t rows,
                                            const int32_t *places, char *scratch) {
+    eft_note_call(CALLED_PRODUCTS);
     return tiled_by_them && their_tiled_expert(params, product, expert, rows, places, scratch);
 }
 

@@ -19,6 +19,7 @@ from eft_local.backends.llamacpp.kernels.ggml import F32, Ggml
 
 _TYPES = 64
 _ROW_BY_ROW, _SEVERAL_HERE, _THEIRS, _ONE_HERE_8, _ONE_HERE_16 = range(5)  # as in products.c
+_CALLED = 4  # the bit of `eft_kernels_called`
 _FUNCTIONS = ("llamafile_sgemm", "ggml_compute_forward_mul_mat_tiled", "ggml_compute_forward_mul_mat_id_tiled")
 _TRIED = ((24, 2, 256), (20, 9, 512), (36, 37, 768))
 """Columns, rows, and numbers in each, of the products that are tried."""
@@ -69,18 +70,22 @@ class Products:
         self._compiled.eft_products_begin(
             *(ctypes.cast(getattr(ggml.cpu, name), ctypes.c_void_p) for name in _FUNCTIONS)
         )
+        compiled.eft_kernels_called()
         self._exact = {name: self._exact_way(name) for name in WEIGHTS}
+        self._called = bool(compiled.eft_kernels_called() & _CALLED)
         self.use(exact=True)
 
     @property
     def ours(self) -> tuple[str, ...]:
         """Types of weights whose products are computed by functions of ours, if with one row only."""
+        if not self._called:
+            return ()
         return tuple(name for name, way in self._exact.items() if way not in (_ROW_BY_ROW, _THEIRS))
 
     @property
     def row_by_row(self) -> tuple[str, ...]:
         """Types of weights for which exactness has a price: several rows are computed one after the other."""
-        return tuple(name for name, way in self._exact.items() if way == _ROW_BY_ROW)
+        return tuple(name for name, way in self._exact.items() if way == _ROW_BY_ROW) if self._called else ()
 
     def use(self, *, exact: bool) -> None:
         """Compute several rows so that each gets what it gets alone, or as llama.cpp does. Not during an evaluation."""
