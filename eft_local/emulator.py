@@ -19,7 +19,7 @@ from eft_local.engine.request import Options, Record, Request
 from eft_local.engine.sequence import Sequence
 from eft_local.engine.step import Answer, Score
 from eft_local.engine.stream import Stream
-from eft_local.engine.targets import MIXTURE, targets_of
+from eft_local.engine.targets import targets_of
 from eft_local.engine.task import OnStep, Task
 from eft_local.engine.worker import Worker
 from eft_local.errors import UsageError
@@ -27,6 +27,7 @@ from eft_local.hub.references import find_recipe
 from eft_local.machine import memory
 from eft_local.placement.survey import rows_at_once
 from eft_local.recipe import Recipe, checks
+from eft_local.recipe.names import MIXTURE
 
 M = TypeVar("M", bound=Messages)
 T = TypeVar("T", bound=Text)

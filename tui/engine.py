@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from queue import SimpleQueue
 from typing import TYPE_CHECKING
 
+from eft_local.chats.writing import recorded
 from eft_local.errors import Cancelled, EftError
 from eft_local.prompts.render import Message
 from eft_local.tui.describing import Describer
@@ -301,18 +302,12 @@ class Engine:
             )
             answer = self._stream.wait()
             steps = (*request.kept, *describer.finish())
-            self._events.append(Finished(number, answer, steps, _recorded(request, steps)))
+            self._events.append(Finished(number, answer, steps, recorded(request.candidates, steps)))
         except Exception as error:
             self._events.append(Failed(number, error))
         finally:
             self._stream = self._request = None
             describer.close()
-
-
-def _recorded(request: Request, steps: Sequence[Step]) -> bytes | None:
-    from eft_local.analysis import Inspection
-
-    return Inspection(tuple(steps)).recorded() if request.candidates else None
 
 
 def with_threads(recipe: Recipe, threads: int | None) -> Recipe:

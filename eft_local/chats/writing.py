@@ -92,11 +92,11 @@ def add(writer: AnswerWriter, step: Step) -> str:
     return text
 
 
-def recorded(request: AnswerRequest, steps: Sequence[Step]) -> bytes | None:
-    """Return what the history keeps of an answer's steps for the inspector; None if nothing was to be recorded."""
+def recorded(candidates: int, steps: Sequence[Step]) -> bytes | None:
+    """Return what the history keeps of an answer's steps for the inspector; None if nothing was."""
     from eft_local.analysis import Inspection
 
-    return Inspection(tuple(steps)).recorded() if request.candidates else None
+    return Inspection(tuple(steps)).recorded() if candidates else None
 
 
 def figures(answer: Answer, steps: Sequence[Step]) -> dict[str, Any]:

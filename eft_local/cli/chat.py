@@ -174,7 +174,7 @@ class PlainChat:
             raise
         steps = writing.all_steps
         try:
-            self.session.finish(answer, steps, recorded(request, steps))
+            self.session.finish(answer, steps, recorded(request.candidates, steps))
         except HistoryError as error:
             self.session.stop_saving(error)
             self._say_what_is_unsaved()

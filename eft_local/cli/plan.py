@@ -83,12 +83,12 @@ def _loads(
 ) -> tuple[str, tuple[Load, ...], dict[str, Seat], str, int, list[str]]:
     """Return a name, what has to be loaded and for whom, how exact, the tokens of context, and what is not here."""
     from eft_local.engine.loading import compared_roles, mixed_roles
-    from eft_local.engine.mixture import MIXTURE
     from eft_local.engine.targets import roles_of
     from eft_local.gguf.weights import read_weights
     from eft_local.hub.references import find_recipe, hub_name, names_recipe, resolve_model
     from eft_local.placement.headers import check_headers
     from eft_local.placement.survey import SCORED_ROWS, Seat, loads, rows_at_once, seats
+    from eft_local.recipe.names import MIXTURE
     from eft_local.recipe.roles import Placement
 
     headers = _Headers()

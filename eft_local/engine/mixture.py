@@ -13,8 +13,6 @@ from eft_local.engine.ends import Ends
 from eft_local.engine.loading import antiexpert_name
 from eft_local.recipe import Recipe
 
-MIXTURE = "eft"
-
 
 class Mixture:
     """Applies a recipe's formula to rows of logits; its buffer is reused from step to step."""

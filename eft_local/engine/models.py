@@ -9,10 +9,11 @@ from typing import TypeGuard
 from eft_local.backends.tokenize import tokenize_text, verbatim
 from eft_local.engine.loading import Library, LoadedRole, LoadProgress, compared_roles, mixed_roles
 from eft_local.engine.request import Record, Request
-from eft_local.engine.targets import MIXTURE, Target, make_mixture, make_single, roles_of
+from eft_local.engine.targets import Target, make_mixture, make_single, roles_of
 from eft_local.errors import PromptError, RecipeError, UsageError, shown
 from eft_local.prompts.render import conversation
 from eft_local.recipe import Recipe, Sampling, checks
+from eft_local.recipe.names import MIXTURE
 
 Messages = str | Sequence[Mapping[str, object]]
 """One conversation: messages with `role` and `content`; a bare string is one user turn."""

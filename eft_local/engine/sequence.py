@@ -16,10 +16,10 @@ from eft_local.engine.request import Request
 from eft_local.engine.speculative.acceptance import Guess, Rule
 from eft_local.engine.statistics import Evidence, known
 from eft_local.engine.step import Answer, FinishReason, RoleTiming, Score, Step
-from eft_local.engine.targets import MIXTURE
 from eft_local.engine.text import TextStream
 from eft_local.machine.cores import CoreMeter
 from eft_local.recipe import Recipe, Sampling
+from eft_local.recipe.names import MIXTURE
 
 
 @dataclass(slots=True, eq=False)

@@ -14,9 +14,9 @@ from eft_local.backends.base import Floats
 from eft_local.backends.ranking import best, rank
 from eft_local.engine import mix
 from eft_local.engine.loading import antiexpert_name
-from eft_local.engine.mixture import MIXTURE
 from eft_local.engine.step import Candidate, RoleView, Step
 from eft_local.recipe import Recipe
+from eft_local.recipe.names import MIXTURE
 
 Ids = npt.NDArray[np.intp]
 Doubles = npt.NDArray[np.float64]

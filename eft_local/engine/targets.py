@@ -19,11 +19,10 @@ from eft_local.engine.loading import (
     warn_of_capped_logits,
     warn_of_own_tokens,
 )
-from eft_local.engine.mixture import MIXTURE, Mixture
+from eft_local.engine.mixture import Mixture
 from eft_local.errors import UsageError
 from eft_local.recipe import Recipe, Sampling
-
-__all__ = ["MIXTURE", "Target", "make_mixture", "make_single", "roles_of", "targets_of"]
+from eft_local.recipe.names import MIXTURE
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -183,6 +183,7 @@ def test_groups_of_the_first_version_and_what_a_container_does_not_see(tmp_path:
 GREEDY = """
 import resource, sys
 from eft_local.errors import OutOfMemoryError
+from eft_local.backends.base import ContextOptions
 from eft_local.backends.llamacpp import Model
 resource.setrlimit(resource.RLIMIT_AS, (int(sys.argv[2]),) * 2)
 try:

@@ -6,10 +6,9 @@ and without, and after a prompt that came in one call or in several.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from importlib.util import find_spec
@@ -18,9 +17,9 @@ from typing import Any, Literal
 
 import llama_cpp
 
-from eft_local import locations
 from eft_local.backends.llamacpp import kernels
 from eft_local.backends.llamacpp.trial import identity
+from eft_local.machine import measured
 
 Attention = bool | Literal["auto"]
 """Whether with flash attention; "auto" where llama.cpp decides."""
@@ -126,30 +125,23 @@ class Question:
         """Where the answer is kept, if anywhere: for these files, this llama.cpp, these kernels, and this processor."""
         ours = find_spec("eft_local.backends.llamacpp.kernels._kernels")
         compiled = Path(ours.origin).stat() if ours and ours.origin else None
-        facts = (
+        return measured.place(
+            "exactness",
             identity(self.files), self.flash, min(self.context, DEEP), self.kv_type,
             (self.offload, self.batch, self.ubatch, self.scale),
             kernels.installed(), compiled and (compiled.st_size, compiled.st_mtime_ns),
             llama_cpp.llama_print_system_info(), _VERSION,
         )  # fmt: skip
-        return locations.cached("exactness", f"{hashlib.sha256(repr(facts).encode()).hexdigest()[:32]}.json")
 
     def known(self) -> tuple[Way, ...] | None:
         """Return the ways that were found before."""
-        path = self.kept
-        with suppress(OSError, ValueError, TypeError, KeyError):
-            return ways_from(path.read_text()) if path else None
+        ways = measured.read(self.kept)
+        with suppress(TypeError, KeyError):
+            return _ways(ways) if ways else None
         return None
 
     def keep(self, ways: Sequence[Way]) -> None:
-        path = self.kept
-        if path is None:
-            return
-        with suppress(OSError):  # it is tried again next time
-            path.parent.mkdir(parents=True, exist_ok=True)
-            partial = path.with_suffix(f".{os.getpid()}.partial")
-            partial.write_text(ways_to(ways))
-            partial.replace(path)
+        measured.write(self.kept, [asdict(way) for way in ways])
 
     def to_json(self) -> str:
         return json.dumps(asdict(self) | {"files": [os.fspath(path) for path in self.files]})
@@ -172,4 +164,8 @@ def ways_to(ways: Sequence[Way]) -> str:
 
 def ways_from(text: str) -> tuple[Way, ...]:
     """Return what `ways_to` wrote. Raises: ValueError, TypeError, KeyError."""
-    return tuple(Way(**each | {"verdict": Verdict(**each["verdict"])}) for each in json.loads(text))
+    return _ways(json.loads(text))
+
+
+def _ways(ways: Sequence[Mapping[str, Any]]) -> tuple[Way, ...]:
+    return tuple(Way(**{**way, "verdict": Verdict(**way["verdict"])}) for way in ways)

@@ -8,7 +8,6 @@ so a file that is not known to be sound is asked about in a child process. Answe
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 import platform
@@ -23,13 +22,14 @@ from typing import Any
 
 import llama_cpp
 
-from eft_local import errors, locations
+from eft_local import errors
 from eft_local.backends.base import ContextOptions
 from eft_local.backends.llamacpp import library
 from eft_local.backends.llamacpp.context import KV_TYPES, context_params, unsuitable_cache
 from eft_local.backends.llamacpp.trial import identity
 from eft_local.errors import EftError, ModelFileError, UnsupportedModelError, UsageError
 from eft_local.gguf.weights import Weights, read_weights
+from eft_local.machine import measured
 
 _LADDER = (256, 1024, 4096, 16384, 65536, 262144)
 """Contexts that are asked about, up to what the model was trained with. The sizes are convex, so that a straight line
@@ -146,25 +146,19 @@ def ask(path: Path, asked: Asked, *, trusted: bool = False) -> Needs:
     """
     if asked.kv_type not in KV_TYPES:
         raise UsageError(f"unknown KV cache type {asked.kv_type!r}; use one of {', '.join(KV_TYPES)}")
-    kept = locations.cached("needs", f"{_key(path, asked)}.json") if path.is_file() else None
-    with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
-        if kept is not None:
-            return _needs(json.loads(kept.read_bytes()))
+    kept = _kept(path, asked) if path.is_file() else None
+    with contextlib.suppress(TypeError, KeyError):
+        if (known := measured.read(kept)) is not None:
+            return _needs(known)
     weights = read_weights(path)
     told = _measure(path, asked, weights) if trusted else _ask_child(path, asked, weights)
     needs = _needs(told | {"weights": asdict(weights), "sequences": asked.n_seq})
-    if kept is not None:
-        with contextlib.suppress(OSError):  # it is asked again next time
-            kept.parent.mkdir(parents=True, exist_ok=True)
-            partial = kept.with_suffix(f".{os.getpid()}.partial")
-            partial.write_text(json.dumps(asdict(needs)))
-            partial.replace(kept)
+    measured.write(kept, asdict(needs))
     return needs
 
 
-def _key(path: Path, asked: Asked) -> str:
-    facts = (identity((path,)), "streams", asdict(asked), library.supports_gpu_offload())
-    return hashlib.sha256(repr(facts).encode()).hexdigest()[:32]
+def _kept(path: Path, asked: Asked) -> Path | None:
+    return measured.place("needs", identity((path,)), "streams", asdict(asked), library.supports_gpu_offload())
 
 
 def _needs(told: dict[str, Any]) -> Needs:

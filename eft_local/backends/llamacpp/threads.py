@@ -10,17 +10,14 @@ calls take is remembered, so that the next process begins with the right number.
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import inf
 from pathlib import Path
 
-from eft_local import locations
 from eft_local.backends.llamacpp import kernels
 from eft_local.backends.llamacpp.trial import identity
+from eft_local.machine import measured
 
 Times = Mapping[int, Mapping[int, float]]
 """Seconds per row, by kind of call and number of threads."""
@@ -220,14 +217,13 @@ class Ordered:
 
 def times_file(path: Path, most: int) -> Path | None:
     """Return where it is kept what calls on a model take on this machine; None where nothing can be kept."""
-    facts = identity((path,)), kernels.installed(), most
-    return locations.cached("threads", f"{hashlib.sha256(repr(facts).encode()).hexdigest()[:32]}.json")
+    return measured.place("threads", identity((path,)), kernels.installed(), most)
 
 
 def read_times(path: Path | None) -> dict[int, dict[int, float]]:
     """Return what `write_times` kept, or nothing."""
-    with contextlib.suppress(OSError, ValueError, TypeError, AttributeError):
-        kept = json.loads(path.read_text()) if path else {}
+    with contextlib.suppress(ValueError, TypeError, AttributeError):
+        kept = measured.read(path) or {}
         return {int(each): {int(n): float(s) for n, s in times.items()} for each, times in kept.items()}
     return {}
 
@@ -239,8 +235,4 @@ def write_times(path: Path, times: Times) -> None:
         seconds < 0.9 * known.get(each, {}).get(n, inf) for each, found in times.items() for n, seconds in found.items()
     ):
         return
-    with contextlib.suppress(OSError):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(f".{os.getpid()}.partial")
-        partial.write_text(json.dumps(times))
-        partial.replace(path)
+    measured.write(path, times)

@@ -5,18 +5,15 @@ placement, then kept. Whose rows they are does not matter: roles that share a co
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import json
-import os
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from math import inf
 from pathlib import Path
 
-from eft_local import locations
 from eft_local.backends.llamacpp import kernels
 from eft_local.engine.loading import LoadedRole
+from eft_local.machine import measured
 
 MEASURED_ROWS = (1, 2, 3, 4, 5, 8, 12, 16)
 """Kernels work in fours and eights, so the cost of rows is far from a straight line: these corners are measured."""
@@ -98,17 +95,12 @@ def row_costs(role: LoadedRole, evaluate: Callable[[int], float], most: int) -> 
     """
     wanted = [rows for rows in MEASURED_ROWS if rows <= most]
     path = _cached(role)
-    with contextlib.suppress(OSError, ValueError, TypeError):
-        kept = json.loads(path.read_text()) if path else None
+    kept = measured.read(path)
+    with contextlib.suppress(ValueError, TypeError, KeyError):
         if kept and kept["rows"][: len(wanted)] == wanted:
             return _between(kept["rows"], [float(value) for value in kept["seconds"]])
     seconds = _measure(wanted, evaluate)
-    if path:
-        with contextlib.suppress(OSError):  # it is measured again next time
-            path.parent.mkdir(parents=True, exist_ok=True)
-            partial = path.with_suffix(f".{os.getpid()}.partial")
-            partial.write_text(json.dumps({"rows": wanted, "seconds": seconds}))
-            partial.replace(path)
+    measured.write(path, {"rows": wanted, "seconds": seconds})
     return _between(wanted, seconds)
 
 
@@ -143,15 +135,15 @@ def _least_line(wanted: Sequence[int], seconds: Sequence[float]) -> list[float]:
     return [second if rows % 4 else least(rows) for rows, second in zip(wanted, seconds, strict=True)]
 
 
-def _between(measured: Sequence[int], seconds: Sequence[float]) -> RowCosts:
+def _between(corners: Sequence[int], seconds: Sequence[float]) -> RowCosts:
     """Return the costs of all rows up to the last that was measured: behind a multiple of four each one costs what the
     fifth does.
 
     On a CPU thirteen rows may well cost more than sixteen.
     """
-    known = dict(zip(measured, seconds, strict=True))
+    known = dict(zip(corners, seconds, strict=True))
     fifth = known[5] - known[4] if 5 in known else 0.0
-    rows = range(1, measured[-1] + 1)
+    rows = range(1, corners[-1] + 1)
     return RowCosts(rows, [known.get(n) or known[n - n % 4] + n % 4 * fifth for n in rows])
 
 
@@ -166,4 +158,4 @@ def _cached(role: LoadedRole) -> Path | None:
             return None
         status = Path(file).stat()
         facts += (str(file), status.st_size, status.st_mtime_ns)
-    return locations.cached("row-costs", f"{hashlib.sha256(repr(facts).encode()).hexdigest()[:32]}.json")
+    return measured.place("row-costs", *facts)
