@@ -89,6 +89,9 @@ class Worker:
 
     def cancel_all(self) -> None:
         """Stop all requests soon."""
+        with self._awake:
+            if self._thread is None:
+                return  # there is nothing to stop
         self.cancel(tuple(self._tasks.values()))
         with suppress(UsageError):  # those as well that the thread has not begun
             self._post(lambda: self.cancel(tuple(self._tasks.values())))
