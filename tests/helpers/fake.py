@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 
 import numpy as np
 
@@ -164,6 +165,7 @@ class FakeModel:
 def noise(seed: int, n_tokens: int = END + 1, ends: bool = False) -> Table:
     """Random logits for every sequence, always the same ones; the answer never ends by itself unless `ends`."""
 
+    @lru_cache(maxsize=1 << 15)  # an answer alone and in company asks for the same rows
     def table(tokens: tuple[int, ...]) -> np.ndarray:
         row = np.random.default_rng([seed, *tokens]).standard_normal(n_tokens).astype(np.float32) * 3
         if not ends:
