@@ -227,7 +227,7 @@ class Measurement:
         self._check(answer.finish_reason)
         drafts = [rows - 1 for rows in watch.rows]
         if drafted[-1] and len(answer.tokens) < len(times):
-            drafts[-1] += 1  # the guess that ended the answer: nothing follows it, so it had no row
+            drafts[-1] += 1  # the draft token that ended the answer: nothing follows it, so it had no row
         return Run(answer.tokens, len(times) - 1, times[-1] - times[0], tuple(drafts), sum(drafted))
 
     def _measure_tokens(self, kind: str, number: int) -> None:

@@ -51,7 +51,8 @@ class Run:
 
     tokens: of the whole answer; the token that ends it is none of them.
     steps: choices of a token after the first, the one that ended the answer among them; seconds: what they took.
-    drafts: the length of each draft, 0 where none was made (a guess that it ends there is counted if it was right);
+    drafts: the length of each draft, 0 where none was made (a draft token that ends it there is counted if it was
+        right);
     accepted: drafted tokens that became part of the answer, or ended it.
     """
 

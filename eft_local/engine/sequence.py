@@ -13,7 +13,7 @@ from eft_local.backends.llamacpp import Sampler
 from eft_local.backends.tokenize import controls_named
 from eft_local.engine.kv import KVSequence
 from eft_local.engine.request import Request
-from eft_local.engine.speculative.acceptance import Guess, Rule
+from eft_local.engine.speculative.acceptance import DraftToken, Rule
 from eft_local.engine.statistics import Evidence, known
 from eft_local.engine.step import Answer, FinishReason, RoleTiming, Score, Step
 from eft_local.engine.targets import MIXTURE
@@ -87,12 +87,12 @@ class Sequence:
         self._stream = TextStream(self.recipe.sampling.stop, prefix)
         self._stop_tokens = controls_named(self.request.target.vocabulary, self.recipe.sampling.stop)
 
-    def choose(self, scores: Floats, rule: Rule, guess: Guess | None) -> int:
+    def choose(self, scores: Floats, rule: Rule, draft_token: DraftToken | None) -> int:
         """Choose the next token by one row of scores, with the samplers that the recipe has now."""
         if self.request.given is not None:
             return self.request.given[len(self.tokens)]
         sampler = self._current_sampler()
-        token = rule.choose(sampler, scores, self.request.seed, self.position, guess)
+        token = rule.choose(sampler, scores, self.request.seed, self.position, draft_token)
         sampler.accept(token)
         return token
 

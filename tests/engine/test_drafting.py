@@ -209,7 +209,7 @@ def test_whenever_an_answer_is_stopped_nothing_of_it_is_left(
     abandon: bool,
     parallel: int,
 ) -> None:
-    models = trio(small=noise(0))  # alike to the base: guesses are often right
+    models = trio(small=noise(0))  # alike to the base: draft tokens are often right
     asked = recipe(draft=length, draft_source=source, draft_rule=rule, temperature=temperature, max_tokens=20)
 
     def next_turn(loaded: Emulator) -> list[tuple[int, ...]]:
@@ -304,7 +304,7 @@ def test_auto_measures_once_and_keeps_what_it_measured(
 
 @pytest.mark.parametrize("length", [1, 3])
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_every_guess_is_judged_and_the_one_that_is_not_drafted_as_well(
+def test_every_draft_token_is_judged_and_the_one_that_is_not_drafted_as_well(
     trio_recipe: Recipe, monkeypatch: pytest.MonkeyPatch, temperature: float, length: int
 ) -> None:
     outcomes: list[Outcome] = []

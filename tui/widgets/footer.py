@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 class Figures:
     """What the footer shows; None is left out.
 
-    drafted: share of tokens that a draft had guessed.  shares: per role, its part of the time in llama.cpp.
+    drafted: share of tokens that a draft had proposed.  shares: per role, its part of the time in llama.cpp.
     used: per role, tokens in its context.  cores: what other programs use of them; shown on a busy machine.
     """
 
