@@ -132,13 +132,13 @@ def _exact(recipe: Recipe) -> str | None:
     try:
         from eft_local.backends.llamacpp import supports_gpu_offload
         from eft_local.engine.loading import mixed_roles
-        from eft_local.placement.survey import remembered, seats
+        from eft_local.placement.survey import remembered, role_files
     except (ImportError, OSError, RuntimeError):  # told of elsewhere
         return None
     if supports_gpu_offload():
         return None
     try:
-        told = remembered(seats(recipe, mixed_roles(recipe)), {}, recipe.context, recipe.exact)
+        told = remembered(role_files(recipe, mixed_roles(recipe)), {}, recipe.context, recipe.exact)
     except EftError:
         return None
     return next((each for each in told.values() if not each.startswith("yes")), "yes")

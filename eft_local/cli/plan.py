@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from eft_local.hub import HubName
     from eft_local.machine.memory import Device
     from eft_local.placement.planner import Load, Placed, Plan
-    from eft_local.placement.survey import Seat
+    from eft_local.placement.survey import RoleFiles
 
 _ALONE = "model"  # the role of a model that is planned without a recipe
 _CONTEXT = 4096  # tokens, for such a model
@@ -65,10 +65,13 @@ def plan(
 
     given = _numbers("--memory", memory)
     speeds = {name: value * 1e9 for name, value in _numbers("--bandwidth", bandwidth).items()}
-    name, loads, seated, wish, tokens, away = _loads(what, context, only)
+    name, loads, files_by_role, wish, tokens, away = _loads(what, context, only)
     found = planned(loads, _with_memory(places(), given), tokens)
-    on_gpu = {role: found.of(role).on_gpu for role in seated}
-    facts = _facts(name, found, loads, speeds) | {"exact": remembered(seated, on_gpu, tokens, wish), "away": away}
+    on_gpu = {role: found.of(role).on_gpu for role in files_by_role}
+    facts = _facts(name, found, loads, speeds) | {
+        "exact": remembered(files_by_role, on_gpu, tokens, wish),
+        "away": away,
+    }
     if as_json:
         output.write_json(facts)
     else:
@@ -80,7 +83,7 @@ def plan(
 
 def _loads(
     what: str, context: int | None, only: str
-) -> tuple[str, tuple[Load, ...], dict[str, Seat], str, int, list[str]]:
+) -> tuple[str, tuple[Load, ...], dict[str, RoleFiles], str, int, list[str]]:
     """Return a name, what has to be loaded and for whom, how exact, the tokens of context, and what is not here."""
     from eft_local.engine.loading import compared_roles, mixed_roles
     from eft_local.engine.mixture import MIXTURE
@@ -88,7 +91,7 @@ def _loads(
     from eft_local.gguf.weights import read_weights
     from eft_local.hub.references import find_recipe, hub_name, names_recipe, resolve_model
     from eft_local.placement.headers import check_headers
-    from eft_local.placement.survey import SCORED_ROWS, Seat, loads, rows_at_once, seats
+    from eft_local.placement.survey import SCORED_ROWS, RoleFiles, loads, role_files, rows_at_once
     from eft_local.recipe.roles import Placement
 
     headers = _Headers()
@@ -96,12 +99,12 @@ def _loads(
         recipe = find_recipe(what)
         named = mixed_roles(recipe) | compared_roles(recipe)
         roles = {name: named[name] for name in roles_of(recipe, only)}
-        seated = seats(recipe, roles, headers.find)
-        checked = check_headers(recipe, roles, seated, combined=only == MIXTURE)
+        files_by_role = role_files(recipe, roles, headers.find)
+        checked = check_headers(recipe, roles, files_by_role, combined=only == MIXTURE)
         tokens = context or recipe.context
-        needed = loads(seated, tokens, rows_at_once(recipe))
+        needed = loads(files_by_role, tokens, rows_at_once(recipe))
         del checked  # held so far: no header is read twice
-        return recipe.name, needed, seated, recipe.exact, tokens, headers.read
+        return recipe.name, needed, files_by_role, recipe.exact, tokens, headers.read
     if only != MIXTURE:
         raise UsageError(f"--only {only}: {what} is no recipe and has no roles; leave it out")
     try:
@@ -113,8 +116,8 @@ def _loads(
             raise
         path = found
     tokens = context or min(_CONTEXT, read_weights(path).trained or _CONTEXT)
-    seated = {_ALONE: Seat(path, Placement())}
-    return what, loads(seated, tokens, SCORED_ROWS), seated, "auto", tokens, headers.read
+    files_by_role = {_ALONE: RoleFiles(path, Placement())}
+    return what, loads(files_by_role, tokens, SCORED_ROWS), files_by_role, "auto", tokens, headers.read
 
 
 class _Headers:
@@ -182,11 +185,11 @@ def _with_memory(devices: Sequence[Device], given: Mapping[str, float]) -> list[
 def _facts(name: str, plan: Plan, loads: Sequence[Load], speeds: Mapping[str, float]) -> dict[str, Any]:
     """Return all that is told, ready for JSON: bytes, tokens, bytes per second."""
     from eft_local.backends.llamacpp.library import default_threads
-    from eft_local.placement.advice import refusal
     from eft_local.placement.planner import gpus, kept, longest_context
+    from eft_local.placement.shortage import refusal
     from eft_local.placement.speed import REACHED, measured_bandwidth, tokens_per_second
 
-    trained = min((load.needs.weights.trained for load in loads if load.needs.weights.trained), default=None)
+    trained = min((load.estimate.weights.trained for load in loads if load.estimate.weights.trained), default=None)
     bandwidths = dict(speeds)
     measured, cores = "CPU" not in bandwidths, None
     if measured:

@@ -24,7 +24,7 @@ def seconds_per_token(placed: Placed, bandwidths: Mapping[str, float], context: 
 
     bandwidths: bytes per second, by device's name. None if that of a device is not known.
     """
-    weights, load = placed.load.needs.weights, placed.load
+    weights, load = placed.load.estimate.weights, placed.load
     layers = len(weights.layers)
     on_gpus = max(placed.on_gpu - 1, 0)  # the output is the first that goes there
     cache = 0.0

@@ -1,7 +1,7 @@
 """Whether a model's logits depend on what is evaluated together, and what that costs: tried once, then kept.
 
-`probing` tries it. Where every row has the same bits each time, an answer is the same alone and in company, with drafts
-and without, and after a prompt that came in one call or in several.
+`exactness_probe` tests it. Where every row has the same bits each time, an answer is the same alone and in company,
+with drafts and without, and after a prompt that came in one call or in several.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import llama_cpp
 
 from eft_local import locations
 from eft_local.backends.llamacpp import kernels
-from eft_local.backends.llamacpp.trial import identity
+from eft_local.backends.llamacpp.file_probe import identity
 
 Attention = bool | Literal["auto"]
 """Whether with flash attention; "auto" where llama.cpp decides."""
@@ -28,7 +28,7 @@ Attention = bool | Literal["auto"]
 DEEP = 1536
 """Tokens behind which ways are timed, at most."""
 
-_VERSION = 2  # of what `probing` tries: what was found by another is found anew
+_VERSION = 2  # of what `exactness_probe` tests: what was found by another is found anew
 _TOLD = 0.005  # a price that is told
 _WORTH = 1.05
 """How many times as long an answer may take to be exact, where a recipe says "auto"."""

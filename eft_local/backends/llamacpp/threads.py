@@ -20,7 +20,7 @@ from pathlib import Path
 
 from eft_local import locations
 from eft_local.backends.llamacpp import kernels
-from eft_local.backends.llamacpp.trial import identity
+from eft_local.backends.llamacpp.file_probe import identity
 
 Times = Mapping[int, Mapping[int, float]]
 """Seconds per row, by kind of call and number of threads."""
@@ -31,7 +31,7 @@ _JUMP = 1.4  # times longer or shorter, and the machine must have changed
 _CLEARLY = 0.95  # what takes less of the time is faster
 _MOST = 4.0  # a number of threads that takes so much longer is tried no more rarely than this asks for
 _CALM, _ALARMED = 0.01, 0.1  # how much of the time may be spent on trying: usually; if unknown, or after a jump
-_PAUSE, _SHORT_PAUSE = 10, 3  # windows between two trials at least
+_PAUSE, _SHORT_PAUSE = 10, 3  # windows between two tests at least
 _BEGIN = 1.0  # seconds of calls that a new process has to its credit
 
 
@@ -77,34 +77,34 @@ class Choice:
     ratios: dict[int, float] = field(default_factory=dict)
     usual: float | None = None
     fastest: dict[int, float] = field(default_factory=dict)
-    _trial: int | None = None
+    _tested: int | None = None
     _urgent: set[int] = field(default_factory=set)  # numbers to try soon: the machine has changed
     _rising: bool = False  # which of them first: more threads, or fewer
-    _since: float = _BEGIN  # seconds of calls since the last trial
+    _since: float = _BEGIN  # seconds of calls since the last test
     _lately: float = inf
     _span: float = _WINDOW  # seconds that the last window took
     _window: _Window = field(default_factory=_Window)
 
     def now(self) -> int:
         """Return how many threads the next call shall have."""
-        return self._trial or self.threads
+        return self._tested or self.threads
 
     def learn(self, rows: int, seconds: float) -> None:
         """Take into account that a call of so many rows took so long, with `now()` threads."""
-        trial = self._trial
-        if trial is None:
+        tested = self._tested
+        if tested is None:
             self._since += seconds
         self._span = max(_WINDOW, self._window.seconds + seconds)
         pace = self._window.add(rows, seconds)
         if pace is None:
             return
         self.fastest[self.now()] = min(pace, self.fastest.get(self.now(), inf))
-        if trial is None:
+        if tested is None:
             self._note(pace)
-            self._trial = self._due()
+            self._tested = self._due()
         else:
-            self._trial = None
-            self._compare(trial, pace)
+            self._tested = None
+            self._compare(tested, pace)
 
     def _note(self, pace: float) -> None:
         """Compare the pace of the number in use with what it was."""
@@ -116,7 +116,7 @@ class Choice:
         self._lately = pace
 
     def _due(self) -> int | None:
-        """Return which other number is worth a trial now."""
+        """Return which other number is worth testing now."""
 
         def order(n: int) -> tuple[bool, bool, float]:
             return n not in self._urgent, (n > self.threads) != self._rising, self._expected(n)
@@ -139,7 +139,7 @@ class Choice:
         return min(_MOST, self.ratios.get(n, max(self.threads / n, 1.0)))
 
     def _compare(self, n: int, pace: float) -> None:
-        """Take what a trial has shown: the better number stays."""
+        """Take what a test has shown: the better number stays."""
         ratio = pace / self._lately
         if ratio < _CLEARLY:
             before, self._rising = self.threads, n > self.threads

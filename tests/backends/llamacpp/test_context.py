@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from eft_local.backends.base import ContextOptions, Rows
-from eft_local.backends.llamacpp import Context, Model, needs
+from eft_local.backends.llamacpp import Context, Model, estimate
 from eft_local.backends.llamacpp.context import KV_TYPES
 from eft_local.bench.gguf_zeros import Shape
 from eft_local.bench.studies.gguf_factory import ModelSpec, bpe, write_model
@@ -252,7 +252,7 @@ def test_a_kv_type_that_does_not_suit_the_heads_is_told_as_such(tmp_path, kv_typ
         with pytest.raises(UnsupportedModelError, match="only with flash attention"):
             model.open(ContextOptions(n_ctx=64, kv_type=kv_type, flash_attention=False))
     with pytest.raises(UnsupportedModelError, match=re.escape(told)):  # before anything is loaded
-        needs.ask(path, needs.Asked(64, kv_type=kv_type))
+        estimate.estimate_memory(path, estimate.EstimateOptions(64, kv_type=kv_type))
 
 
 def test_kv_types_are_those_of_recipes(model):

@@ -11,9 +11,9 @@ import pytest
 
 from eft_local import Emulator, Recipe
 from eft_local.backends.base import ContextOptions
-from eft_local.backends.llamacpp import Context, Model, kernels, probing, trial
+from eft_local.backends.llamacpp import Context, Model, exactness_probe, file_probe, kernels
 from eft_local.backends.llamacpp.exactness import Choice, Question, Verdict, Way, choose
-from eft_local.backends.llamacpp.probing import ROOM, SEQUENCES, find, find_in_child, probe
+from eft_local.backends.llamacpp.exactness_probe import ROOM, SEQUENCES, find, find_in_child, probe
 from eft_local.bench.gguf_zeros import Shape
 from eft_local.bench.studies.gguf_factory import ModelSpec, bpe, write_model
 from eft_local.errors import Cancelled, ModelFileError, OutOfMemoryError, RecipeError
@@ -57,8 +57,8 @@ def opener(model: Model) -> Callable[..., Context]:
 def test_a_probe_finds_what_changes_logits(disturbs, reason):
     context = Disturbed(disturbs)
     assert probe(context, N_VOCAB) == Verdict(not reason, reason)
-    assert context.count <= probing.TOKENS
-    assert reason or context.count == probing.TOKENS
+    assert context.count <= exactness_probe.TOKENS
+    assert reason or context.count == exactness_probe.TOKENS
 
 
 def way(flash, seconds, verdict=EXACT, exactly=True):
@@ -139,7 +139,7 @@ def test_a_child_finds_what_is_found_here(sound, tmp_path, monkeypatch):
         in_child = asked.known()
         asked.kept.unlink()
         assert find(model, asked, opener(model)) == in_child
-    monkeypatch.setattr(trial, "run_child", None)
+    monkeypatch.setattr(file_probe, "run_child", None)
     with Model.load(sound):
         pass
     find_in_child(asked)
@@ -163,7 +163,7 @@ def test_a_question_goes_to_a_child_and_back(sound):
 def test_a_crash_while_trying_is_caught(sound, tmp_path, monkeypatch, said, status, outcome):
     """Before the file has passed it is the file's fault; afterwards the verdict is no, and kept."""
     monkeypatch.setenv("EFT_HOME", str(tmp_path))
-    monkeypatch.setattr(trial, "run_child", lambda *_: trial.Ended(status, said, ("noise", "boom")))
+    monkeypatch.setattr(file_probe, "run_child", lambda *_: file_probe.Ended(status, said, ("noise", "boom")))
     asked = question(sound, flash=(True,))
     if said and status != -9:
         find_in_child(asked)
@@ -186,7 +186,7 @@ def test_trying_in_a_child_can_be_cancelled(sound, tmp_path, monkeypatch):
 
 def test_an_emulator_tries_new_files_in_a_child(sound, tmp_path, monkeypatch):
     monkeypatch.setenv("EFT_HOME", str(tmp_path))
-    monkeypatch.setattr(probing, "_tried", None)
+    monkeypatch.setattr(exactness_probe, "_tried", None)
     with Emulator.load(three(sound)) as emulator:
         assert emulator.exact == "yes" or isinstance(kernels.load(), str)
 

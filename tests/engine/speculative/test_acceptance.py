@@ -264,7 +264,7 @@ def test_a_broken_noise_would_be_noticed(
 
 
 class HidesEnds(RoleDrafter):
-    """Draws an end, and drops it as a draft token that is not worth a row: what is offered depends on what was drawn."""
+    """Draws an end and drops it as a draft token that is not worth a row: what is offered depends on what was drawn."""
 
     def draft(self, now: Round, which: range) -> dict[int, Draft]:
         made = super().draft(now, which)

@@ -7,7 +7,7 @@ Both kinds of attention are tried where a recipe leaves the choice. Which is fas
 it looks at, so they are timed behind a long sequence; one that is put together from copies of a short one, as reading
 so many tokens would take minutes.
 
-All this happens in a child process where a file is new, the one that tries whether it is sound (see `trial`): what
+All this happens in a child process where a file is new, the one that tests whether it is sound (see `file_probe`): what
 llama.cpp asserts about a model that nobody has thought of must not end ours.
 """
 
@@ -27,7 +27,7 @@ import numpy as np
 
 from eft_local import locations
 from eft_local.backends.base import ContextOptions, Evaluator, Floats, Rows
-from eft_local.backends.llamacpp import kernels, library, trial
+from eft_local.backends.llamacpp import file_probe, kernels, library
 from eft_local.backends.llamacpp.adapter import Adapter
 from eft_local.backends.llamacpp.context import KV_TYPES, context_params
 from eft_local.backends.llamacpp.exactness import DEEP, Attention, Question, Verdict, Way, ways_from, ways_to
@@ -133,13 +133,13 @@ def find_in_child(question: Question, waiting: Callable[[], None] = lambda: None
     """
     if question.kept is None or question.known() is not None:
         return
-    code = "from eft_local.backends.llamacpp import probing; probing.answer()"
-    ended = trial.run_child(code, [question.to_json()], question.files, waiting)
+    code = "from eft_local.backends.llamacpp import exactness_probe; exactness_probe.answer()"
+    ended = file_probe.run_child(code, [question.to_json()], question.files, waiting)
     sound, _, answer = ended.said.partition("\n")
     if sound != _SOUND or ended.status == -signal.SIGKILL:  # for want of memory: that is no verdict to keep
-        trial.judge(ended, question.files[-1])
+        file_probe.judge(ended, question.files[-1])
         return
-    trial.remember(question.files, locations.cached("trials"))
+    file_probe.remember(question.files, locations.cached("probes"))
     if not ended.status and answer:
         question.keep(ways_from(answer))
     elif ended.status:
@@ -157,7 +157,7 @@ def answer() -> None:
     try:
         model = Model.load(path, n_gpu_layers=question.offload, split=question.split, mmap=question.mmap, trusted=True)
         with model, Adapter.load(model, adapters[0], trusted=True) if adapters else nullcontext() as adapter:
-            trial.evaluate(model, adapter)
+            file_probe.evaluate(model, adapter)
             print(_SOUND, flush=True)
 
             def open_context(**room: Any) -> Evaluator:
