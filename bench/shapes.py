@@ -158,10 +158,10 @@ def _kept(
 ) -> Path:
     """Return the file of this copy, written now if it is not there."""
     folder = folder or default_folder()
-    facts = (VERSION, fitted(model, shape, n_vocab), n_vocab, _known(quantization), padding)
+    parts = (VERSION, fitted(model, shape, n_vocab), n_vocab, _known(quantization), padding)
     with model.path.open("rb") as file:
         content = hashlib.file_digest(file, "sha256").hexdigest()
-    key = hashlib.sha256(repr((content, *facts)).encode()).hexdigest()[:12]
+    key = hashlib.sha256(repr((content, *parts)).encode()).hexdigest()[:12]
     path = folder / f"{model.path.stem}-{label}-{quantization}-{key}.gguf"
     if path.exists():
         return path

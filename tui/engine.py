@@ -103,14 +103,14 @@ class Known:
 class Finished:
     """An answer is complete, or was stopped: then `answer.finish_reason` says so.
 
-    steps: all of it, those that it began with too.  facts: the same as the history keeps it; None if nothing was to be
-    recorded, or there was nothing to compare.
+    steps: all of it, those that it began with too.  statistics: the same as the history keeps it; None if nothing was
+    to be recorded, or there was nothing to compare.
     """
 
     number: int
     answer: Answer
     steps: Sequence[Step]
-    facts: bytes | None
+    statistics: bytes | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,7 +175,7 @@ class Engine:
         self._emulator: Emulator | None = None
         self._stream: Stream | None = None  # of the answer that is being written
         self._request: Request | None = None
-        self.watched = False  # somebody looks at the facts of what is written
+        self.watched = False  # somebody looks at the statistics of what is written
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
 

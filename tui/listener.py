@@ -147,7 +147,7 @@ class Listener:
         writing, view = self._writing(event), self._chat.answer_view(session.writing)
         try:
             if writing is not None:
-                session.finish(answer, event.steps, event.facts)
+                session.finish(answer, event.steps, event.statistics)
         finally:
             await self._end(view)
         if writing is not None:

@@ -69,14 +69,14 @@ class System:
 class Worker:
     """A system's process, loaded, which answers one request after another."""
 
-    def __init__(self, system: System, facts: Mapping[str, Any]) -> None:
-        """facts: what its first line says beside the system's job. Raises: EvaluationError."""
+    def __init__(self, system: System, details: Mapping[str, Any]) -> None:
+        """details: what its first line says beside the system's job. Raises: EvaluationError."""
         self._name = system.name
         self._process = subprocess.Popen(
             system.command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True
         )
         try:
-            self.ready = self.ask({**system.job, **facts})
+            self.ready = self.ask({**system.job, **details})
         except BaseException:
             self.close()
             raise

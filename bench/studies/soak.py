@@ -100,14 +100,16 @@ class _FakeStream:
         return _answer([])
 
     def wait(self) -> Any:
-        from eft_local.engine.step import Candidate, RoleView, Step
+        from eft_local.engine.step import Candidate, RoleStatistics, Step
 
         text = f" Turn {len(self.messages)}: a **word** for each of many, with `code`, and a list:\n\n- one\n- two\n"
         words = text.split(" ")
-        views: Mapping[str, RoleView] = {name: RoleView(0, -0.1) for name in ("base", "antiexpert", "assistant", "eft")}
+        roles: Mapping[str, RoleStatistics] = {
+            name: RoleStatistics(0, -0.1) for name in ("base", "antiexpert", "assistant", "eft")
+        }
         for number, word in enumerate(words[1:]):
-            candidates = tuple(Candidate(each, b" word", False, views, 1.0, 0.5) for each in range(10))
-            self.on_step(Step(number, f" {word}", -0.1, False, views, candidates, 0.3, number == 0))
+            candidates = tuple(Candidate(each, b" word", False, roles, 1.0, 0.5) for each in range(10))
+            self.on_step(Step(number, f" {word}", -0.1, False, roles, candidates, 0.3, number == 0))
         self.on_step(Step(9000, "", finish_reason="stop"))
         return _answer(words)
 

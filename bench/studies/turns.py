@@ -209,20 +209,20 @@ def main() -> None:
             turns = measure(recipe, library.load(recipe, mixed_roles(recipe)), options.turns, options.every)
     except EftError as error:
         parser.exit(error.exit_code, f"{parser.prog}: {error}\n")
-    facts = machine(recipe)
+    details = machine(recipe)
     if options.json:
-        print(json.dumps(as_dict(recipe, facts, turns), indent=2))
+        print(json.dumps(as_dict(recipe, details, turns), indent=2))
     else:
-        print(f"recipe {recipe.name}; {place(facts)}\n{report(turns)}", end="")
+        print(f"recipe {recipe.name}; {place(details)}\n{report(turns)}", end="")
     if options.plot:
         options.plot.write_bytes(picture(draw(turns, f"{recipe.name}: {len(turns)} turns of one chat"), options.plot))
 
 
-def as_dict(recipe: Recipe, facts: Mapping[str, Any], turns: Sequence[Turn]) -> dict[str, Any]:
+def as_dict(recipe: Recipe, details: Mapping[str, Any], turns: Sequence[Turn]) -> dict[str, Any]:
     """Return what was measured ready for JSON."""
     return {
         "recipe": recipe.name,
-        "machine": facts,
+        "machine": details,
         "turns": [asdict(turn) for turn in turns],
         "fit": asdict(fit(turns)),
     }

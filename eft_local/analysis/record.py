@@ -16,8 +16,8 @@ from eft_local.recipe.names import MIXTURE
 class Summary:
     """How far the experts moved the base over an answer.
 
-    tokens: steps with facts of base and mixture, an end token among them. changed_at: indices of the steps where the
-    mixture's top choice is another than the base's. mean_change: of the total variation distances, 0…1.
+    tokens: steps with statistics of base and mixture, an end token among them. changed_at: indices of the steps where
+    the mixture's top choice is another than the base's. mean_change: of the total variation distances, 0…1.
     """
 
     tokens: int
@@ -56,7 +56,7 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class Inspection:
-    """All steps of an answer, from its first token to its end, written with facts and candidates."""
+    """All steps of an answer, from its first token to its end, written with statistics and candidates."""
 
     steps: tuple[Step, ...] = ()
 

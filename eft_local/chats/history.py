@@ -236,19 +236,19 @@ class History:
             show(db, chat, message)
             return self.shown(chat)
 
-    def facts(self, message: int) -> bytes | None:
+    def statistics(self, message: int) -> bytes | None:
         """Return what was kept of an answer for the inspector. Raises: UsageError."""
         with self._reading() as db:
             self.message(message)
             row = db.execute("SELECT facts FROM answer WHERE message = ?", (message,)).fetchone()
             return bytes(row[0]) if row and row[0] is not None else None
 
-    def set_facts(self, message: int, facts: bytes) -> None:
+    def set_statistics(self, message: int, statistics: bytes) -> None:
         """Keep something with an answer for the inspector. Raises: UsageError."""
         with self._writing() as db:
             if self.message(message).answer is None:
-                raise UsageError(f"message {message} is a question; only answers have facts")
-            db.execute("UPDATE answer SET facts = ? WHERE message = ?", (facts, message))
+                raise UsageError(f"message {message} is a question; only answers have statistics")
+            db.execute("UPDATE answer SET facts = ? WHERE message = ?", (statistics, message))
 
     def search(self, text: str, *, limit: int = 50) -> list[Hit]:
         """Return the chats that hold all words somewhere, or words that begin so; the newest first.

@@ -38,7 +38,7 @@ def unsaved(history: History, chat: Chat | None, recipe: Recipe) -> Iterator[tup
         else:
             shown = history.shown(chat.id)
             prompt = chat.system_prompt
-            copy = copied(shown, memory, recipe, system_prompt=prompt, title=chat.title, facts=history.facts)
+            copy = copied(shown, memory, recipe, system_prompt=prompt, title=chat.title, statistics=history.statistics)
             yield memory, copy
 
 

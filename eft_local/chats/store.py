@@ -38,6 +38,7 @@ _TABLES = (
     "CREATE INDEX message_by_family ON message (chat, parent)",
     "CREATE INDEX message_by_parent ON message (parent, chat)",
     "CREATE INDEX message_by_next ON message (next, id)",
+    # The column "facts" holds the statistics of its tokens; it keeps the name that older versions read.
     """CREATE TABLE answer (
         message INTEGER PRIMARY KEY REFERENCES message (id) ON DELETE CASCADE,
         written_by TEXT NOT NULL, system_prompt TEXT, finish_reason TEXT, prefix_tokens INTEGER NOT NULL,

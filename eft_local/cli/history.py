@@ -105,19 +105,19 @@ def show(chat: str, message: int | None, as_json: bool) -> None:
     help="md: the branch last shown. json: everything. [default: what FILE ends in, else md]",
 )
 @click.option("--output", "-o", "file", type=click.Path(path_type=Path), metavar="FILE", help="Instead of stdout.")
-@click.option("--facts", is_flag=True, help="With json: also what the inspector keeps of each answer, as base64.")
-def export(chat: str, kind: str | None, file: Path | None, facts: bool) -> None:
+@click.option("--statistics", is_flag=True, help="With json: also what the inspector keeps of each answer, as base64.")
+def export(chat: str, kind: str | None, file: Path | None, statistics: bool) -> None:
     """Write the chat ID as Markdown or as JSON. FILE is readable for you alone."""
     from eft_local.chats import to_json, to_markdown
 
     kind = kind or ("json" if file and file.suffix == ".json" else "md")
-    if facts and kind == "md":
-        raise UsageError("--facts: Markdown has no place for them; add --format json")
+    if statistics and kind == "md":
+        raise UsageError("--statistics: Markdown has no place for them; add --format json")
     with _opened() as kept:
         if kind == "md":
             text = to_markdown(kept, chat)
         else:
-            document = to_json(kept, chat, facts=facts)
+            document = to_json(kept, chat, statistics=statistics)
             text = json.dumps(document, ensure_ascii=False, indent=2, allow_nan=False) + "\n"
     if file is None:
         output.write(output.safe(text))

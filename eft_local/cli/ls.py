@@ -34,7 +34,7 @@ def ls(as_json: bool) -> None:
         output.write_json(
             {
                 "cache": str(folder),
-                "models": [model_facts(model, users[model.path]) for model in models],
+                "models": [model_entry(model, users[model.path]) for model in models],
                 "unfinished": [{"repo": each.repo, "path": str(each.path), "size": each.size} for each in begun],
             }
         )
@@ -56,7 +56,7 @@ def _unfinished_line(part: Unfinished) -> str:
     return f"{part.repo}: {size_text(part.size)} of a download that is not complete\n"
 
 
-def model_facts(model: Installed, recipes: list[str]) -> dict[str, Any]:
+def model_entry(model: Installed, recipes: list[str]) -> dict[str, Any]:
     """Return a model's row for --json."""
     return {
         "reference": model.reference,

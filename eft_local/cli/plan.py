@@ -68,16 +68,16 @@ def plan(
     name, loads, files_by_role, wish, tokens, away = _loads(what, context, only)
     found = planned(loads, _with_memory(places(), given), tokens)
     on_gpu = {role: found.of(role).on_gpu for role in files_by_role}
-    facts = _facts(name, found, loads, speeds) | {
+    figures = _figures(name, found, loads, speeds) | {
         "exact": remembered(files_by_role, on_gpu, tokens, wish),
         "away": away,
     }
     if as_json:
-        output.write_json(facts)
+        output.write_json(figures)
     else:
-        output.write(output.safe(_text(facts)))
-    if facts["problem"]:
-        output.complain(facts["problem"])
+        output.write(output.safe(_text(figures)))
+    if figures["problem"]:
+        output.complain(figures["problem"])
     return 0 if found.fits else 1
 
 
@@ -182,7 +182,7 @@ def _with_memory(devices: Sequence[Device], given: Mapping[str, float]) -> list[
     return changed
 
 
-def _facts(name: str, plan: Plan, loads: Sequence[Load], speeds: Mapping[str, float]) -> dict[str, Any]:
+def _figures(name: str, plan: Plan, loads: Sequence[Load], speeds: Mapping[str, float]) -> dict[str, Any]:
     """Return all that is told, ready for JSON: bytes, tokens, bytes per second."""
     from eft_local.backends.llamacpp.library import default_threads
     from eft_local.placement.planner import gpus, kept, longest_context
@@ -205,7 +205,7 @@ def _facts(name: str, plan: Plan, loads: Sequence[Load], speeds: Mapping[str, fl
         "trained_context": trained,
         "fits": plan.fits,
         "problem": None if plan.fits else refusal(plan),
-        "models": [_model_facts(placed, plan) for placed in plan.placed],
+        "models": [_model_figures(placed, plan) for placed in plan.placed],
         "devices": [
             {
                 "name": device.name,
@@ -230,7 +230,7 @@ def _facts(name: str, plan: Plan, loads: Sequence[Load], speeds: Mapping[str, fl
     }
 
 
-def _model_facts(placed: Placed, plan: Plan) -> dict[str, Any]:
+def _model_figures(placed: Placed, plan: Plan) -> dict[str, Any]:
     from eft_local.placement.planner import gpus
 
     contexts = placed.load.contexts
@@ -254,7 +254,7 @@ def _model_facts(placed: Placed, plan: Plan) -> dict[str, Any]:
 # Text
 
 
-def _text(facts: dict[str, Any]) -> str:
+def _text(figures: dict[str, Any]) -> str:
     from eft_local.hub.names import size_text
     from eft_local.machine.memory import ADDRESS_SPACE, CGROUP
 
@@ -265,24 +265,24 @@ def _text(facts: dict[str, Any]) -> str:
             *(size_text(model[key]) for key in ("weights", "cache", "cache_per_1000_tokens", "compute", "other")),
             _place(model),
         )
-        for model in facts["models"]
+        for model in figures["models"]
     ]
     table = [head, *rows]
     widths = [max(len(row[column]) for row in table) for column in range(len(head) - 1)]
-    lines = [f"{facts['name']}: {facts['context']} tokens of context for each role"]
+    lines = [f"{figures['name']}: {figures['context']} tokens of context for each role"]
     for row in table:
         cells = [f"{row[0]:<{widths[0]}}"]
         cells += [f"{cell:>{width}}" for cell, width in zip(row[1:-1], widths[1:], strict=True)]
         lines.append(f"  {'  '.join(cells)}  {row[-1]}".rstrip())
-    for device in facts["devices"]:
+    for device in figures["devices"]:
         bound = f" by the {device['limit']} limit" if device["limit"] in (CGROUP, ADDRESS_SPACE) else ""
         lines.append(
             f"{_device_name(device['name'])}: {size_text(device['used'])} of {size_text(device['free'])} that are "
             f"free{bound}, {size_text(device['kept'])} of them left alone"
         )
-    lines += [_longest(facts), _speed(facts["speed"]), *_exact(facts["exact"])]
-    if facts["away"]:
-        lines.append(f"planned from headers on the hub: {', '.join(facts['away'])}; eft pull gets the models")
+    lines += [_longest(figures), _speed(figures["speed"]), *_exact(figures["exact"])]
+    if figures["away"]:
+        lines.append(f"planned from headers on the hub: {', '.join(figures['away'])}; eft pull gets the models")
     return "\n".join(lines) + "\n"
 
 
@@ -302,8 +302,8 @@ def _place(model: dict[str, Any]) -> str:
     return ", ".join([*parts, *([f"{rest} in RAM"] if rest else [])])
 
 
-def _longest(facts: dict[str, Any]) -> str:
-    longest, trained = facts["longest_context"], facts["trained_context"]
+def _longest(figures: dict[str, Any]) -> str:
+    longest, trained = figures["longest_context"], figures["trained_context"]
     if not longest:
         return "longest context: none fits"
     whole = trained is not None and longest + 256 > trained

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 from eft_local.analysis import Inspection, Place, by_position, chosen
 from eft_local.analysis.format import condition, interval, share
 from eft_local.cli import output, progress
-from eft_local.cli.inspected import recipe_facts
+from eft_local.cli.inspected import recipe_entry
 from eft_local.cli.interrupt import Interrupt, interruptible
 from eft_local.cli.loading import loaded
 from eft_local.cli.options import Session
@@ -115,7 +115,7 @@ def _conditions(recipe: Recipe) -> dict[str, Any]:
     sampling = recipe.sampling
     greedy = sampling.temperature == 0
     return {
-        **recipe_facts(recipe),
+        **recipe_entry(recipe),
         "decoding": "greedy" if greedy else f"temperature {sampling.temperature:g}, seed {sampling.seed}",
     }
 

@@ -102,10 +102,10 @@ def _state(recipe: Recipe) -> str:
 def _needs(about: About) -> str:
     """Return on one line what a recipe says of its models."""
     gated = " (gated)" if about.gated else ""
-    facts = (
+    parts = (
         f"{about.licence}{gated}" if about.licence else None,
         f"{about.download_gb:g} GB to download" if about.download_gb else None,
         f"{about.memory_gb:g} GB of memory" if about.memory_gb else None,
         {True: "run by us", False: "not run by us", None: None}[about.tested],
     )
-    return ", ".join(filter(None, facts))
+    return ", ".join(filter(None, parts))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from eft_local.cli import output
-from eft_local.cli.ls import model_facts, recipes_by_path
+from eft_local.cli.ls import model_entry, recipes_by_path
 from eft_local.cli.options import Command, example, json_option
 from eft_local.errors import ModelNotFoundError, UsageError
 from eft_local.hub.names import HubName, size_text
@@ -46,7 +46,7 @@ def rm(what: tuple[str, ...], unfinished: bool, yes: bool, dry_run: bool, as_jso
     begun = cache.unfinished() if unfinished else []
     planned = removal(models, begun)
     if as_json:
-        rows = [model_facts(model, users[model.path]) for model in models]
+        rows = [model_entry(model, users[model.path]) for model in models]
         parts = [str(part.path) for part in begun]
         if not dry_run:
             planned.execute()

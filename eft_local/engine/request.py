@@ -10,7 +10,7 @@ from eft_local.engine.targets import Target
 from eft_local.recipe import Recipe, Sampling
 
 Record = Literal["nothing", "evidence", "statistics"]
-"""What steps tell besides their token: nothing; what `statistics.known` works it out from, in another thread; or it."""
+"""What steps report besides their token: nothing, the evidence that `statistics.compute` works from, or statistics."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -14,7 +14,7 @@ from eft_local.backends.tokenize import controls_named
 from eft_local.engine.kv import KVSequence
 from eft_local.engine.request import Request
 from eft_local.engine.speculative.acceptance import DraftToken, Rule
-from eft_local.engine.statistics import Evidence, known
+from eft_local.engine.statistics import Evidence, compute
 from eft_local.engine.step import Answer, FinishReason, RoleTiming, Score, Step
 from eft_local.engine.targets import MIXTURE
 from eft_local.engine.text import TextStream
@@ -164,7 +164,7 @@ class Sequence:
         evidence = Evidence(self.recipe, rows_of_all, request.top, target.vocabulary.piece, self.ends_with)
         if request.record == "evidence":
             return replace(step, evidence=evidence.kept())
-        step = known([replace(step, evidence=evidence)])[0]
+        step = compute([replace(step, evidence=evidence)])[0]
         if step.logprob is not None and len(self.logprobs) < len(self.tokens):
             self.logprobs.append(step.logprob)
         return step

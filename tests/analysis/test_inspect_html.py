@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from eft_local import Candidate, Emulator, RoleView, Step
+from eft_local import Candidate, Emulator, RoleStatistics, Step
 from eft_local.analysis import CANDIDATES, Inspection
 from eft_local.analysis.page import page
 
@@ -84,8 +84,10 @@ class Page:
 
 
 def step(text: str, piece: bytes, *, change: float = 0.0, top_changed: bool = False, ends: bool = False) -> Step:
-    roles = {"base": RoleView(3, -1.0), "eft": RoleView(0, -0.1)}
-    rival = Candidate(8, b" rival", False, {"base": RoleView(0, -0.5), "eft": RoleView(1, -3.0)}, -0.25, 1.5)
+    roles = {"base": RoleStatistics(3, -1.0), "eft": RoleStatistics(0, -0.1)}
+    rival = Candidate(
+        8, b" rival", False, {"base": RoleStatistics(0, -0.5), "eft": RoleStatistics(1, -3.0)}, -0.25, 1.5
+    )
     own = Candidate(7, piece, ends, roles, 2.0, -0.5)
     return Step(7, text, -0.1, roles=roles, candidates=(own, rival), change=change, top_changed=top_changed)
 

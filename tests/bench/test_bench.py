@@ -383,10 +383,10 @@ def test_rows_that_are_evaluated_for_their_price_alone_are_no_drafts(
 
 
 def test_the_machine_is_described(recipe: Recipe) -> None:
-    facts = machine.machine(recipe.replace(threads=3))
-    assert facts["threads"] == 3
-    assert facts["llama.cpp"] in machine.place(facts)
-    assert facts["cores"] >= 1
+    details = machine.machine(recipe.replace(threads=3))
+    assert details["threads"] == 3
+    assert details["llama.cpp"] in machine.place(details)
+    assert details["cores"] >= 1
 
 
 def test_a_shape_without_room_is_refused_with_one_that_fits(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -284,10 +284,10 @@ def test_an_answer_that_follows_agrees_position_by_position_and_another_up_to_it
 
 def test_the_report_shows_every_row_and_ratio():
     rows = {"eft F16": row([8], 60, 50_000), "peer": row([2], 20, 200_000, margins=(0, 0, 0, 0, 0.125))}
-    facts = {"recipe": "demo", "shape": "7b", "kind": "long", "questions": 1, "max_tokens": 5, "threads": 2}
-    facts |= {"order": "take turns", "machine": "a machine"}
-    facts["peer"] = {"torch": "2", "transformers": "5", "instructions": "AVX512"}
-    text = report(facts | summary(rows, ["peer"]))
+    details = {"recipe": "demo", "shape": "7b", "kind": "long", "questions": 1, "max_tokens": 5, "threads": 2}
+    details |= {"order": "take turns", "machine": "a machine"}
+    details["peer"] = {"torch": "2", "transformers": "5", "instructions": "AVX512"}
+    text = report(details | summary(rows, ["peer"]))
     lines = [line.split() for line in text.splitlines()]
     assert "eft F16 8.00 (8.00 … 8.00) 60.0 50.00 0.00".split() in lines
     assert "eft F16 4.00 (4.00 … 4.00) 3.00 0.25".split() in lines
@@ -307,8 +307,8 @@ def test_the_peer_writes_what_the_emulator_writes(peer_python, exact_recipe):
         prompts = [{name: role.tokens(conversation(text)) for name, role in roles.items()} for text in asked]
     with Emulator.load(exact_recipe) as emulator:
         answers = [[step.token for step in emulator.stream_chat(text, max_tokens=80)] for text in asked]
-    facts = {"n_vocab": 4096, "unused": []}
-    with Worker(peer_system(exact_recipe, "float32", peer_python, 1), facts) as peer:
+    details = {"n_vocab": 4096, "unused": []}
+    with Worker(peer_system(exact_recipe, "float32", peer_python, 1), details) as peer:
         for roles_prompts, ours in zip(prompts, answers, strict=True):
             request = {"prompts": roles_prompts, "max_tokens": 80, "ends": ends}
             theirs = peer.ask(request)["tokens"]

@@ -781,12 +781,12 @@ def test_a_recipe_file_is_shown_too(run: Run, tmp_path: Path) -> None:
 
 
 def test_doctor_tells_what_there_is(run: Run, home: Path) -> None:
-    facts = run("doctor", "--json").json
-    assert facts["versions"]["llama-cpp-python"]
-    assert facts["llama.cpp"]["devices"][0]["total"] > 0
-    assert "own" in facts["llama.cpp"]["kernels"]
-    assert facts["machine"]["cores"] >= 1
-    assert facts["folders"]["recipes"] == {"path": str(home / "recipes"), "exists": False}
+    report = run("doctor", "--json").json
+    assert report["versions"]["llama-cpp-python"]
+    assert report["llama.cpp"]["devices"][0]["total"] > 0
+    assert "own" in report["llama.cpp"]["kernels"]
+    assert report["machine"]["cores"] >= 1
+    assert report["folders"]["recipes"] == {"path": str(home / "recipes"), "exists": False}
     ran = run("doctor")
     for title in ("Versions", "Machine", "llama.cpp", "Devices", "Folders", "Recipes", "Missing"):
         assert f"{title}\n  " in ran.out

@@ -97,11 +97,11 @@ def test_experts_that_cannot_be(home: Path, options: tuple[str, ...], code: int,
 
 def test_show_tells_what_an_adapter_is_for(home: Path) -> None:
     lines = dict(line.split("  ", 1) for line in eft("show", "lora.gguf", home=home).stdout.splitlines())
-    facts = {key: value.strip() for key, value in lines.items()}
-    assert facts["kind"] == "LoRA adapter for llama models"
-    assert facts["made for"] == "eft-local demo small"
-    assert (facts["rank"], facts["scale"]) == ("2", "2 (alpha 4 / rank)")
-    assert facts["changes"].startswith("attn_q (3), attn_k (3)")
+    entry = {key: value.strip() for key, value in lines.items()}
+    assert entry["kind"] == "LoRA adapter for llama models"
+    assert entry["made for"] == "eft-local demo small"
+    assert (entry["rank"], entry["scale"]) == ("2", "2 (alpha 4 / rank)")
+    assert entry["changes"].startswith("attn_q (3), attn_k (3)")
     lora = json.loads(eft("show", "--json", "lora.gguf", home=home).stdout)["lora"]
     assert (lora["alpha"], lora["ranks"], lora["weights"]["ffn_up"]) == (4.0, [2, 2], 3)
 

@@ -299,8 +299,8 @@ def test_a_chat_is_exported(run: Run, chats: list[str], tmp_path: Path) -> None:
         assert stat.S_IMODE((tmp_path / name).stat().st_mode) == 0o600
     assert run("history", "export", chats[0], "-o", "peru.md").code == 0
     assert (tmp_path / "peru.md").read_text() == markdown
-    assert run("history", "export", chats[0], "--format", "json", "--facts").json["id"] == chats[0]
-    assert run("history", "export", chats[0], "--facts").code == 2
+    assert run("history", "export", chats[0], "--format", "json", "--statistics").json["id"] == chats[0]
+    assert run("history", "export", chats[0], "--statistics").code == 2
     assert run("history", "export", chats[0], "-o", "missing/peru.md").code == 1
 
 

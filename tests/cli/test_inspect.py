@@ -22,7 +22,7 @@ from eft_local.cli.inspect import JSON_KEYS
 from eft_local.cli.inspected import _row
 from eft_local.cli.positions import Curve, _told
 from eft_local.emulator import Emulator
-from eft_local.engine.step import Candidate, RoleView, Step
+from eft_local.engine.step import Candidate, RoleStatistics, Step
 from eft_local.hub.references import find_recipe
 from eft_local.recipe import Recipe
 from tests.cli.test_commands import Ran, Run, home, run  # noqa: F401
@@ -163,9 +163,9 @@ def test_control_characters_never_reach_a_terminal(
 
 
 def test_rows_of_a_table() -> None:
-    views = {"eft": RoleView(0, -0.1), "base": RoleView(4, float("-inf"))}
-    candidate = Candidate(7, b" x", False, views, 1.5, float("-inf"))
-    other = Candidate(8, b"y", False, {"eft": RoleView(122, -9.0), "base": RoleView(0, 0.0)}, 0.0, 0.0)
+    roles = {"eft": RoleStatistics(0, -0.1), "base": RoleStatistics(4, float("-inf"))}
+    candidate = Candidate(7, b" x", False, roles, 1.5, float("-inf"))
+    other = Candidate(8, b"y", False, {"eft": RoleStatistics(122, -9.0), "base": RoleStatistics(0, 0.0)}, 0.0, 0.0)
     cells = _row(candidate, ("eft", "base"), [candidate, other], mixed=True)
     assert [cell.plain for cell in cells] == ["␣x", " 90.5   1", " 0.00 5", "+1.50", "−∞"]
 
@@ -253,8 +253,8 @@ def test_a_page_that_cannot_be_written_is_told_before_the_work(run: Run, tmp_pat
 # Saved chats
 
 
-def saved(home: Path, *, facts: bool = True) -> tuple[str, list[int], list[Inspection]]:
-    """Save a chat of two answers; return its id, the answers' ids and their facts."""
+def saved(home: Path, *, statistics: bool = True) -> tuple[str, list[int], list[Inspection]]:
+    """Save a chat of two answers; return its id, the answers' ids and their statistics."""
     recipe = find_recipe("demo").replace(alpha=0.9, seed=3)
     ids, inspections = [], []
     with History(home / "chats" / "chats.db") as history, Emulator.load(recipe) as emulator:
@@ -266,7 +266,7 @@ def saved(home: Path, *, facts: bool = True) -> tuple[str, list[int], list[Inspe
                 for step in inspection.steps:
                     end = chosen(step)
                     writer.add(step.text, None if end and end.ends else step.token)
-                writer.finish("stop", facts=inspection.dumps() if facts else None)
+                writer.finish("stop", statistics=inspection.dumps() if statistics else None)
             ids.append(writer.id)
             inspections.append(inspection)
     return chat, ids, inspections
@@ -293,11 +293,11 @@ def test_a_saved_answer_is_inspected_without_models(run: Run, home: Path, monkey
     [
         (["--message", "1"], "message 1 is a question"),
         (["--message", "99"], "99"),
-        ([], "message 4 of chat .* was written without facts"),
+        ([], "message 4 of chat .* was written without statistics"),
     ],
 )
 def test_what_is_saved_and_cannot_be_inspected(run: Run, home: Path, arguments: list[str], told: str) -> None:
-    chat, _, _ = saved(home, facts=False)
+    chat, _, _ = saved(home, statistics=False)
     ran = run("inspect", "--chat", chat, *arguments)
     assert ran.code == 2
     assert ran.err.count("\n") == 1
@@ -305,7 +305,7 @@ def test_what_is_saved_and_cannot_be_inspected(run: Run, home: Path, arguments: 
 
 
 def test_a_chat_without_an_answer_and_an_answer_of_another_chat(run: Run, home: Path) -> None:
-    _, (first, _), _ = saved(home, facts=False)
+    _, (first, _), _ = saved(home, statistics=False)
     with History(home / "chats" / "chats.db") as history:
         empty = history.create(find_recipe("demo")).id
     assert "has no answer yet" in run("inspect", "--chat", empty).err

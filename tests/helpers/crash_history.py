@@ -68,10 +68,10 @@ def chat_forever(path: Path, dice: random.Random, pipe: int) -> NoReturn:
         chats = history.chats()
         chat = dice.choice(chats).id if chats and dice.random() < 0.8 else history.create(recipe).id
         questions = [message for message in history.messages(chat) if message.role == "user"]
-        deed = dice.random()
-        if questions and deed < 0.25:
+        action = dice.random()
+        if questions and action < 0.25:
             question = dice.choice(questions)  # another answer to it
-        elif questions and deed < 0.5:
+        elif questions and action < 0.5:
             question = history.edit(dice.choice(questions).id, f"edited {dice.random()}")
         else:
             question = history.ask(chat, f"question {dice.random()}")
@@ -87,7 +87,7 @@ def chat_forever(path: Path, dice: random.Random, pipe: int) -> NoReturn:
             if dice.random() < 0.02:
                 writer.steer(recipe.replace(alpha=dice.random()))
         text, reason = writer.text, dice.choice(("stop", "cancelled", "length"))
-        writer.finish(reason, tokens_per_second=1.5, figures={"drafted": 3}, facts=b"facts" * 100)
+        writer.finish(reason, tokens_per_second=1.5, figures={"drafted": 3}, statistics=b"statistics" * 100)
         if text != begin or reason not in ("cancelled", "failed"):
             tell("ended", writer.id, text)
         history.show(dice.choice(history.messages(chat)).id)
@@ -180,7 +180,7 @@ def check_text(messages: dict[int, Message], told: Told, killed: float) -> float
         assert messages[message].text == text
     for message, text in told.ended.items():
         assert messages[message].text == text
-        assert messages[message].answer.has_facts
+        assert messages[message].answer.has_statistics
         assert messages[message].answer.finish_reason in ("stop", "cancelled", "length")
     for message, pieces in told.pieces.items():
         if message in told.ended or message not in messages:  # a cancelled answer without text leaves no message

@@ -16,7 +16,7 @@ from eft_local.backends.llamacpp import ChatTemplate, Model
 from eft_local.backends.vocabulary import compare
 from eft_local.errors import ModelFileError, RecipeError
 from eft_local.gguf.header import read_vocabulary
-from eft_local.gguf.metadata import read_facts
+from eft_local.gguf.metadata import read_metadata
 from eft_local.hub.references import find_recipe, hub_names, recipe_names, resolve_model
 from eft_local.recipe import Recipe
 from eft_local.recipe.about import About
@@ -103,9 +103,13 @@ def test_a_header_tells_the_same_tokens_as_llama(ggufs: Path) -> None:
             assert header.texts() == model.vocabulary.texts()
             np.testing.assert_array_equal(header.attributes(), model.vocabulary.attributes())
             assert compare(model.vocabulary, header).width == compare(model.vocabulary, model.vocabulary).width
-            facts = read_facts(ggufs / f"{name}.gguf")
-            assert (facts.parameters, facts.layers, facts.context) == (model.n_params, model.n_layer, model.n_ctx_train)
-            assert facts.chat_template == model.chat_template
+            metadata = read_metadata(ggufs / f"{name}.gguf")
+            assert (metadata.parameters, metadata.layers, metadata.context) == (
+                model.n_params,
+                model.n_layer,
+                model.n_ctx_train,
+            )
+            assert metadata.chat_template == model.chat_template
 
 
 def test_facts_of_a_damaged_file_are_an_error(ggufs: Path, tmp_path: Path) -> None:
@@ -119,12 +123,12 @@ def test_facts_of_a_damaged_file_are_an_error(ggufs: Path, tmp_path: Path) -> No
         path = tmp_path / "x.gguf"
         path.write_bytes(data[: draws.integers(100, len(data))] if number % 3 == 0 else data)
         try:
-            facts = read_facts(path)
+            metadata = read_metadata(path)
         except ModelFileError as error:
             refusals.append(str(error))
         else:
             readable += 1
-            assert facts.parameters > 0
+            assert metadata.parameters > 0
     assert 0 < readable < 150
     assert not [line for line in refusals if "\n" in line]
 

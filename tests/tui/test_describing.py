@@ -7,19 +7,19 @@ import threading
 import numpy as np
 import pytest
 
-from eft_local.engine import statistics as facts
+from eft_local.engine import statistics
 from eft_local.engine.step import Step
 from eft_local.hub.references import find_recipe
 from eft_local.tui import describing
 from eft_local.tui.describing import Describer
 
 
-def evidence() -> facts.Evidence:
+def evidence() -> statistics.Evidence:
     row = np.zeros(4, np.float32)
-    return facts.Evidence(find_recipe("demo"), {"base": row}, 2, lambda token: b"x", lambda token: False)
+    return statistics.Evidence(find_recipe("demo"), {"base": row}, 2, lambda token: b"x", lambda token: False)
 
 
-def test_facts_are_told_in_order_and_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_statistics_are_told_in_order_and_soon(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(describing, "MOST_WAITING", 3 * evidence().nbytes)
     told: list[tuple[int, int]] = []
     describer = Describer(lambda start, steps: told.append((start, len(steps))))
@@ -34,7 +34,7 @@ def test_facts_are_told_in_order_and_soon(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 @pytest.mark.parametrize("reason", ["watched", "late", "much"])
-def test_facts_wait_until_there_is_a_reason(reason: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_statistics_wait_until_there_is_a_reason(reason: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(describing, "PACE", 0.001)
     monkeypatch.setattr(describing, "LATEST", 1000.0)
     monkeypatch.setattr(describing, "MOST_WAITING", 4 * evidence().nbytes)
@@ -54,11 +54,11 @@ def test_facts_wait_until_there_is_a_reason(reason: str, monkeypatch: pytest.Mon
     describer.close()
 
 
-def test_what_goes_wrong_with_facts_is_told_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_goes_wrong_with_statistics_is_told_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(steps: object) -> None:
         raise ValueError("broken")
 
-    monkeypatch.setattr(facts, "known", fail)
+    monkeypatch.setattr(statistics, "compute", fail)
     describer = Describer(lambda start, steps: None)
     describer.add(Step(1, "x"))
     with pytest.raises(ValueError, match="broken"):

@@ -126,13 +126,13 @@ class Question:
         """Where the answer is kept, if anywhere: for these files, this llama.cpp, these kernels, and this processor."""
         ours = find_spec("eft_local.backends.llamacpp.kernels._kernels")
         compiled = Path(ours.origin).stat() if ours and ours.origin else None
-        facts = (
+        parts = (
             identity(self.files), self.flash, min(self.context, DEEP), self.kv_type,
             (self.offload, self.batch, self.ubatch, self.scale),
             kernels.installed(), compiled and (compiled.st_size, compiled.st_mtime_ns),
             llama_cpp.llama_print_system_info(), _VERSION,
         )  # fmt: skip
-        return locations.cached("exactness", f"{hashlib.sha256(repr(facts).encode()).hexdigest()[:32]}.json")
+        return locations.cached("exactness", f"{hashlib.sha256(repr(parts).encode()).hexdigest()[:32]}.json")
 
     def known(self) -> tuple[Way, ...] | None:
         """Return the ways that were found before."""

@@ -220,8 +220,8 @@ class Ordered:
 
 def times_file(path: Path, most: int) -> Path | None:
     """Return where it is kept what calls on a model take on this machine; None where nothing can be kept."""
-    facts = identity((path,)), kernels.installed(), most
-    return locations.cached("threads", f"{hashlib.sha256(repr(facts).encode()).hexdigest()[:32]}.json")
+    parts = identity((path,)), kernels.installed(), most
+    return locations.cached("threads", f"{hashlib.sha256(repr(parts).encode()).hexdigest()[:32]}.json")
 
 
 def read_times(path: Path | None) -> dict[int, dict[int, float]]:

@@ -159,11 +159,11 @@ def _cached(role: LoadedRole) -> Path | None:
     """Return where the costs of these files, placement, llama.cpp and kernels are kept; None for a model without a
     file.
     """
-    facts: list[object] = [repr(role.placement), version("llama-cpp-python"), kernels.installed()]
+    parts: list[object] = [repr(role.placement), version("llama-cpp-python"), kernels.installed()]
     for each in (role.model, role.adapter) if role.adapter else (role.model,):
         file = getattr(each, "path", None)
         if file is None:
             return None
         status = Path(file).stat()
-        facts += (str(file), status.st_size, status.st_mtime_ns)
-    return locations.cached("row-costs", f"{hashlib.sha256(repr(facts).encode()).hexdigest()[:32]}.json")
+        parts += (str(file), status.st_size, status.st_mtime_ns)
+    return locations.cached("row-costs", f"{hashlib.sha256(repr(parts).encode()).hexdigest()[:32]}.json")
