@@ -61,7 +61,7 @@ def logprobs(emulator: Emulator, prompt: str, text: str, only="eft") -> np.ndarr
     return emulator.score(prompt, text, target=only).logprobs
 
 
-def test_an_answer_tells_what_other_programs_used(emulator, monkeypatch):
+def test_an_answer_reports_what_other_programs_used(emulator, monkeypatch):
     monkeypatch.setattr(CoreMeter, "use", lambda meter: CoreUse(1.5, 2))
     assert emulator.chat("hello").cores == CoreUse(1.5, 2)
     assert [answer.cores for answer in emulator.chat(["hello", "x"])] == [CoreUse(1.5, 2)] * 2
@@ -414,7 +414,7 @@ def test_a_file_is_loaded_once_however_many_roles_use_it(ggufs, monkeypatch):
         assert len(emulator.engine.cache.contexts) == 2, "roles on the same weights are sequences of one context"
 
 
-def test_compare_models_are_loaded_when_asked_for(ggufs, monkeypatch):
+def test_compare_models_are_loaded_when_requested(ggufs, monkeypatch):
     loads = []
     load = Model.load
     monkeypatch.setattr(Model, "load", lambda path, **options: loads.append(path.name) or load(path, **options))

@@ -380,7 +380,7 @@ def test_embeddings_can_be_adapted(files, tmp_path):
         assert np.isfinite(context.logits()).all()
 
 
-def test_changes_that_llama_cpp_leaves_out_are_told(files, tmp_path, caplog):
+def test_changes_that_llama_cpp_leaves_out_are_reported(files, tmp_path, caplog):
     check_adapter(adapter_file(tmp_path / "adapter.gguf", Q | {"blk.0.attn_norm.weight": (32,)}), files / "model.gguf")
     assert "changes 1 norms, which llama.cpp leaves as they are" in caplog.text
 
@@ -394,7 +394,7 @@ def test_every_truncation_is_refused(files, tmp_path):
             check_adapter(path, files / "model.gguf")
 
 
-def test_models_and_adapters_are_told_apart(files):
+def test_models_and_adapters_are_reported_apart(files):
     with pytest.raises(ModelFileError, match="is an adapter, not a model; name it as `lora`"):
         check_gguf(files / "lora.gguf")
     assert "is a model, not a LoRA adapter" in refusal(files / "model.gguf", files / "model.gguf")
@@ -402,7 +402,7 @@ def test_models_and_adapters_are_told_apart(files):
         check_adapter(files / "no-such.gguf", files / "model.gguf")
 
 
-def test_an_adapter_that_is_not_there_is_told_before_anything_is_loaded(tmp_path, monkeypatch):
+def test_an_adapter_that_is_not_there_is_reported_before_anything_is_loaded(tmp_path, monkeypatch):
     monkeypatch.setattr(Model, "load", lambda path, **options: pytest.fail("loaded"))
     with pytest.raises(ModelNotFoundError, match=r"nowhere\.gguf"):
         Emulator.load(trio(tmp_path, "demo:small", 'model = "@antiexpert"\nlora = "nowhere.gguf"'))
@@ -450,18 +450,18 @@ def test_a_probe_can_be_cancelled(files, tmp_path):
     shutil.copy(files / "lora.gguf", tmp_path / "fresh.gguf")
     recipe = trio(files, "model.gguf", f'model = "@antiexpert"\nlora = "{tmp_path / "fresh.gguf"}"')
     recipe = recipe.replace(base=recipe.antiexpert)
-    asked = []
+    requested = []
 
     def stop(name: str, fraction: float) -> bool:
-        asked.append(name)
+        requested.append(name)
         return name != "fresh.gguf"
 
     with pytest.raises(Cancelled):
         Emulator.load(recipe, progress=stop)
-    assert asked[-1] == "fresh.gguf"
+    assert requested[-1] == "fresh.gguf"
 
 
-def test_what_llama_cpp_refuses_is_told(files, tmp_path):
+def test_what_llama_cpp_refuses_is_reported(files, tmp_path):
     path = adapter_file(tmp_path / "adapter.gguf", Q, architecture="qwen2")
     with Model.load(files / "model.gguf") as model:
         with pytest.raises(ModelFileError, match=r"refused the LoRA adapter .* arch .*mismatch"):

@@ -197,8 +197,10 @@ def test_batches_of_unequal_rows_in_shared_contexts(exact, draft):
 def test_prompts_change_without_a_reload(exact):
     with Emulator.load(exact) as loaded:
         before = loaded.chat(QUESTION)
-        told = replace(exact.experts["told"], prompt=Prompt("plain", instructions="the hello of the words, and longer"))
-        loaded.recipe = exact.replace(experts={**exact.experts, "told": told})
+        reported = replace(
+            exact.experts["told"], prompt=Prompt("plain", instructions="the hello of the words, and longer")
+        )
+        loaded.recipe = exact.replace(experts={**exact.experts, "told": reported})
         after = loaded.chat(QUESTION)
     assert after.prompt_tokens["told"] > before.prompt_tokens["told"]
     assert after.prompt_tokens["base"] == before.prompt_tokens["base"]

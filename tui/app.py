@@ -136,15 +136,15 @@ class ChatApp(App[None], inherit_bindings=False):
 
     def _resume(self, chat: str | None) -> None:
         """Open the chat that the app was started with; its recipe gives way to one that was asked for."""
-        asked, system = self.session.recipe, self.session.system
+        requested, system = self.session.recipe, self.session.system
         try:
             if chat is not None:
-                self.session.open(chat, asked if self._own_recipe else None)
+                self.session.open(chat, requested if self._own_recipe else None)
         except EftError as error:
             self._warning = str(error)
         if system is not None:
             self.session.set_system(system)
-        self.load(asked if self._own_recipe else self.session.recipe)
+        self.load(requested if self._own_recipe else self.session.recipe)
 
     # What the engine says
 

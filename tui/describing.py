@@ -27,17 +27,17 @@ class Describer:
     """Takes the steps of one answer as they are made, and tells their statistics soon after. Finish or close it."""
 
     def __init__(
-        self, tell: Callable[[int, Sequence[Step]], None], watched: Callable[[], bool] = lambda: False
+        self, report: Callable[[int, Sequence[Step]], None], watched: Callable[[], bool] = lambda: False
     ) -> None:
         """tell: called, in the second thread, with the place of the first step and the steps with their statistics.
 
         watched: whether somebody looks at them, and wants them soon.
         """
-        self._tell = tell
+        self._report = report
         self._watched = watched
         self._steps: list[Step] = []
         self._most = 1  # steps that may wait
-        self._told = 0
+        self._reported = 0
         self._ended = threading.Event()
         self._error: Exception | None = None
         self._thread = threading.Thread(target=self._run, name="describer", daemon=True)
@@ -65,7 +65,7 @@ class Describer:
 
     @property
     def _waiting(self) -> int:
-        return len(self._steps) - self._told
+        return len(self._steps) - self._reported
 
     def _run(self) -> None:
         ended, looked_at = False, time.monotonic()
@@ -82,8 +82,8 @@ class Describer:
     def _look(self) -> None:
         from eft_local.engine.statistics import compute
 
-        while new := self._steps[self._told :][:AT_ONCE]:
+        while new := self._steps[self._reported :][:AT_ONCE]:
             found = compute(new)
-            self._steps[self._told : self._told + len(new)] = found
-            self._tell(self._told, found)
-            self._told += len(new)
+            self._steps[self._reported : self._reported + len(new)] = found
+            self._report(self._reported, found)
+            self._reported += len(new)

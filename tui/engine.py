@@ -256,13 +256,13 @@ class Engine:
             self._events.append(Loaded(recipe, tuple(self._emulator.targets)))
 
     def _progress(self, job: _Job) -> Progress:
-        told: Loading | None = None
+        reported: Loading | None = None
 
         def progress(role: str, fraction: float) -> bool:
-            nonlocal told
+            nonlocal reported
             news = Loading(role, round(fraction, 2))  # llama.cpp tells every tensor
-            if news != told:
-                told = news
+            if news != reported:
+                reported = news
                 self._events.append(news)
             return not job.stopped
 

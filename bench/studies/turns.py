@@ -86,8 +86,8 @@ def measure(recipe: Recipe, roles: Mapping[str, LoadedRole], turns: int, every: 
         bare = {name: cleanup.enter_context(BareContext.of(role, recipe.context)) for name, role in roles.items()}
         time_first(emulator, [{"role": "user", "content": PRIMER}])  # weights are touched for the first time
         for number in range(turns):
-            asked = " ".join(choose.choices(questions, k=choose.choice(QUESTIONS)))
-            messages.append({"role": "user", "content": asked})
+            question = " ".join(choose.choices(questions, k=choose.choice(QUESTIONS)))
+            messages.append({"role": "user", "content": question})
             first_ms, answer = time_first(emulator, messages)
             bare_ms = sum(
                 time_bare(bare[name], role.tokens(conversation(messages)), answer.evaluated_tokens[name])

@@ -76,7 +76,7 @@ class Inspection:
         return next((tuple(step.roles) for step in self.steps if step.roles), ())
 
     @property
-    def system(self) -> str:
+    def target(self) -> str:
         """Who wrote the answer: "eft", or the one role that ran."""
         return self.roles[-1] if self.roles else MIXTURE
 
@@ -110,7 +110,7 @@ class Inspection:
         other = replace(
             step,
             token=token,
-            logprob=chosen.roles[self.system].logprob,
+            logprob=chosen.roles[self.target].logprob,
             drafted=False,
             roles=chosen.roles,
             finish_reason="stop" if chosen.ends else None,

@@ -165,7 +165,7 @@ class History:
             if parent is None:
                 last = db.execute(LAST_ANSWER, (found,)).fetchone()
                 parent = last and last[0]
-            return self._asked(found, parent, text)
+            return self._insert_question(found, parent, text)
 
     def edit(self, message: int, text: str) -> Message:
         """Add another question in the place of one, which stays as its sibling. Raises: UsageError."""
@@ -173,7 +173,7 @@ class History:
             old = self.message(message)
             if old.role != "user":
                 raise UsageError(f"message {message} is an answer; only questions are edited")
-            return self._asked(old.chat, old.parent, text)
+            return self._insert_question(old.chat, old.parent, text)
 
     def answer(
         self,
@@ -191,20 +191,20 @@ class History:
         Raises: UsageError.
         """
         with self._writing() as db:
-            asked = self.message(question)
-            if asked.role != "user":
+            origin = self.message(question)
+            if origin.role != "user":
                 raise UsageError(f"message {question} is an answer; only questions are answered")
-            chat = find_chat(db, asked.chat)
+            chat = find_chat(db, origin.chat)
             number = number_of(db, Snapshot.of(recipe))
             before = db.execute("SELECT next FROM message WHERE id = ?", (question,)).fetchone()[0]
-            message = insert(db, asked.chat, question, "assistant", text)
+            message = insert(db, origin.chat, question, "assistant", text)
             db.execute(
                 "INSERT INTO answer (message, written_by, system_prompt, prefix_tokens, seed, figures, tokens) "
                 "VALUES (?, ?, ?, ?, ?, '{}', ?)",
                 (message, written_by, chat["system_prompt"], len(tokens), seed, packed(tokens)),
             )
             db.execute("INSERT INTO answer_recipe VALUES (?, ?, ?)", (message, len(tokens), number))
-            db.execute("UPDATE chat SET recipe = ? WHERE id = ?", (number, asked.chat))
+            db.execute("UPDATE chat SET recipe = ? WHERE id = ?", (number, origin.chat))
             writer = AnswerWriter(message, self._save, text, tokens)
             self._writers[message], self._shown_before[message] = writer, before
         return writer
@@ -312,7 +312,7 @@ class History:
         with self._writing() as db:
             db.execute(f"UPDATE chat SET {column} = ? WHERE id = ?", (value, find_chat(db, chat)["id"]))
 
-    def _asked(self, chat: str, parent: int | None, text: str) -> Message:
+    def _insert_question(self, chat: str, parent: int | None, text: str) -> Message:
         with self._writing() as db:
             if parent is not None:
                 before = self.message(parent)

@@ -200,10 +200,10 @@ def _measured(recipe: Recipe, plan: Plan, about: dict[str, Any], show: Show, sta
             roles = library.load(recipe, mixed_roles(recipe), lambda role, fraction: not interrupt.asked)
         measurement = cleanup.enter_context(Measurement(recipe, roles, read_questions(demo_questions()), plan))
         stopped = True
-        with interruptible(measurement.cancel) as later, suppress(Cancelled):
+        with interruptible(measurement.cancel) as second, suppress(Cancelled):
             if not interrupt.asked:
                 measurement.run(show)
-                stopped = later.asked
+                stopped = second.asked
         if not measurement.is_complete:
             if stopped:
                 raise Cancelled("stopped before there was a result")

@@ -183,11 +183,11 @@ class PlainChat:
     def _written(self, request: AnswerRequest, printer: answers.Printer) -> Answer:
         """Let the models write an answer, which is shown and saved meanwhile; Ctrl+C stops it."""
         with interruptible(self.emulator.cancel) as interrupt:
-            stop_if_asked = answers.heed(interrupt, self.emulator.cancel)
+            stop_if_requested = answers.heed(interrupt, self.emulator.cancel)
 
             def on_step(step: Step) -> None:
                 printer.write(self.session.wrote(step))
-                stop_if_asked(step)
+                stop_if_requested(step)
 
             try:
                 return self.emulator.chat(

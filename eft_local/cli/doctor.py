@@ -138,10 +138,10 @@ def _exact(recipe: Recipe) -> str | None:
     if supports_gpu_offload():
         return None
     try:
-        told = remembered(role_files(recipe, mixed_roles(recipe)), {}, recipe.context, recipe.exact)
+        verdicts = remembered(role_files(recipe, mixed_roles(recipe)), {}, recipe.context, recipe.exact)
     except EftError:
         return None
-    return next((each for each in told.values() if not each.startswith("yes")), "yes")
+    return next((each for each in verdicts.values() if not each.startswith("yes")), "yes")
 
 
 def _missing(report: dict[str, Any]) -> Any:

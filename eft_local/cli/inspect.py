@@ -40,7 +40,7 @@ TABLES = 3
 JSON_KEYS = """
 \b
 JSON of one answer (ranks count from 0; logarithms are natural, null is −∞):
-  question, text, tokens, finish_reason; recipe, alpha, beta, system, seed, and
+  question, text, tokens, finish_reason; recipe, alpha, beta, target, seed, and
   the filters that are on; of a saved answer chat, message
   summary     tokens, changed, share, mean_change, changed_at (indices of steps)
   steps       token, text, logprob, drafted, change, top_changed, finish_reason,
@@ -208,21 +208,21 @@ def _written(session: Session, question: str, only: str, system: str | None, *, 
     printer = Printer() if live else None
     steps: list[Step] = []
     with loaded(recipe, only) as emulator, interruptible(emulator.cancel) as interrupt:
-        stop_if_asked = answers.heed(interrupt, emulator.cancel)
+        stop_if_requested = answers.heed(interrupt, emulator.cancel)
         stream = emulator.stream_chat(messages, target=only, seed=seed, top=CANDIDATES)
         with closing(cast("Generator[Step]", stream)):
             for step in stream:
                 steps.append(step)
                 if printer:
                     printer.write(step)
-                stop_if_asked(step)
+                stop_if_requested(step)
     if printer:
         printer.end()
     reason = str(steps[-1].finish_reason)
     answers.remark("".join(step.text for step in steps), reason)
     if reason == "context":
         output.complain(answers.context_full(recipe.context))
-    about: Mapping[str, Any] = {**recipe_entry(recipe), "system": only, "seed": seed}
+    about: Mapping[str, Any] = {**recipe_entry(recipe), "target": only, "seed": seed}
     return Inspected(question, Inspection(tuple(steps)), about), INTERRUPTED if reason == "cancelled" else 0
 
 
@@ -246,7 +246,7 @@ def _stored(chat: str, message: int | None) -> Inspected:
         about = recipe_entry(written.recipe.recipe())
     except RecipeError:  # of another version, which named it otherwise
         about = {"recipe": written.recipe.name}
-    stored = {"system": written.written_by, "seed": written.seed, "chat": answer.chat, "message": answer.id}
+    stored = {"target": written.written_by, "seed": written.seed, "chat": answer.chat, "message": answer.id}
     return Inspected(question, Inspection.loads(statistics), about | stored)
 
 

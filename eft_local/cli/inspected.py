@@ -169,7 +169,7 @@ def write_statistics(inspection: Inspection, numbers: Iterable[int], most: int) 
         if number > count:
             raise UsageError(f"--token {number}: the answer has {count} tokens, an end token among them")
     console = _console()
-    if inspection.system == MIXTURE:
+    if inspection.target == MIXTURE:
         _print_overview(console, inspection)
     wanted = dict.fromkeys([*(number - 1 for number in numbers), *sorted(inspection.most_changed(most))])
     for index in wanted:
@@ -200,8 +200,8 @@ def _print_overview(console: Console, inspection: Inspection) -> None:
 def _print_table(console: Console, inspection: Inspection, index: int) -> None:
     """Print who thought what of a token and its rivals."""
     step = inspection.steps[index]
-    roles = (inspection.system, *(role for role in inspection.roles if role != inspection.system))
-    mixed = inspection.system == MIXTURE
+    roles = (inspection.target, *(role for role in inspection.roles if role != inspection.target))
+    mixed = inspection.target == MIXTURE
     candidate = chosen(step)
     title = f"token {index + 1}, {label(candidate) if candidate else visible(step.text)}"
     console.print()

@@ -89,7 +89,7 @@ def new(
     A MODEL or ADAPTER is a file (written down with its whole path), demo:NAME, or ORG/REPO:Q4_K_M once it is pulled.
     An expert is tuned by training (a model of its own), by an adapter, or by its prompt alone.
     """
-    name = name or _asked("Name of the recipe", lambda text: text)
+    name = name or _prompted("Name of the recipe", lambda text: text)
     file = _target(name, path, force)
     check = not no_check
     base = _model(base, "Large model, not tuned (file or ORG/REPO:Q4_K_M)", check)
@@ -170,10 +170,10 @@ def _model(given: str | None, question: str, check: bool) -> str:
             resolve_model(text, None)
         return text
 
-    return _asked(question, accept) if given is None else accept(given)
+    return _prompted(question, accept) if given is None else accept(given)
 
 
-def _asked(question: str, accept: Callable[[str], Answer]) -> Answer:
+def _prompted(question: str, accept: Callable[[str], Answer]) -> Answer:
     """Ask on the terminal until the answer can be used. Raises: UsageError where nobody can be asked."""
     if not sys.stdin.isatty():
         raise UsageError("there is no terminal to ask on: give NAME, --base, --antiexpert and --expert")

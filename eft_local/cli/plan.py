@@ -322,7 +322,7 @@ def _exact(exact: Mapping[str, str]) -> list[str]:
     """Return whether answers are exact: in one line where all roles are alike."""
     if len(set(exact.values())) == 1:
         return [f"exact: {next(iter(exact.values()))}"]
-    return [f"exact, {name}: {told}" for name, told in exact.items()]
+    return [f"exact, {name}: {verdict}" for name, verdict in exact.items()]
 
 
 def _speed(speed: dict[str, Any]) -> str:

@@ -42,7 +42,7 @@ class Pace:
 def progress(event: Event, pace: Pace) -> str:
     """Return on one line how far a pull is, how fast it goes, and how long it will take."""
     speed, left = pace.bytes_per_second, pace.seconds_left(event.all_size - event.all_done)
-    told = f"{size_text(event.all_done)} of {size_text(event.all_size)}"
+    text = f"{size_text(event.all_done)} of {size_text(event.all_size)}"
     if speed and left is not None:
-        told += f", {size_text(round(speed))}/s, {left / 60:.0f} min left" if left >= 90 else f", {left:.0f} s left"
-    return told
+        text += f", {size_text(round(speed))}/s, {left / 60:.0f} min left" if left >= 90 else f", {left:.0f} s left"
+    return text

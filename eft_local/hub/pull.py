@@ -86,9 +86,9 @@ def models_on_hub(
 
     Raises: ModelNotFoundError, DownloadError, Cancelled.
     """
-    asked = hub or Hub.configured()
+    source = hub or Hub.configured()
     talk = Talk(stopped=stopped)
-    repository = Patience().keep_trying(lambda: asked.repository(name.repo, name.revision), talk)
+    repository = Patience().keep_trying(lambda: source.repository(name.repo, name.revision), talk)
     return repository, models_of(repository.sizes)
 
 

@@ -39,12 +39,12 @@ _CONTENT_RANGE = re.compile(r"bytes (\d+)-\d+/(\d+|\*)")
 class Hiccup(Exception):  # noqa: N818 - no failure yet: the next try may do better
     """A try that failed for a reason that may pass.
 
-    asked: the seconds that the server asks to wait, None if it does not say.
+    retry_after: the seconds that the server asks to wait, None if it does not say.
     """
 
-    def __init__(self, reason: str, asked: float | None = None) -> None:
+    def __init__(self, reason: str, retry_after: float | None = None) -> None:
         super().__init__(reason)
-        self.asked = asked
+        self.retry_after = retry_after
 
 
 class Unusable(Exception):  # noqa: N818
@@ -102,7 +102,7 @@ class Hub:
         from huggingface_hub import HfApi, constants
 
         api = HfApi(self.endpoint, token=self.token or False, library_name=_LIBRARY, library_version=__version__)
-        with self._told(repo, revision):
+        with self._translating_errors(repo, revision):
             info = api.model_info(
                 repo, revision=revision, files_metadata=True, timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT
             )
@@ -117,7 +117,7 @@ class Hub:
         from huggingface_hub import get_hf_file_metadata
         from huggingface_hub.errors import FileMetadataError
 
-        with self._told(repo, commit, path):
+        with self._translating_errors(repo, commit, path):
             try:
                 seen = get_hf_file_metadata(
                     self._url(repo, commit, path),
@@ -151,7 +151,7 @@ class Hub:
         elif start:
             headers["Range"] = f"bytes={start}-"
         url = self._url(file.repo, file.commit, file.path)
-        with self._told(file.repo, file.commit, file.path):
+        with self._translating_errors(file.repo, file.commit, file.path):
             for _ in range(_MAX_REDIRECTS):
                 with get_session().stream(
                     "GET", url, headers=headers, follow_redirects=False, timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT
@@ -175,7 +175,7 @@ class Hub:
         from huggingface_hub import hf_hub_download
         from huggingface_hub.errors import LocalEntryNotFoundError
 
-        with self._told(file.repo, file.commit, file.path):
+        with self._translating_errors(file.repo, file.commit, file.path):
             try:
                 linked = hf_hub_download(
                     file.repo,
@@ -217,7 +217,7 @@ class Hub:
         raise Hiccup(f"an answer without content ({response.status_code})")
 
     @contextmanager
-    def _told(self, repo: str, revision: str | None, path: str | None = None) -> Iterator[None]:
+    def _translating_errors(self, repo: str, revision: str | None, path: str | None = None) -> Iterator[None]:
         """Turn what huggingface_hub raises into errors of ours, or into a Hiccup when trying again may help."""
         from huggingface_hub import errors
         from socksio import SOCKSError
@@ -268,7 +268,7 @@ class Hub:
             way = environment.way_to(self.endpoint)
             return DownloadError(f"the connection to {self.endpoint}{way} was refused (407): {_LOGIN}")
         if status in _BUSY:
-            return Hiccup(f"the hub is busy ({status})", _asked(error.response.headers))
+            return Hiccup(f"the hub is busy ({status})", _retry_after(error.response.headers))
         return DownloadError(f"the hub refuses {repo} ({status}): {error.server_message or 'it does not say why'}")
 
 
@@ -302,7 +302,7 @@ def _origin(url: str) -> tuple[str, str | None, int | None]:
     return parts.scheme, parts.hostname, parts.port or {"http": 80, "https": 443}.get(parts.scheme)
 
 
-def _asked(headers: Mapping[str, str]) -> float | None:
+def _retry_after(headers: Mapping[str, str]) -> float | None:
     """Return the seconds that Retry-After asks for, as a number or as a date."""
     value = headers.get("Retry-After", "").strip()
     if value.isdigit():

@@ -52,7 +52,7 @@ class Patience:
     tries: int = 6
     first: float = 1.0
     longest: float = 30.0
-    longest_asked: float = 300.0
+    longest_requested: float = 300.0
 
     def keep_trying(self, attempt: Callable[[], Result], talk: Talk, progress: Callable[[], int] = int) -> Result:
         """Return what `attempt` returns once it raises no Hiccup. progress: rises when something came in.
@@ -74,9 +74,13 @@ class Patience:
             raise DownloadError(
                 f"{hiccup}, {failures} times in a row; try the same command later: it goes on where it stopped"
             )
-        if hiccup.asked is not None and hiccup.asked > self.longest_asked:
-            raise DownloadError(f"{hiccup} and asks to wait {hiccup.asked:.0f} s; try the same command after that")
-        seconds = min(self.longest, self.first * 2 ** (failures - 1)) if hiccup.asked is None else hiccup.asked
+        if hiccup.retry_after is not None and hiccup.retry_after > self.longest_requested:
+            raise DownloadError(
+                f"{hiccup} and asks to wait {hiccup.retry_after:.0f} s; try the same command after that"
+            )
+        seconds = (
+            min(self.longest, self.first * 2 ** (failures - 1)) if hiccup.retry_after is None else hiccup.retry_after
+        )
         talk.said(str(hiccup), seconds)
         until = time.monotonic() + seconds
         while (left := until - time.monotonic()) > 0:

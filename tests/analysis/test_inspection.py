@@ -160,10 +160,10 @@ def test_an_inspection_is_the_answer():
     assert inspection.tokens == answer.tokens
     assert inspection.text == answer.text
     assert inspection.roles == ("base", "antiexpert", "helpful", "eft")
-    assert inspection.system == "eft"
+    assert inspection.target == "eft"
     assert all(chosen(step) in step.candidates for step in inspection.steps)
-    assert Inspection(tuple(each.stream_chat("hello", target="expert", statistics=True))).system == "helpful"
-    assert Inspection().system == "eft"
+    assert Inspection(tuple(each.stream_chat("hello", target="expert", statistics=True))).target == "helpful"
+    assert Inspection().target == "eft"
     assert Inspection().tokens == ()
 
 
@@ -240,7 +240,7 @@ def test_changes_by_position():
 # Going on from another candidate
 
 
-def test_a_branch_with_the_token_that_was_chosen_goes_on_as_the_answer_did():
+def test_a_branch_with_the_token_that_was_chosen_continues_as_the_answer_did():
     each, whole = inspected()
     for index in (0, 4, len(whole.steps) - 1):
         kept = whole.branch(index, whole.steps[index].token)
@@ -421,7 +421,7 @@ def altered(**changes: object) -> bytes:
     ],
     ids=range(12),
 )
-def test_damaged_statistics_are_told_as_such(damaged):
+def test_damaged_statistics_are_reported_as_such(damaged):
     with pytest.raises(HistoryError, match="damaged"):
         Inspection.loads(damaged)
 

@@ -272,7 +272,7 @@ def test_a_text_that_cannot_be_stored_is_refused(history: History) -> None:
     assert history.shown(chat) == []
 
 
-def test_an_answer_goes_on_from_a_stopped_one(history: History) -> None:
+def test_an_answer_continues_from_a_stopped_one(history: History) -> None:
     chat = history.create(RECIPE).id
     question = history.ask(chat, "Count.").id
     stopped = history.answer(question, RECIPE)

@@ -78,7 +78,7 @@ def test_a_recipe_with_prompts_from_new(home: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "code", "told"),
+    ("options", "code", "reported"),
     [
         (("--lora", "demo:cautious"), 1, "is a model, not a LoRA adapter"),
         (("--lora", "nowhere.gguf"), 3, "nowhere.gguf"),
@@ -89,13 +89,13 @@ def test_a_recipe_with_prompts_from_new(home: Path) -> None:
         (("--expert", "@base", "--example", "a", "b"), 2, "examples needs"),
     ],
 )
-def test_experts_that_cannot_be(home: Path, options: tuple[str, ...], code: int, told: str) -> None:
+def test_experts_that_cannot_be(home: Path, options: tuple[str, ...], code: int, reported: str) -> None:
     ran = eft("recipes", "new", "mine", *DEMO, *options, home=home)
     assert (ran.returncode, ran.stdout, ran.stderr.count("\n")) == (code, "", 1)
-    assert told in ran.stderr
+    assert reported in ran.stderr
 
 
-def test_show_tells_what_an_adapter_is_for(home: Path) -> None:
+def test_show_reports_what_an_adapter_is_for(home: Path) -> None:
     lines = dict(line.split("  ", 1) for line in eft("show", "lora.gguf", home=home).stdout.splitlines())
     entry = {key: value.strip() for key, value in lines.items()}
     assert entry["kind"] == "LoRA adapter for llama models"

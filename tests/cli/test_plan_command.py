@@ -116,14 +116,14 @@ def test_what_cannot_be_planned_is_one_line(eft: Eft, arguments: tuple[str, ...]
 
 
 @pytest.mark.parametrize(
-    ("cores", "told"),
+    ("cores", "reported"),
     [
         (None, "(RAM at 9 GB/s, measured)"),
         (CoreUse(0.3, 2), "(RAM at 9 GB/s, measured)"),
         (CoreUse(1.44, 2), "(RAM at 9 GB/s, measured while other programs used 1.4 of 2 cores)"),
     ],
 )
-def test_a_bandwidth_that_was_measured_beside_others_is_told_so(
+def test_a_bandwidth_that_was_measured_beside_others_is_reported_so(
     eft: Eft, monkeypatch: pytest.MonkeyPatch, cores: CoreUse | None, figures: str
 ) -> None:
     monkeypatch.setattr(speed, "measured_bandwidth", lambda threads: (9e9, cores))

@@ -274,7 +274,7 @@ def test_the_context_ends_where_the_longest_prompt_meets_it(longest):
         each.chat("hell", prefix=[65])
 
 
-def test_a_prompt_that_does_not_fit_is_told_before_the_batch_begins():
+def test_a_prompt_that_does_not_fit_is_reported_before_the_batch_begins():
     models = trio()
     with pytest.raises(ContextOverflowError):
         emulator(models).chat(["hello", "x" * 300], parallel=1)

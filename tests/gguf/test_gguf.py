@@ -186,7 +186,7 @@ def test_impossible_vocabularies(tmp_path, tokens, words):
     assert words in refusal(write_model(tmp_path / "model.gguf", ModelSpec(tokens=tokens)))
 
 
-def test_two_empty_tokens_are_told_apart_by_llama_cpp(tmp_path):
+def test_two_empty_tokens_are_reported_apart_by_llama_cpp(tmp_path):
     texts = [*bpe().texts[:-5], "", "", *bpe().texts[-3:]]
     check_gguf(write_model(tmp_path / "model.gguf", ModelSpec(tokens=replace(bpe(), texts=texts))))
 
@@ -249,10 +249,10 @@ def test_a_crash_is_caught_when_a_model_is_loaded(sound, monkeypatch):
 
 
 def test_a_probe_can_be_cancelled(sound):
-    asked = []
+    requested = []
     with pytest.raises(Cancelled):
-        Model.load(sound, progress=lambda fraction: bool(asked.append(fraction)))
-    assert asked == [0.0]  # before llama.cpp was asked to load
+        Model.load(sound, progress=lambda fraction: bool(requested.append(fraction)))
+    assert requested == [0.0]  # before llama.cpp was asked to load
 
 
 def test_a_probe_that_hangs_ends(sound, monkeypatch):

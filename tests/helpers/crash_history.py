@@ -36,7 +36,7 @@ class Told:
 
     pieces: dict[int, list[tuple[float, str]]] = field(default_factory=dict)
     ended: dict[int, str] = field(default_factory=dict)
-    asked: dict[int, str] = field(default_factory=dict)
+    requested: dict[int, str] = field(default_factory=dict)
 
     def hear(self, line: bytes) -> None:
         """Note one line of the pipe; the last may be half a line."""
@@ -44,7 +44,7 @@ class Told:
             return
         what, message, *rest = json.loads(line)
         if what == "asked":
-            self.asked[message] = rest[0]
+            self.requested[message] = rest[0]
         elif what == "began":
             self.pieces[message] = [(rest[0], rest[1])]
         elif what == "added":
@@ -116,7 +116,7 @@ def start(path: Path, dice: random.Random) -> tuple[int, int]:
 # The judge
 
 
-def told_until_killed(child: int, pipe: int, seconds: float, told: Told) -> float:
+def told_until_killed(child: int, pipe: int, seconds: float, reported: Told) -> float:
     """Listen to a child for so long, kill it, and return when it was killed."""
     end = time.monotonic() + seconds
     heard = b""
@@ -137,7 +137,7 @@ def told_until_killed(child: int, pipe: int, seconds: float, told: Told) -> floa
     for line in heard.splitlines(keepends=True):
         if line.startswith(b'["error"'):
             raise AssertionError(json.loads(line)[1])
-        told.hear(line)
+        reported.hear(line)
     assert killed is not None, "the child ended by itself"
     return killed
 
@@ -173,17 +173,17 @@ def check_tree(history: History, chat: str) -> dict[int, Message]:
     return messages
 
 
-def check_text(messages: dict[int, Message], told: Told, killed: float) -> float:
+def check_text(messages: dict[int, Message], reported: Told, killed: float) -> float:
     """Assert that what the child told is there; return how many seconds of text are lost."""
     lost = 0.0
-    for message, text in told.asked.items():
+    for message, text in reported.requested.items():
         assert messages[message].text == text
-    for message, text in told.ended.items():
+    for message, text in reported.ended.items():
         assert messages[message].text == text
         assert messages[message].answer.has_statistics
         assert messages[message].answer.finish_reason in ("stop", "cancelled", "length")
-    for message, pieces in told.pieces.items():
-        if message in told.ended or message not in messages:  # a cancelled answer without text leaves no message
+    for message, pieces in reported.pieces.items():
+        if message in reported.ended or message not in messages:  # a cancelled answer without text leaves no message
             assert message in messages or len(pieces) == 1
             continue
         kept, whole = messages[message], "".join(piece for _, piece in pieces)
@@ -202,11 +202,11 @@ def kill_many(kills: Iterable[int], folder: Path, seed: int, promised: float) ->
     for number in kills:
         dice = random.Random(f"{seed} {number}")
         path = old if number % 2 else folder / f"{number}.db"
-        told = Told()
+        reported = Told()
         seconds = dice.choice((0.01, 0.05, 0.3, 3.0)) * dice.random() + (0.05 if number % 2 else 0)
-        killed = told_until_killed(*start(path, dice), seconds, told)
+        killed = told_until_killed(*start(path, dice), seconds, reported)
         if not path.exists():
-            assert not told.asked
+            assert not reported.requested
             continue
         with History(path) as history:
             messages = {}
@@ -214,10 +214,10 @@ def kill_many(kills: Iterable[int], folder: Path, seed: int, promised: float) ->
                 messages |= check_tree(history, chat.id)
             reasons = [message.answer.finish_reason for message in messages.values() if message.answer]
             assert None not in reasons
-            cut = [message for message in told.pieces if message in messages and message not in told.ended]
+            cut = [message for message in reported.pieces if message in messages and message not in reported.ended]
             interrupted += any(messages[message].answer.finish_reason == "interrupted" for message in cut)
-            answers += len(told.ended) + len(cut)
-            lost = max(lost, check_text(messages, told, killed))
+            answers += len(reported.ended) + len(cut)
+            lost = max(lost, check_text(messages, reported, killed))
         check_file(path)
         assert lost <= promised, f"{lost:.2f} s of text are lost"
     return {"lost": lost, "interrupted": interrupted, "answers": answers}

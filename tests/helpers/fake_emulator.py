@@ -31,7 +31,7 @@ class FakeEmulator:
 
     def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe
-        self.asked: list[tuple[str, list[dict[str, str]]]] = []
+        self.requested: list[tuple[str, list[dict[str, str]]]] = []
         self.recipes: list[Recipe] = []  # of each answer
         self.prefixes: list[tuple[int, ...]] = []
         self.obeyed: list[Recipe] = []  # the recipe at each step
@@ -64,7 +64,7 @@ class FakeEmulator:
 
     def _words(self, only: str, prompt: Any) -> list[str]:
         messages = [dict(message) for message in conversation(prompt)]
-        self.asked.append((only, messages))
+        self.requested.append((only, messages))
         text = type(self).reply(only, messages)
         pieces = text.split(" ")
         return pieces[:1] + [f" {piece}" for piece in pieces[1:]]

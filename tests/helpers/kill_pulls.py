@@ -225,21 +225,26 @@ def main() -> int:
     options.add_argument("--size", type=float, help="MB")
     options.add_argument("--pace", type=float, help="MB/s; as fast as it goes without")
     options.add_argument("--seed", type=int, default=1)
-    asked = options.parse_args()
+    requested = options.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder, answers = Path(name), True
-        if asked.size:
-            what, repos = "org/Big:Q4_0", noise(round(asked.size * 1e6))
+        if requested.size:
+            what, repos = "org/Big:Q4_0", noise(round(requested.size * 1e6))
         else:
-            what, repos = asked.recipe, repositories(asked.recipe, SMOLLM2, N_VOCAB, folder / "models")
+            what, repos = requested.recipe, repositories(requested.recipe, SMOLLM2, N_VOCAB, folder / "models")
         with serving(repos) as server:
             puller = Puller(folder, server, what)
             began = time.monotonic()
             counted = interrupted(
-                puller, server, asked.interruptions, asked.how, asked.pace and asked.pace * 1e6, asked.seed
+                puller,
+                server,
+                requested.interruptions,
+                requested.how,
+                requested.pace and requested.pace * 1e6,
+                requested.seed,
             )
             print(f"{counted}\nin {time.monotonic() - began:.0f} s", flush=True)
-        if not asked.size:
+        if not requested.size:
             answer = puller.ask("--temperature", "0")
             print(f"> {QUESTION}\n{answer}")
             answers = answer.strip() == ANSWER

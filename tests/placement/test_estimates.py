@@ -47,7 +47,7 @@ def test_the_plan_is_what_llama_cpp_makes(case, tmp_path):
     assert {name: off for name, off in row["off"].items() if abs(off) > ALLOWED} == {}
 
 
-def test_rows_of_logits_are_counted_as_many_as_will_be_asked_for(tmp_path):
+def test_rows_of_logits_are_counted_as_many_as_will_be_requested(tmp_path):
     path = write_family(tmp_path / "model.gguf", narrow("llama-0.5b"), 20_000)
     figures = estimate_memory(path, EstimateOptions(256, n_seq=2, n_outputs=16), trusted=True).on_cpu[0]
     assert figures.outputs == pytest.approx(16 * 20_000 * 4, rel=0.05)

@@ -73,7 +73,7 @@ def test_each_role_has_its_own_cache_and_attention(tmp_path):
     assert {each.ubatch for each in placed.values()} == {UBATCH_CPU}
 
 
-def test_a_cache_that_llama_cpp_cannot_make_is_told_before_anything_is_loaded(ggufs):
+def test_a_cache_that_llama_cpp_cannot_make_is_reported_before_anything_is_loaded(ggufs):
     with pytest.raises(UnsupportedModelError, match=r"does not suit .*base\.gguf.* heads have 16; set kv_type"):
         Emulator.load(trio(ggufs, base='kv_type = "q8_0"'))
 

@@ -146,7 +146,7 @@ def test_a_number_that_does_not_fit_is_a_shortage_of_that_device() -> None:
         checked_plan(trio(offload=-1), [cpu(), gpu(6 * GB)], 4096)
 
 
-def test_a_gpu_that_does_not_tell_its_memory_is_used_if_the_recipe_says_so() -> None:
+def test_a_gpu_that_does_not_reports_its_memory_is_used_if_the_recipe_says_so() -> None:
     silent = Device("S", "", "gpu", 0, 0)
     assert on_gpus(plan(trio(), [cpu(), silent], 4096)) == {"base": 0, "antiexpert": 0, "tuned": 0}
     planned = plan(trio(offload=7), [cpu(), silent], 4096)

@@ -108,7 +108,7 @@ async def test_answers_stand_side_by_side_and_one_is_kept(opened: Open) -> None:
         await desk.press("f5")
         screen = desk.app.screen
         assert isinstance(screen, CompareScreen)
-        await desk.until(lambda: not desk.app.engine.busy and len(desk.emulator.asked) == 4)
+        await desk.until(lambda: not desk.app.engine.busy and len(desk.emulator.requested) == 4)
         await desk.until(lambda: all(column.finished for column in screen.query("Column")))
         await desk.press("right", "right", "left", "enter")
         await desk.until(lambda: not isinstance(desk.app.screen, CompareScreen))

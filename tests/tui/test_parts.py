@@ -46,7 +46,7 @@ def test_the_environment_wins_over_the_file(tmp_path: Path) -> None:
         ("keys = 3", "action ids"),
     ],
 )
-def test_a_wrong_config_is_told_with_its_file(tmp_path: Path, text: str, words: str) -> None:
+def test_a_wrong_config_is_reported_with_its_file(tmp_path: Path, text: str, words: str) -> None:
     file = tmp_path / "config.toml"
     file.write_text(text)
     with pytest.raises(UsageError) as error:
@@ -55,7 +55,7 @@ def test_a_wrong_config_is_told_with_its_file(tmp_path: Path, text: str, words: 
     assert str(file) in str(error.value)
 
 
-def test_a_wrong_variable_is_told_by_its_name(tmp_path: Path) -> None:
+def test_a_wrong_variable_is_reported_by_its_name(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="EFT_THREADS"):
         config.load(tmp_path / "config.toml", {"EFT_THREADS": "many"})
 
@@ -124,7 +124,7 @@ def test_the_footer_leaves_out_what_has_no_room() -> None:
     assert "context 120/512" in narrow
 
 
-def test_the_footer_tells_of_a_busy_machine() -> None:
+def test_the_footer_reports_a_busy_machine() -> None:
     calm = Figures("writing", 41.7, cores=CoreUse(0.4, 2))
     assert "busy" not in line(calm, 123_000_000, 200)
     busy = Figures("writing", 41.7, cores=CoreUse(1.94, 2))

@@ -29,7 +29,7 @@ DEEP = 1536
 """Tokens behind which ways are timed, at most."""
 
 _VERSION = 2  # of what `exactness_probe` tests: what was found by another is found anew
-_TOLD = 0.005  # a price that is told
+_REPORTED = 0.005  # a price that is told
 _WORTH = 1.05
 """How many times as long an answer may take to be exact, where a recipe says "auto"."""
 
@@ -76,7 +76,7 @@ class Choice:
         return self.way.verdict
 
     def __str__(self) -> str:
-        cost = f", at {self.price:.0%} more time" if self.verdict.exact and self.price >= _TOLD else ""
+        cost = f", at {self.price:.0%} more time" if self.verdict.exact and self.price >= _REPORTED else ""
         return f"{self.verdict}{cost}"
 
 

@@ -243,15 +243,17 @@ def test_every_kv_type(tmp_path, kv_type):
 
 
 @pytest.mark.parametrize("kv_type", sorted(set(KV_TYPES) - set(PLAIN_KV_TYPES)))
-def test_a_kv_type_that_does_not_suit_the_heads_is_told_as_such(tmp_path, kv_type):
+def test_a_kv_type_that_does_not_suit_the_heads_is_reported_as_such(tmp_path, kv_type):
     path = write_model(tmp_path / "m.gguf", ModelSpec(Shape(n_embd=48, n_head=3, n_head_kv=3, n_layer=1)))
-    told = f'kv_type = "{kv_type}" does not suit {path}: it holds numbers in blocks of 32, and the model\'s heads have'
+    reported = (
+        f'kv_type = "{kv_type}" does not suit {path}: it holds numbers in blocks of 32, and the model\'s heads have'
+    )
     with Model.load(path) as model:
-        with pytest.raises(UnsupportedModelError, match=re.escape(told)):
+        with pytest.raises(UnsupportedModelError, match=re.escape(reported)):
             model.open(ContextOptions(n_ctx=64, kv_type=kv_type))
         with pytest.raises(UnsupportedModelError, match="only with flash attention"):
             model.open(ContextOptions(n_ctx=64, kv_type=kv_type, flash_attention=False))
-    with pytest.raises(UnsupportedModelError, match=re.escape(told)):  # before anything is loaded
+    with pytest.raises(UnsupportedModelError, match=re.escape(reported)):  # before anything is loaded
         estimate.estimate_memory(path, estimate.EstimateOptions(64, kv_type=kv_type))
 
 

@@ -144,10 +144,10 @@ def test_nobody_drafts_where_the_best_draft_tokens_would_not_pay():
 
 def test_hopeless_drafts_are_thought_of_once_in_a_while_and_when_others_are_live():
     hopeless = AdaptiveLength([SMALL], [STEEP])
-    asked: list[int] = []
-    hopeless._could_pay = lambda live, free: asked.append(live) is not None
+    requested: list[int] = []
+    hopeless._could_pay = lambda live, free: requested.append(live) is not None
     assert not any(hopeless.begin(live, 15) for live in (1,) * 33 + (2,) * 17)
-    assert asked == [1, 1, 2, 2]
+    assert requested == [1, 1, 2, 2]
 
 
 @given(st.lists(st.tuples(st.floats(0, 1), st.booleans()), max_size=60))
@@ -241,14 +241,14 @@ def test_costs_between_and_beyond_what_was_measured_lie_on_straight_lines():
 
 @pytest.mark.parametrize(("unit", "repeats"), [(1e-6, 5), (10.0, 1)])
 def test_a_large_model_is_measured_fewer_times(unit: float, repeats: int) -> None:
-    asked: list[int] = []
+    requested: list[int] = []
 
     def evaluate(rows: int) -> float:
-        asked.append(rows)
-        return unit * rows * (1 + len(asked) / 100)  # the machine grows slower
+        requested.append(rows)
+        return unit * rows * (1 + len(requested) / 100)  # the machine grows slower
 
     seconds = _measure(MEASURED_ROWS, evaluate)
-    assert asked == [1, *MEASURED_ROWS * repeats]
+    assert requested == [1, *MEASURED_ROWS * repeats]
     assert seconds == [unit * rows * (1 + (place + 2) / 100) for place, rows in enumerate(MEASURED_ROWS)]
 
 
