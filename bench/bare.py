@@ -107,11 +107,11 @@ class BareContext:
 
 @dataclass(slots=True)
 class Watch:
-    """What was asked for while it was watched.
+    """What was requested while it was watched.
 
     seconds: spent inside llama.cpp's evaluations and samplers.
     rows: of the watched role's logits, for the first of the answers, in each evaluation that had any. What is
-    evaluated behind them only because more rows are sooner done was not asked for.
+    evaluated after them only because more rows are sooner done was not requested.
     """
 
     seconds: float = 0.0

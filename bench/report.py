@@ -219,7 +219,7 @@ def _size(size: int) -> str:
 
 
 def _cell(figure: Spread) -> str:
-    """Return the median and the quartiles with as many digits as tell something."""
+    """Return the median and the quartiles with as many significant digits as are meaningful."""
     digits = 2 if figure.median < 10 else 1 if figure.median < 100 else 0
     if figure.n == 1:
         return f"{figure.median:.{digits}f}"

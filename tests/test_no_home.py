@@ -118,7 +118,7 @@ def test_what_cannot_be_kept_names_the_variable(run: Run, tmp_path: Path) -> Non
     ran = run("chat", "--plain", "--save", stdin=b"one\ntwo\n")
     assert (ran.code, ran.out) == (0, "eft answers one\neft answers two\n")
     assert [line for line in ran.err.splitlines() if "EFT_HOME" in line][1:] == [
-        f"eft: chats cannot be saved: {NO_HOME}; set EFT_HOME to a folder for them; this chat goes on unsaved"
+        f"eft: chats cannot be saved: {NO_HOME}; set EFT_HOME to a folder for them; this chat continues unsaved"
     ]
     assert "set EFT_HOME" in run("recipes", "new", "x", "--base", "a", "--antiexpert", "b", "--expert", "c").err
     listed = inventory()

@@ -135,7 +135,7 @@ class ChatApp(App[None], inherit_bindings=False):
             self.complain(self._warning)
 
     def _resume(self, chat: str | None) -> None:
-        """Open the chat that the app was started with; its recipe gives way to one that was asked for."""
+        """Open the chat that the app was started with; its recipe gives way to one that was requested."""
         requested, system = self.session.recipe, self.session.system
         try:
             if chat is not None:
@@ -182,7 +182,7 @@ class ChatApp(App[None], inherit_bindings=False):
         unsaved = self.session.unsaved
         if unsaved is not None and unsaved is not self._unsaved:
             self._unsaved = unsaved
-            self.complain(f"{unsaved}; this chat goes on unsaved")
+            self.complain(f"{unsaved}; this chat continues unsaved")
 
     def stop(self) -> None:
         """Stop loading or the answer."""

@@ -24,7 +24,7 @@ MOST_WAITING = 64 << 20
 
 
 class Describer:
-    """Takes the steps of one answer as they are made, and tells their statistics soon after. Finish or close it."""
+    """Takes the steps of one answer as they are made, and reports their statistics soon after. Finish or close it."""
 
     def __init__(
         self, report: Callable[[int, Sequence[Step]], None], watched: Callable[[], bool] = lambda: False
@@ -59,7 +59,7 @@ class Describer:
         return self._steps
 
     def close(self) -> None:
-        """Wait until all that was added is told."""
+        """Wait until all that was added is reported."""
         self._ended.set()
         self._thread.join()
 

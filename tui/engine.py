@@ -92,7 +92,7 @@ class Wrote:
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """What each role thought of some tokens that were told of before; the first of them is the answer's `start`-th."""
+    """What each role thought of some tokens that were reported before; the first of them is the answer's `start`-th."""
 
     number: int
     start: int
@@ -163,7 +163,7 @@ class _Warnings(logging.Handler):
 
 
 class Engine:
-    """Loads recipes and writes answers in the order they are asked for; every method returns at once."""
+    """Loads recipes and writes answers in the order they are requested; every method returns at once."""
 
     def __init__(self, load: Load = load) -> None:
         self._load = load
@@ -185,7 +185,7 @@ class Engine:
         return bool(self._jobs)
 
     def load(self, recipe: Recipe, only: str = "eft") -> None:
-        """Free what is loaded and load a recipe's models; those that a target does without, when others are asked."""
+        """Free what is loaded and load a recipe's models; those a target does without, when others are requested."""
         self._add(_Job(recipe, only))
 
     def write(self, request: Request) -> int:
@@ -260,7 +260,7 @@ class Engine:
 
         def progress(role: str, fraction: float) -> bool:
             nonlocal reported
-            news = Loading(role, round(fraction, 2))  # llama.cpp tells every tensor
+            news = Loading(role, round(fraction, 2))  # llama.cpp reports every tensor
             if news != reported:
                 reported = news
                 self._events.append(news)

@@ -121,7 +121,7 @@ class Listener:
         unsaved = writing.writer.error
         if unsaved is not None and str(unsaved) != self._unsaved:
             self._unsaved = str(unsaved)
-            self._face.complain(f"{unsaved}; the answer goes on unsaved")
+            self._face.complain(f"{unsaved}; the answer continues unsaved")
 
     async def _hear(self, event: Event) -> None:
         face, footer = self._face, self._footer

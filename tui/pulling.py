@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class Puller:
-    """Downloads what is asked for; `state` says on one line how it stands."""
+    """Downloads what is requested; `state` says on one line how it stands."""
 
     def __init__(self) -> None:
         self.title = ""

@@ -72,7 +72,7 @@ class Inspection:
 
     @property
     def roles(self) -> tuple[str, ...]:
-        """Who was asked, in the tables' order: the roles, and "eft" where they were mixed."""
+        """Who was evaluated, in the tables' order: the roles, and "eft" where they were mixed."""
         return next((tuple(step.roles) for step in self.steps if step.roles), ())
 
     @property
@@ -158,7 +158,7 @@ def by_position(answers: Iterable[Inspection]) -> tuple[Place, ...]:
 
 
 def chosen(step: Step) -> Candidate | None:
-    """Return the candidate that a step chose; None where no candidates were asked for."""
+    """Return the candidate that a step chose; None where no candidates were requested."""
     return next((each for each in step.candidates if each.token == step.token), None)
 
 

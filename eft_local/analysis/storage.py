@@ -97,7 +97,7 @@ def _candidates(columns: Mapping[str, Any]) -> Iterator[Candidate]:
 
 
 def _role_columns(entries: Sequence[ByRole]) -> dict[str, dict[str, list[int | None]]]:
-    """Return ranks and log-probabilities by role; null where a role was not asked."""
+    """Return ranks and log-probabilities by role; null where a role was not evaluated."""
     names = dict.fromkeys(name for each in entries for name in each)
     return {
         name: {

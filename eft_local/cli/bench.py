@@ -153,7 +153,7 @@ def bench(
 
         output.save(plot, picture(draw(result), plot))
     if stopped:
-        raise Cancelled("stopped: these are fewer questions than were asked for")
+        raise Cancelled("stopped: fewer questions than requested were measured")
 
 
 def _command(ctx: click.Context, session: Session) -> str:

@@ -30,9 +30,9 @@ FOLDERS = ("recipes", "models", "chats", "cache")
 @click.command(cls=Command, epilog=example("eft doctor", "eft doctor --json"))
 @json_option
 def doctor(as_json: bool) -> int:
-    """Show what this installation can do and what is missing, with the command that mends it.
+    """Check this installation: report what works and what is missing, with the command that fixes it.
 
-    Ends with exit code 1 if something is missing without which the demo cannot run.
+    Exits with 1 if something that the demo needs is missing.
     """
     report = _report()
     if as_json:
@@ -43,7 +43,7 @@ def doctor(as_json: bool) -> int:
 
 
 def _report() -> dict[str, Any]:
-    """Return everything that doctor tells, ready for JSON. Memory in bytes."""
+    """Return everything that doctor reports, ready for JSON. Memory in bytes."""
     report: dict[str, Any] = {
         "versions": {"eft-local": _version("eft-local"), "python": platform.python_version()}
         | {name: _version(name) for name in PACKAGES},
@@ -133,7 +133,7 @@ def _exact(recipe: Recipe) -> str | None:
         from eft_local.backends.llamacpp import supports_gpu_offload
         from eft_local.engine.loading import mixed_roles
         from eft_local.placement.survey import remembered, role_files
-    except (ImportError, OSError, RuntimeError):  # told of elsewhere
+    except (ImportError, OSError, RuntimeError):  # reported under llama.cpp
         return None
     if supports_gpu_offload():
         return None

@@ -25,12 +25,12 @@ _LARGEST_ID = 2**63 - 1
     invoke_without_command=True,
     epilog=example("eft history", "eft history search capital", "eft history export k3f -o peru.md"),
 )
-@click.option("--deleted", is_flag=True, help="Those that 'eft history undo' can bring back.")
+@click.option("--deleted", is_flag=True, help="List deleted chats, which 'eft history undo' restores.")
 @click.option("--limit", "-n", type=click.IntRange(1), metavar="N", help="At most N, the newest.")
 @json_option
 @click.pass_context
 def history(ctx: click.Context, deleted: bool, limit: int | None, as_json: bool) -> None:
-    """List the chats that are kept, the newest first. An ID may be shortened as long as it is clear.
+    """List saved chats, the newest first. An ID may be shortened as long as it is unambiguous.
 
     They are in one SQLite file that only you can read; --json names it.
     """
@@ -155,7 +155,7 @@ def rm(chats: tuple[str, ...], yes: bool, forever: bool) -> None:
 @history.command(cls=Command, epilog=example("eft history undo", "eft history undo k3f"))
 @click.argument("chat", metavar="[ID]", required=False)
 def undo(chat: str | None) -> None:
-    """Bring back the chat ID, or the one that was deleted last."""
+    """Restore the chat ID, or the one that was deleted last."""
     with _opened() as kept:
         if chat is not None and not kept.chat(chat).deleted:
             raise UsageError(f"chat {chat} is not deleted")

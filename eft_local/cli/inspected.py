@@ -46,7 +46,7 @@ _WIDE = 10_000
 
 @dataclass(frozen=True, slots=True)
 class Inspected:
-    """An answer's statistics with what was asked. about: recipe, strengths, seed, ..., as they go into JSON."""
+    """An answer's statistics with the request. about: recipe, strengths, seed, ..., as they go into JSON."""
 
     question: str
     inspection: Inspection

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 def ls(as_json: bool) -> None:
     """List the GGUF models in the Hugging Face cache: name, size, and the recipes that use them.
 
-    The cache is shared: models that other tools have downloaded are listed too. Downloads that were stopped are told
-    with what they hold so far; 'eft pull' goes on with them, 'eft rm --unfinished' deletes them.
+    The cache is shared: models that other programs downloaded are listed too. Unfinished downloads are
+    listed with their size so far; 'eft pull' continues them, 'eft rm --unfinished' deletes them.
     """
     from eft_local.hub import cache
 

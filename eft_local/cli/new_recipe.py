@@ -52,7 +52,9 @@ Answer = TypeVar("Answer")
     help="Strength of the tuning, for each expert. [default: 1; 0.5 for a prompted @base beside @base]",
 )
 @click.option("--prompt", metavar="STYLE|FILE", default="chat", show_default=True, help="The experts' prompt.")
-@click.option("--instructions", metavar="TEXT", default="", help="What the experts, and only they, are told in front.")
+@click.option(
+    "--instructions", metavar="TEXT", default="", help="Instructions for the experts alone, before the conversation."
+)
 @click.option(
     "--example",
     "examples",
@@ -66,7 +68,7 @@ Answer = TypeVar("Answer")
 @click.option("--description", default="", metavar="TEXT", help="A line for 'eft recipes'.")
 @click.option("--output", "-o", "path", metavar="FILE", help="Where to write; else your folder of recipes.")
 @click.option("--force", is_flag=True, help="Replace a recipe of this name.")
-@click.option("--no-check", is_flag=True, help="Write it though models are not here, or do not fit.")
+@click.option("--no-check", is_flag=True, help="Write it even if models are not downloaded or do not fit together.")
 def new(
     name: str | None,
     base: str | None,
@@ -84,7 +86,7 @@ def new(
     force: bool,
     no_check: bool,
 ) -> None:
-    """Write a recipe after checking that its models share their tokens. What is not given is asked for.
+    """Write a recipe after checking that its models share their tokens. It prompts for what is not given.
 
     A MODEL or ADAPTER is a file (written down with its whole path), demo:NAME, or ORG/REPO:Q4_K_M once it is pulled.
     An expert is tuned by training (a model of its own), by an adapter, or by its prompt alone.

@@ -54,9 +54,9 @@ _UNITS = {"": 1e9, "K": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}
 def plan(
     what: str, context: int | None, memory: tuple[str, ...], bandwidth: tuple[str, ...], only: str, as_json: bool
 ) -> int:
-    """Show what a RECIPE takes of memory, where each model goes on this machine, the longest context and the speed.
+    """Estimate the memory and the speed of a RECIPE, where each model goes on this machine, and the longest context.
 
-    Only metadata is read, nothing is loaded; of models that are not here, the hub is asked for their headers. REF or
+    Only metadata is read; nothing is loaded. Headers of models that are not downloaded are read from the hub. REF or
     FILE is a single model. Ends with exit code 1 if it does not fit into memory, 4 if the models do not fit together.
     """
     from eft_local.backends.llamacpp.devices import places
@@ -84,7 +84,7 @@ def plan(
 def _loads(
     what: str, context: int | None, only: str
 ) -> tuple[str, tuple[Load, ...], dict[str, RoleFiles], str, int, list[str]]:
-    """Return a name, what has to be loaded and for whom, how exact, the tokens of context, and what is not here."""
+    """Return a name, what has to be loaded for whom, how exact, the tokens of context, what is not downloaded."""
     from eft_local.engine.loading import compared_roles, mixed_roles
     from eft_local.engine.mixture import MIXTURE
     from eft_local.engine.targets import roles_of
@@ -121,7 +121,7 @@ def _loads(
 
 
 class _Headers:
-    """The headers of models that are not here; after one that cannot be had, no other is asked for.
+    """The headers of models that are not downloaded; after one that cannot be had, no other is requested.
 
     read: the models whose headers were read.
     """
@@ -137,7 +137,7 @@ class _Headers:
         if self._failed:
             return None
         if str(name) not in self.read:
-            output.note(f"{name} is not here: reading its header on the hub")
+            output.note(f"{name} is not downloaded: reading its header from the hub")
         try:
             path = header_of(name)
         except DownloadError as error:
@@ -183,7 +183,7 @@ def _with_memory(devices: Sequence[Device], given: Mapping[str, float]) -> list[
 
 
 def _figures(name: str, plan: Plan, loads: Sequence[Load], speeds: Mapping[str, float]) -> dict[str, Any]:
-    """Return all that is told, ready for JSON: bytes, tokens, bytes per second."""
+    """Return all that is reported, ready for JSON: bytes, tokens, bytes per second."""
     from eft_local.backends.llamacpp.library import default_threads
     from eft_local.placement.planner import gpus, kept, longest_context
     from eft_local.placement.shortage import refusal
@@ -311,7 +311,7 @@ def _longest(figures: dict[str, Any]) -> str:
 
 
 def _measured(speed: dict[str, Any]) -> str:
-    """Return how RAM's bandwidth is known."""
+    """Return how RAM's bandwidth was found."""
     cores = speed["cores"]
     if cores and cores["busy"]:
         return f", measured while other programs used {cores['used_by_others']:.1f} of {cores['cores']} cores"

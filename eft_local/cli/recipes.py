@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 def recipes(ctx: click.Context, as_json: bool) -> None:
     """List the recipes that can be loaded by name, the bundled ones and your own, with what their models need.
 
-    It says of each whether its models are here and fit together: headers are read, nothing is loaded.
-    'eft pull NAME' downloads a recipe's models, 'eft show NAME' tells which of them are here.
+    Each line says whether its models are downloaded and fit together: only headers are read.
+    'eft pull NAME' downloads a recipe's models, 'eft show NAME' lists which of them are downloaded.
     """
     if ctx.invoked_subcommand is not None:
         return
@@ -92,7 +92,7 @@ def _rows() -> list[dict[str, Any]]:
 
 
 def _state(recipe: Recipe) -> str:
-    """Return whether a recipe's models are here and fit together. Those that came with eft-local are known to."""
+    """Return whether a recipe's models are downloaded and fit together. Those that came with eft-local are known to."""
     references = [reference for _, role in recipe.named_roles() for reference in role.references.values()]
     if all(reference.startswith(DEMO_PREFIX) for reference in references):
         return READY

@@ -25,12 +25,12 @@ if TYPE_CHECKING:
     epilog=example("eft rm Qwen/Qwen3-0.6B-GGUF:Q8_0", "eft rm qwen3-laptop --yes", "eft rm --unfinished"),
 )
 @click.argument("what", metavar="RECIPE|REF...", nargs=-1)
-@click.option("--unfinished", is_flag=True, help="Downloads that were begun and not ended, by any tool.")
+@click.option("--unfinished", is_flag=True, help="Unfinished downloads, by any program.")
 @click.option("--yes", "-y", is_flag=True, help="Do not ask.")
 @click.option("--dry-run", is_flag=True, help="Show what would be deleted, and delete nothing.")
 @json_option
 def rm(what: tuple[str, ...], unfinished: bool, yes: bool, dry_run: bool, as_json: bool) -> int | None:
-    """Delete models from the Hugging Face cache, after showing what goes and how much that frees.
+    """Delete models from the Hugging Face cache, after listing what is deleted and how much space that frees.
 
     Nothing else is deleted: content that other files of the cache use stays, and so do recipes.
     """

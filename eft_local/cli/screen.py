@@ -9,7 +9,7 @@ from eft_local.cli.options import Session
 
 
 def wanted(plain: bool) -> bool:
-    """Whether the app is to be opened: on a terminal that it can draw on, unless the plain chat was asked for."""
+    """Whether the app is to be opened: on a terminal that it can draw on, unless the plain chat was requested."""
     from eft_local.tui.terminal import can_show
 
     return not plain and can_show()

@@ -29,10 +29,10 @@ if TYPE_CHECKING:
 @click.option("--template", is_flag=True, help="Print a model's chat template, and nothing else.")
 @json_option
 def show(what: str, template: bool, as_json: bool) -> None:
-    """Show what a RECIPE needs and what of it is here, what a model says of itself, or what a repository holds.
+    """Show what a RECIPE needs and what is downloaded, the metadata of a model, or the contents of a repository.
 
     A model is a FILE, demo:NAME or ORG/REPO:Q4_K_M in the cache; its header is read, nothing is loaded. For ORG/REPO
-    alone the hub is asked which models are in it.
+    alone, the hub lists the models in it.
     """
     if names_recipe(what):
         _write(_recipe_entry(find_recipe(what)), _recipe_text, as_json)

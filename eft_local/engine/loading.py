@@ -205,7 +205,7 @@ class Library:
         return question(files, placement, recipe.context, tuple(placed.layers))
 
     def _open(self, files_by_role: Mapping[str, RoleFiles], progress: LoadProgress | None) -> None:
-        """Open models, each in a thread of its own, for the first role that runs on it: that one's progress is told."""
+        """Open models, each in a thread of its own, for the first role that runs on it, whose progress is reported."""
         stopped = threading.Event()
         first: dict[Hashable, tuple[str, RoleFiles]] = {}
         for each in files_by_role.items():

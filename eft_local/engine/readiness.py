@@ -1,4 +1,4 @@
-"""Whether a recipe could be loaded, told before anything is."""
+"""Whether a recipe could be loaded, checked before anything is."""
 
 from __future__ import annotations
 

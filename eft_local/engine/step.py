@@ -57,13 +57,13 @@ class Step:
         are off.
     drafted: whether a draft proposed it.
     roles: per role, and for the mixture under "eft", what it thinks of the token; empty when statistics are off.
-    candidates: if asked for, the likeliest of the mixture (or the one role), the chosen token, and the base's first
+    candidates: if requested, the likeliest of the mixture (or the one role), the chosen token, and the base's first
         choice, in the mixture's order.
     change: total variation distance, 0…1, between the base's and the mixture's distribution here.
     top_changed: whether the mixture's most likely token is another than the base's.
     finish_reason: set in the last step of every answer, and only there.
-    evidence: where the statistics are asked for later, what `statistics.compute` needs for them; until then they are
-        absent.
+    evidence: where the statistics are requested afterwards, what `statistics.compute` needs for them; until then they
+        are absent.
     """
 
     token: int | None
@@ -99,8 +99,8 @@ class Answer:
     exact: "yes" where tokens do not depend on what else is evaluated: they are the same alone and in a batch, after
         other answers, with drafts and without, and after a prompt that came at once or in parts; otherwise
         "no, because …". Empty if nothing was evaluated.
-    logprobs: of the tokens, under the mixture (or the one role) before the samplers; None where not asked for.
-    cores: what other programs used of the cores meanwhile; None where that was too short to tell.
+    logprobs: of the tokens, under the mixture (or the one role) before the samplers; None where not requested.
+    cores: what other programs used of the cores meanwhile; None where that was too short to measure.
     """
 
     text: str

@@ -1,4 +1,4 @@
-"""What a GGUF file says of itself, read from its header; llama.cpp is not asked."""
+"""What a GGUF file says of itself, read from its header; without llama.cpp."""
 
 from __future__ import annotations
 

@@ -68,10 +68,10 @@ def pull(
 ) -> list[Pulled]:
     """Download what the cache lacks of these models, and return where they are.
 
-    A download that was cut off, in this run or an earlier one, goes on where it stopped. All that can be refused (a
+    A download that was cut off, in this run or an earlier one, continues where it stopped. All that can be refused (a
     wrong name, a gated repository, too little room on the disk) is refused before anything is downloaded. Offline
-    (HF_HUB_OFFLINE), models that are here are enough.
-    report: called often, in this thread.  stopped: asked often; True ends with Cancelled and keeps what is there.
+    (HF_HUB_OFFLINE), downloaded models are enough.
+    report: called often, in this thread.  stopped: called often; True ends with Cancelled and keeps what is there.
     Raises: UsageError, ModelNotFoundError, DownloadError, Cancelled.
     """
     if environment.constants().is_offline_mode():
@@ -231,7 +231,7 @@ class _Pull:
             lock.__exit__(None, None, None)
 
     def _remember(self, model: _Wanted) -> None:
-        """Write down which commit the revision is, as huggingface_hub does: what was asked for is found offline."""
+        """Write down which commit the revision is, as huggingface_hub does: what was requested is found offline."""
         revision = model.name.revision or cache.MAIN
         if revision == model.repository.commit:
             return

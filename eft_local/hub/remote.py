@@ -1,7 +1,7 @@
 """The hub over HTTP: what a repository holds, what a file is, and its bytes from any position.
 
 Every request goes to the hub itself first and follows its redirects by hand: the token never leaves the hub's
-address, and a link that expired is simply asked for again. Files that the hub keeps in Xet storage come over the
+address, and a link that expired is simply requested again. Files that the hub keeps in Xet storage come over the
 same plain link, for huggingface_hub's Xet client cannot go on where an earlier run stopped.
 """
 
@@ -30,7 +30,7 @@ _LIBRARY = "eft-local"  # how we name ourselves to the hub
 _BUSY = {408, 425, 429, 500, 502, 503, 504, 520, 522, 524}
 _EXPIRED = {400, 401, 403, 404, 410}  # what file servers answer to a link that is too old
 _MAX_REDIRECTS = 20
-_LONGEST = 40 * 10**9  # bytes asked for at once: the hub's file servers refuse more than 50 GB
+_LONGEST = 40 * 10**9  # bytes requested at once: the hub's file servers refuse more than 50 GB
 _LOGIN = "a proxy's user and password stand in its address, as http://USER:PASSWORD@proxy:8080"
 _SHA256, _GIT_SHA1 = re.compile(r"[0-9a-f]{64}"), re.compile(r"[0-9a-f]{40}")
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-\d+/(\d+|\*)")
@@ -130,9 +130,9 @@ class Hub:
                 raise DownloadError(f"{self.endpoint} does not answer like a hub: {error}") from None
         etag = seen.etag or ""
         if not (_SHA256.fullmatch(etag) or _GIT_SHA1.fullmatch(etag)):
-            raise DownloadError(f"{self.endpoint} tells no checksum of {repo}/{path}, so that it could not be verified")
+            raise DownloadError(f"{self.endpoint} reports no checksum for {repo}/{path}, so it could not be verified")
         if seen.size is None:
-            raise DownloadError(f"{self.endpoint} does not tell the size of {repo}/{path}; try another mirror")
+            raise DownloadError(f"{self.endpoint} does not report the size of {repo}/{path}; try another mirror")
         return RemoteFile(repo, commit, path, seen.size, etag)
 
     @contextmanager
@@ -225,7 +225,7 @@ class Hub:
         try:
             yield
         except errors.OfflineModeIsEnabled:
-            raise DownloadError(f"{repo} cannot be asked for: HF_HUB_OFFLINE is set; unset it to download") from None
+            raise DownloadError(f"{repo} cannot be requested: HF_HUB_OFFLINE is set; unset it to download") from None
         except errors.HFValidationError as error:
             raise UsageError(f"{repo} is no repository's name: {error}") from None
         except errors.HfHubHTTPError as error:
@@ -254,7 +254,7 @@ class Hub:
                 )
             return DownloadError(f"{repo} is gated, and your token has no access: accept its conditions on its page")
         if isinstance(error, errors.RevisionNotFoundError):
-            return ModelNotFoundError(f"{repo} has no revision {revision}; check what stands behind @")
+            return ModelNotFoundError(f"{repo} has no revision {revision}; check what follows the @")
         if isinstance(error, errors.RemoteEntryNotFoundError):
             return ModelNotFoundError(f"{repo} has no file {path} at {revision}")
         if isinstance(error, errors.DisabledRepoError):
@@ -278,7 +278,7 @@ def _from(response: Any, file: RemoteFile, start: int) -> Iterator[bytes]:
     if response.status_code == 206:
         sent = _CONTENT_RANGE.fullmatch(response.headers.get("Content-Range", ""))
         if sent is None or int(sent[1]) != start:
-            raise Unusable(f"{file} was asked for from byte {start}, and other bytes came")
+            raise Unusable(f"{file} was requested from byte {start}, and other bytes came")
         if sent[2] not in ("*", str(file.size)):
             raise Unusable(f"{file} has {sent[2]} bytes now, not {file.size}")
     for chunk in response.iter_bytes():

@@ -201,8 +201,8 @@ class _Machine:
 
     def shortages(self) -> Iterator[Shortage]:
         for device in (self._ram, *self._gpus):
-            tells = device.total > 0 or device is self._ram  # a GPU that does not is left to a recipe's number
-            if tells and self._left[device.name] < 0:
+            reports = device.total > 0 or device is self._ram  # a GPU that does not is left to a recipe's number
+            if reports and self._left[device.name] < 0:
                 yield Shortage(device, self._planned[device.name], kept(device))
 
     def _obeyed(self, load: Load, offload: int) -> Placed:

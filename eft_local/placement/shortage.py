@@ -41,7 +41,7 @@ def check_context(estimate: Estimate, tokens: int, sequences: int, what: str) ->
 
 
 def _quantises(estimate: Estimate) -> bool:
-    """Whether a model's cache can be quantised, as far as its header tells."""
+    """Whether a model's cache can be quantised, as far as its header says."""
     return all(length % _BLOCK == 0 for length in estimate.weights.heads)
 
 

@@ -125,7 +125,7 @@ def test_what_was_complete_before_an_interrupt_is_printed(run: Any, monkeypatch:
     code, out, err = run(*QUICK, "--kind", "short")
     assert code == 130
     assert "Short answers: 1 question," in out
-    assert err == "eft: stopped: these are fewer questions than were asked for\n"
+    assert err == "eft: stopped: fewer questions than requested were measured\n"
 
 
 def test_an_interrupt_before_there_is_a_result_prints_nothing(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:

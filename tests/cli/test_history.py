@@ -97,7 +97,7 @@ def test_a_chat_on_a_terminal_is_kept(
     chat(stdin=b"hello\n")
     assert answered(history, only_chat(history)) == ["hello", "eft answers hello"]
     reported = chat("--continue", stdin=b"")
-    assert f"chat {only_chat(history)} goes on: hello\n> hello\neft answers hello\n" in reported
+    assert f"chat {only_chat(history)} continues: hello\n> hello\neft answers hello\n" in reported
 
 
 def test_the_last_chat_continues(run: Run, history: History, emulators: list[FakeEmulator]) -> None:
@@ -200,7 +200,7 @@ def test_a_chat_that_cannot_be_saved_says_so_once_and_continues(run: Run, home: 
     (home / "chats" / "chats.db").write_bytes(b"nonsense" * 1000)
     ran = run("chat", "--save", stdin=b"one\n/system Be brief.\n/retry\ntwo\n")
     assert ran.out == "eft answers one\neft answers one\neft answers two\n"
-    assert ran.err.count("goes on unsaved") == 1
+    assert ran.err.count("continues unsaved") == 1
     assert "is damaged" in ran.err
     assert (home / "chats" / "chats.db").read_bytes() == b"nonsense" * 1000
     ran = run("chat", "-c", stdin=b"one\n")
@@ -223,7 +223,7 @@ def test_a_disk_that_fills_up_is_reported_once(
         monkeypatch, lambda only, messages: ("x" * 1000 + " ") * 150 if messages[-1]["content"] == "much" else "fine"
     )
     ran = run("chat", "--save", stdin=b"one\nmuch\ntwo\n")
-    assert ran.err.count("the disk is full; free some space; this chat goes on unsaved") == 1
+    assert ran.err.count("the disk is full; free some space; this chat continues unsaved") == 1
     assert ran.out.endswith("\nfine\n")
     assert answered(history, only_chat(history))[:2] == ["one", "fine"]
 

@@ -210,7 +210,7 @@ def test_ctrl_c_and_kill_keep_what_came_and_the_same_command_continues(home: Hom
         _, err = process.communicate(timeout=TIMEOUT)
         if end == signal.SIGINT:
             assert process.returncode == 130
-            assert err.decode().splitlines()[-1] == "eft: stopped; the same command goes on where it stopped"
+            assert err.decode().splitlines()[-1] == "eft: stopped; the same command continues where it stopped"
         (part,) = parts(home)
         kept.append(part.stat().st_size)
         assert home.eft("ls", "--json").out.count('"reference"') == 0
@@ -294,7 +294,7 @@ def test_a_proxy_is_used(home: Home, server: HubServer) -> None:
 
 def test_the_demo_needs_no_download(home: Home, server: HubServer) -> None:
     ran = home.eft("pull", "demo")
-    assert ran == (0, "", "nothing to download: these models are here already\n")
+    assert ran == (0, "", "nothing to download: these models are already downloaded\n")
     assert server.requests == []
 
 

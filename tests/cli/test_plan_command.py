@@ -124,10 +124,10 @@ def test_what_cannot_be_planned_is_one_line(eft: Eft, arguments: tuple[str, ...]
     ],
 )
 def test_a_bandwidth_that_was_measured_beside_others_is_reported_so(
-    eft: Eft, monkeypatch: pytest.MonkeyPatch, cores: CoreUse | None, figures: str
+    eft: Eft, monkeypatch: pytest.MonkeyPatch, cores: CoreUse | None, reported: str
 ) -> None:
     monkeypatch.setattr(speed, "measured_bandwidth", lambda threads: (9e9, cores))
-    assert figures in eft("demo", "--memory", "8")[1]
+    assert reported in eft("demo", "--memory", "8")[1]
     found = json.loads(eft("demo", "--memory", "8", "--json")[1])["speed"]
     assert found["bandwidths"] == {"CPU": 9e9}
     assert found["cores"] == (cores and cores.as_dict())

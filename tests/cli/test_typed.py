@@ -62,7 +62,7 @@ def test_nothing_on_stdin_is_no_text(run: Run, emulators: list[FakeEmulator], no
     ran = run("ask", "Summarise", stdin=nothing)
     assert (ran.code, ran.err, requested(emulators)) == (0, "", "Summarise")
     ran = run("ask", "Summarise", "-", stdin=nothing)
-    assert (ran.code, ran.err) == (0, "stdin is empty: the question is asked without it\n")
+    assert (ran.code, ran.err) == (0, "stdin is empty: the question is sent without it\n")
     assert requested(emulators) == "Summarise"
     assert "empty prompt" in run("ask", stdin=nothing).err
 
@@ -123,8 +123,7 @@ def test_a_pipe_that_nobody_writes_to_is_left_alone(
     out, err = capsys.readouterr()
     assert (ended.value.code, out) == (0, "eft answers Summarise\n")
     assert (
-        err.splitlines()[1]
-        == "eft: no text came on stdin, so the question is asked without it; with - it is waited for"
+        err.splitlines()[1] == "eft: no text arrived on stdin, so the question is sent without it; use - to wait for it"
     )
 
 

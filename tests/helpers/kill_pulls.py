@@ -82,7 +82,7 @@ class Counted:
 
     @property
     def kept(self) -> bool:
-        """Whether all went on where it stopped, and ended as it should."""
+        """Whether all continued where it stopped, and ended as it should."""
         return self.whole and not self.went_back and self.twice.total() <= MOST * self.size
 
     def __str__(self) -> str:

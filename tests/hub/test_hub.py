@@ -226,7 +226,7 @@ def test_a_model_that_is_not_pulled_is_one_line_that_names_the_command(hub_cache
     with pytest.raises(ModelNotFoundError) as caught:
         resolve_model("org/Large:Q4_K_M@main", tmp_path)
     assert str(caught.value) == (
-        'model "org/Large:Q4_K_M@main" is not here yet; get it with: eft pull org/Large:Q4_K_M@main'
+        'model "org/Large:Q4_K_M@main" is not downloaded yet; get it with: eft pull org/Large:Q4_K_M@main'
     )
     assert caught.value.exit_code == 3
     with pytest.raises(ModelNotFoundError, match="names a repository, not a model; `eft show org/Large` lists"):

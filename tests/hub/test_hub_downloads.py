@@ -207,7 +207,7 @@ def test_fifty_cuts_cost_nothing(server: HubServer, hub: Hub) -> None:
     cuts = sorted(random.Random(50).sample(range(1, len(CONTENT)), 50))
     for before, cut in zip([0, *cuts], cuts, strict=False):
         server.faults = [Fault(cut=cut - before, chunked=cut % 2 == 0)]
-        with pytest.raises(DownloadError, match="goes on where it stopped"):
+        with pytest.raises(DownloadError, match="continues where it stopped"):
             get(hub, patience=ONE_TRY)
         assert unfinished(hub) == cut
         assert usable(hub) == []
@@ -381,7 +381,7 @@ def test_a_damaged_partial_file_costs_one_more_try(server: HubServer, hub: Hub, 
 
 def test_a_truncated_file_on_the_hub_is_an_error(server: HubServer, hub: Hub) -> None:
     server.always = Fault(cut=990_000, chunked=True)
-    with pytest.raises(DownloadError, match="goes on where it stopped"):
+    with pytest.raises(DownloadError, match="continues where it stopped"):
         get(hub, patience=ONE_TRY)
     assert usable(hub) == []
 
@@ -552,7 +552,7 @@ def test_a_disk_that_fills_up_is_reported_and_the_rest_comes_later(
             raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(Partial, "append", full)
-    with pytest.raises(DownloadError, match=r"the disk is full at .*blobs; make room, then the same command goes on"):
+    with pytest.raises(DownloadError, match=r"the disk is full at .*blobs; make room, then the same command continues"):
         get(hub)
     monkeypatch.setattr(Partial, "append", appended)
     kept = unfinished(hub)

@@ -234,7 +234,7 @@ async def test_a_chat_continues_where_the_history_fails(
         fail(desk.app.history)
         await desk.ask("two " + "long " * 3000)
         assert words in desk.notice
-        assert "this chat goes on unsaved" in desk.notice
+        assert "this chat continues unsaved" in desk.notice
         assert [text[:16] for text in desk.texts] == ["one", "eft answers one", "two long long lo", "eft answers two "]
         await desk.press("ctrl+r")
         await desk.idle()

@@ -49,7 +49,7 @@ ACTIONS: tuple[Action, ...] = (
     Action(
         "composer.complete",
         "Complete",
-        "complete a slash command; otherwise go on to the next part",
+        "complete a slash command; otherwise move to the next part",
         "tab",
         scope="composer",
     ),
@@ -145,7 +145,7 @@ ACTIONS: tuple[Action, ...] = (
     Action("models.open", "Models", "list recipes and models: pull, use, remove", "f9", "models"),
     Action("models.get", "Pull", "download a recipe's models, or one", "", "pull", "RECIPE|ORG/REPO:LABEL"),
     Action("models.pull", "Pull", "download what the chosen one lacks", "p", scope="models"),
-    Action("models.stop", "Stop pulling", "stop the download; it can go on later", "x", scope="models"),
+    Action("models.stop", "Stop pulling", "stop the download; it can be continued", "x", scope="models"),
     Action("models.use", "Use", "load the chosen recipe", "enter", scope="models"),
     Action(
         "models.remove",

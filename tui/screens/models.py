@@ -106,9 +106,9 @@ class ModelsScreen(NoticeScreen[None]):
         """Get what the chosen entry lacks. Raises: UsageError."""
         entry = self.chosen
         if entry.parts:
-            raise UsageError("choose the recipe that needs it, or /pull the model: that goes on where it stopped")
+            raise UsageError("choose the recipe that needs it, or /pull the model: that continues where it stopped")
         if not entry.missing:
-            raise UsageError(f"{entry.title} is here already")
+            raise UsageError(f"{entry.title} is already downloaded")
         self.puller.start(entry.title, entry.missing)
         self.say("")
 
@@ -118,7 +118,7 @@ class ModelsScreen(NoticeScreen[None]):
         if entry.recipe is None:
             raise UsageError("only recipes can be used: choose one above")
         if entry.missing:
-            raise UsageError(f"{entry.title} is not here yet; p pulls it")
+            raise UsageError(f"{entry.title} is not downloaded yet; p pulls it")
         self.dismiss(None)
         self._use(entry.recipe)
 

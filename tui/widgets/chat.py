@@ -57,7 +57,7 @@ class ChatPane(Vertical):
         yield self.composer
 
     def on_mount(self) -> None:
-        """The inspector opens when it is asked for."""
+        """The inspector opens on request."""
         self.inspector.display = False
 
     # Notices

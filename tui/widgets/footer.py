@@ -1,4 +1,4 @@
-"""The last line of the screen: what goes on, how fast, who takes the time, and how full the contexts are."""
+"""The last line of the screen: what is happening, how fast, who takes the time, and how full the contexts are."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class Footer(Static):
         self._draw()
 
     def say(self, state: str) -> None:
-        """Say what goes on; "" is nothing."""
+        """Say what is happening; "" is nothing."""
         self.show(replace(self.figures, state=state))
 
     def on_resize(self) -> None:

@@ -29,7 +29,7 @@ DEEP = 1536
 """Tokens behind which ways are timed, at most."""
 
 _VERSION = 2  # of what `exactness_probe` tests: what was found by another is found anew
-_REPORTED = 0.005  # a price that is told
+_REPORTED = 0.005  # a price that is reported
 _WORTH = 1.05
 """How many times as long an answer may take to be exact, where a recipe says "auto"."""
 
@@ -103,7 +103,7 @@ def choose(ways: Sequence[Way], wish: str) -> Choice:
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """What is asked about: a model with its adapter, and how it is placed and evaluated.
+    """What is tested: a model with its adapter, and how it is placed and evaluated.
 
     files: the model's, and the adapter's if there is one.  flash: the kinds of attention that are possible.
     context: tokens that its sequences hold.  kv_type: of the cache.  scale: of the adapter.

@@ -30,7 +30,7 @@ _OF_THESE_ROWS, _OF_THE_MACHINE = 0.2, 0.05
 
 
 _CLEARLY = 1.05
-"""How much dearer rows that nobody asked for are held to be: what they cost may be a little more than it seems."""
+"""How much dearer rows that nobody requested are held to be: what they cost may be a little more than it seems."""
 
 
 class RowCosts:
@@ -40,7 +40,7 @@ class RowCosts:
         """rows: at least two numbers, ascending."""
         self._rows = list(rows)
         self._seconds = list(seconds)
-        self._cheapest: dict[int, int] = {}  # as asked for, until what is known of these rows changes
+        self._cheapest: dict[int, int] = {}  # as requested, until new measurements of these rows
 
     def __call__(self, n: int) -> float:
         """Return the seconds for n rows."""
@@ -144,7 +144,7 @@ def _least_line(wanted: Sequence[int], seconds: Sequence[float]) -> list[float]:
 
 
 def _between(measured: Sequence[int], seconds: Sequence[float]) -> RowCosts:
-    """Return the costs of all rows up to the last that was measured: behind a multiple of four each one costs what the
+    """Return the costs of all rows up to the last that was measured: after a multiple of four each one costs what the
     fifth does.
 
     On a CPU thirteen rows may well cost more than sixteen.

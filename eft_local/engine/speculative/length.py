@@ -27,7 +27,7 @@ _PROPOSING = 5e-5
 """About the seconds that a draft token takes besides its evaluation: they count where models are tiny."""
 
 _PATIENCE = 16
-"""Rounds without drafts until it is asked again whether any could pay."""
+"""Rounds without drafts until it is checked again whether any could pay."""
 
 
 class Outcome(NamedTuple):
@@ -138,7 +138,7 @@ class AdaptiveLength:
     the time that one takes at the present speed, so that the rule maximises tokens per second (the renewal–reward
     theorem). As kernels work in fours, a fourth row may be cheaper than a third: costs are weighed some tokens ahead,
     for all answers that are being written together. Drafts are judged by the tokens that are not worth their
-    row as well: the roles that draft have made them anyway, and the answer tells what is right. So a bad draft stops
+    row as well: the roles that draft have made them anyway, and the answer shows what is right. So a bad draft stops
     costing anything, and one that becomes good is seen.
     """
 
