@@ -16,10 +16,10 @@ from eft_local.version import __version__
 COMMANDS = {
     "ask": ("ask", "Answer one question on stdout."),
     "chat": ("chat", "Chat in an app, or line by line."),
-    "compare": ("compare", "Show the answers of base, expert and mixture, side by side."),
+    "compare": ("compare", "Compare answers of base, expert and mixture."),
     "inspect": ("inspect", "Show which model decided each token of an answer."),
     "eval": ("evaluate", "Run targets over a question file and count what they get right."),
-    "bench": ("bench", "Measure the speed of emulation on this machine, beside its models alone."),
+    "bench": ("bench", "Measure the speed of emulation on this machine."),
     "history": ("history", "List, search, show, export and delete saved chats."),
     "recipes": ("recipes", "List recipes, show one, or write your own."),
     "pull": ("pull", "Download the models of a recipe, or single ones."),

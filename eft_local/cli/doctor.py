@@ -242,7 +242,7 @@ def _device_line(device: dict[str, Any]) -> str:
 def _folder_line(name: str, folder: dict[str, Any]) -> str:
     if folder["path"] is None:
         return f"{name}: none, as there is no home folder; set EFT_HOME"
-    return f"{name}: {folder['path']}" + ("" if folder["exists"] else " (not made yet)")
+    return f"{name}: {folder['path']}" + ("" if folder["exists"] else " (not created yet)")
 
 
 def _ram_line(machine: dict[str, Any]) -> str:

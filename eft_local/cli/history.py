@@ -46,7 +46,7 @@ def history(ctx: click.Context, deleted: bool, limit: int | None, as_json: bool)
         _write_chats(kept.path, chats)
         return
     if not chats:
-        output.note("no deleted chats" if deleted else "no chats yet; `eft chat` begins one")
+        output.note("no deleted chats" if deleted else "no chats yet; `eft chat` starts one")
     for chat in chats:
         output.write(_line(chat) + "\n")
 

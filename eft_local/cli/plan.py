@@ -278,7 +278,7 @@ def _text(figures: dict[str, Any]) -> str:
         bound = f" by the {device['limit']} limit" if device["limit"] in (CGROUP, ADDRESS_SPACE) else ""
         lines.append(
             f"{_device_name(device['name'])}: {size_text(device['used'])} of {size_text(device['free'])} that are "
-            f"free{bound}, {size_text(device['kept'])} of them left alone"
+            f"free{bound}, {size_text(device['kept'])} of them kept in reserve"
         )
     lines += [_longest(figures), _speed(figures["speed"]), *_exact(figures["exact"])]
     if figures["away"]:
@@ -333,7 +333,7 @@ def _speed(speed: dict[str, Any]) -> str:
     if speed["tokens_per_second"] is None:
         return f"speed: not known without --bandwidth of every GPU ({given})"
     if speed["tokens_per_second"] > _FAST:
-        return f"speed: reading memory is not what bounds models so small ({given})"
+        return f"speed: not limited by memory bandwidth, as the models are so small ({given})"
     likely, full, most = (speed[key] for key in ("tokens_per_second", "when_full", "at_most"))
     return (
         f"speed: some {likely:.1f} tokens/s without drafts, {full:.1f} when the context is full; "

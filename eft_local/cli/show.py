@@ -186,11 +186,11 @@ def _recipe_text(entry: dict[str, Any]) -> str:
     seen: dict[str, str] = {}
     for role in entry["roles"]:
         same = seen.setdefault(role["path"], role["role"]) if role["path"] else role["role"]
-        here = _here(role) if same == role["role"] else f"the weights of {same}"
+        here = _state(role) if same == role["role"] else f"the weights of {same}"
         rows.append((role["role"], role["model"], f"prompt {role['prompt']}", here))
         if lora := role["lora"]:
             scale = f"scale {lora['scale']:g}" if lora["scale"] != 1 else ""
-            rows.append(("  lora", lora["model"], scale, _here(lora)))
+            rows.append(("  lora", lora["model"], scale, _state(lora)))
     widths = [max(len(row[column]) for row in rows) for column in range(3)]
     for row in rows:
         cells = (f"{cell:<{width}}" for cell, width in zip(row, widths, strict=False))
@@ -208,10 +208,10 @@ def _files(roles: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [file for role in roles for file in (role, role["lora"]) if file]
 
 
-def _here(file: dict[str, Any]) -> str:
+def _state(file: dict[str, Any]) -> str:
     if file["path"]:
-        return f"here, {size_text(file['size'])}"
-    return "not pulled" if HubName.parse(file["model"]) else str(file["problem"])
+        return f"downloaded, {size_text(file['size'])}"
+    return "not downloaded" if HubName.parse(file["model"]) else str(file["problem"])
 
 
 def about_text(about: dict[str, Any]) -> str:
@@ -264,6 +264,6 @@ def _repository_text(entry: dict[str, Any]) -> str:
     lines = [f"{entry['repository']} at {entry['commit'][:12]} ({licence}{gated})\n"]
     width = max((len(row["reference"]) for row in entry["models"]), default=0)
     for row in entry["models"]:
-        here = "here" if row["path"] else ""
-        lines.append(f"  {row['reference']:<{width}}  {size_text(row['size']):>8}  {here}".rstrip() + "\n")
+        state = "downloaded" if row["path"] else ""
+        lines.append(f"  {row['reference']:<{width}}  {size_text(row['size']):>8}  {state}".rstrip() + "\n")
     return "".join(lines) + ("" if entry["models"] else "  no GGUF models\n")

@@ -46,7 +46,7 @@ def test_a_recipe_with_an_adapter_from_new_to_an_answer(home: Path) -> None:
     assert (expert.model, expert.lora, expert.alpha) == ("@antiexpert", str(home / "lora.gguf"), -0.5)
     lines = [line.split() for line in eft("show", "mine", home=home).stdout.splitlines()]
     assert ["experts.helpful", "demo:small", "prompt", "plain", *"the weights of antiexpert".split()] in lines
-    assert ["lora", str(home / "lora.gguf"), "here,", "19.4", "kB"] in lines
+    assert ["lora", str(home / "lora.gguf"), "downloaded,", "19.4", "kB"] in lines
     rows = json.loads(eft("show", "--json", "mine", home=home).stdout)["roles"]
     assert [row["lora"] and row["lora"]["path"] for row in rows] == [None, None, str(home / "lora.gguf")]
     compared = eft("compare", "-r", "mine", "--targets", "antiexpert,expert,eft", "-n", "4", "--json", "x", home=home)

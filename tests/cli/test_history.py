@@ -239,7 +239,7 @@ def chats(run: Run, history: History) -> list[str]:
 
 
 def test_an_empty_history_is_reported_aside(run: Run, history: History) -> None:
-    assert run("history") == (0, "", "no chats yet; `eft chat` begins one\n")
+    assert run("history") == (0, "", "no chats yet; `eft chat` starts one\n")
     assert run("history", "--deleted").err == "no deleted chats\n"
     assert run("history", "--json").json == {"path": str(history.path), "chats": []}
     assert run("history", "search", "x") == (0, "", "nothing found\n")

@@ -379,7 +379,7 @@ def test_show_reports_what_a_model_says_of_itself(pulled: Home) -> None:
 
 def test_show_reports_what_a_recipe_needs(home: Home) -> None:
     before = home.eft("show", "smol").out
-    assert before.count("not pulled") == 3
+    assert before.count("not downloaded") == 3
     assert "get the models: eft pull smol" in before
     assert "licence   Apache-2.0" in before
     assert "tested    not run by us" in before
@@ -387,7 +387,7 @@ def test_show_reports_what_a_recipe_needs(home: Home) -> None:
     reported = json.loads(home.eft("show", "smol", "--json").out)
     assert [role["role"] for role in reported["roles"]] == ["base", "antiexpert", "experts.instruct"]
     assert reported["is_here"] is True
-    assert "not pulled" not in home.eft("show", "smol").out
+    assert "not downloaded" not in home.eft("show", "smol").out
 
 
 def test_show_asks_the_hub_what_a_repository_holds(pulled: Home, server: HubServer) -> None:
@@ -395,9 +395,9 @@ def test_show_asks_the_hub_what_a_repository_holds(pulled: Home, server: HubServ
     head, small, large = ran.out.splitlines()
     assert head == f"{LARGE} at {server.commit(LARGE)[:12]} (apache-2.0)"
     assert small.split()[0] == f"{LARGE}:Q8_0"
-    assert small.endswith("here")
+    assert small.endswith("downloaded")
     assert large.split()[0] == f"{LARGE}:F32"
-    assert not large.endswith("here")
+    assert not large.endswith("downloaded")
 
 
 @pytest.mark.parametrize("content", [b"", b"GGUF", b"GGUF\3\0\0\0" + b"\xff" * 16, b"not a model"])
