@@ -196,12 +196,12 @@ def files(folder: Path, base: Tokens, tuned: Tokens, **metadata: object) -> Reci
 @pytest.mark.parametrize("name", FINE_TUNES)
 def test_fine_tunes_run(tmp_path: Path, name: str, caplog: pytest.LogCaptureFixture) -> None:
     base, tuned = FINE_TUNES[name]
-    known = {text for text, kind in zip(base.texts, base.types, strict=True) if kind != 5}
+    expected = {text for text, kind in zip(base.texts, base.types, strict=True) if kind != 5}
     with Emulator.load(files(tmp_path, base, tuned)) as emulated:
         voice = emulated.models.roles["kind"].vocabulary
         for seed in range(6):
             answer = emulated.chat("Where <is> it?", seed=seed)
-            assert {voice.texts()[token].decode() for token in answer.tokens} <= known
+            assert {voice.texts()[token].decode() for token in answer.tokens} <= expected
         emulated.score("Where?", " <|im_end|> w1")
         emulated.chat("Where?", target="kind")
     own = [record.getMessage() for record in caplog.records if record.getMessage().startswith("kind has special")]

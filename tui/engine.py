@@ -91,7 +91,7 @@ class Wrote:
 
 
 @dataclass(frozen=True, slots=True)
-class Known:
+class Computed:
     """What each role thought of some tokens that were reported before; the first of them is the answer's `start`-th."""
 
     number: int
@@ -128,7 +128,7 @@ class Warned:
     text: str
 
 
-Event = Loading | Loaded | LoadFailed | Started | Wrote | Known | Finished | Failed | Warned
+Event = Loading | Loaded | LoadFailed | Started | Wrote | Computed | Finished | Failed | Warned
 
 
 def load(recipe: Recipe, only: str, progress: Progress) -> Emulator:
@@ -272,7 +272,7 @@ class Engine:
         emulator = self._emulator
         number = request.number
         describer = Describer(
-            lambda start, steps: self._events.append(Known(number, start, steps)), lambda: self.watched
+            lambda start, steps: self._events.append(Computed(number, start, steps)), lambda: self.watched
         )
 
         def on_step(step: Step) -> None:

@@ -170,7 +170,7 @@ def peer_contender(recipe: Recipe, dtype: str, python: str, threads: int) -> Con
         raise UsageError(f"recipe {recipe.name}: the peer knows alpha alone; leave beta at 1 and filters and masks out")
     files = model_files(recipe)
     try:
-        known = [proxy_tuning.read_shape(GGUFReader(path), path.name) for path in set(files.values())]
+        shapes = [proxy_tuning.read_shape(GGUFReader(path), path.name) for path in set(files.values())]
     except proxy_tuning.PeerError as error:
         raise UnsupportedModelError(str(error)) from error
     deltas = [
@@ -182,7 +182,7 @@ def peer_contender(recipe: Recipe, dtype: str, python: str, threads: int) -> Con
         name=f"transformers {dtype}",
         command=(python, "-P", proxy_tuning.__file__),  # -P: its folder holds modules with the names of others
         job={"models": models, "deltas": deltas, "dtype": dtype, "threads": threads},
-        weights=sum(shape.parameters for shape in known) * _ITEM_BYTES[dtype],
+        weights=sum(shape.parameters for shape in shapes) * _ITEM_BYTES[dtype],
         is_peer=True,
     )
 

@@ -259,8 +259,8 @@ def main(
 
 def _file(name: str) -> Path:
     model, _, kind = name.partition(":")
-    known = model in (*real_models.PUBLISHED, real_models.WIDE)
-    return real_models.real_model(model, kind or None) if known else Path(name).absolute()
+    published = model in (*real_models.PUBLISHED, real_models.WIDE)
+    return real_models.real_model(model, kind or None) if published else Path(name).absolute()
 
 
 if __name__ == "__main__":

@@ -91,8 +91,8 @@ class Inspection:
 
     def most_changed(self, count: int) -> tuple[int, ...]:
         """Return the indices of the `count` most changed steps, the most changed first, of equals the earlier."""
-        known = [(-step.change, index) for index, step in enumerate(self.steps) if step.change is not None]
-        return tuple(index for _, index in sorted(known)[:count])
+        measured = [(-step.change, index) for index, step in enumerate(self.steps) if step.change is not None]
+        return tuple(index for _, index in sorted(measured)[:count])
 
     def branch(self, index: int, token: int) -> Inspection:
         """Return the answer up to step `index`, with a candidate of that step in place of the token chosen there.
@@ -144,8 +144,8 @@ def by_position(answers: Iterable[Inspection]) -> tuple[Place, ...]:
     changes: list[list[float]] = []
     changed: list[int] = []
     for answer in answers:
-        known = [step for step in answer.steps if step.change is not None]
-        for position, step in enumerate(known):
+        measured = [step for step in answer.steps if step.change is not None]
+        for position, step in enumerate(measured):
             if position == len(changes):
                 changes.append([])
                 changed.append(0)

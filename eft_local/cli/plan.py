@@ -174,9 +174,9 @@ def _with_memory(devices: Sequence[Device], given: Mapping[str, float]) -> list[
     for device in devices:
         size = int(given[device.name] * 1e9) if device.name in given else None
         changed.append(replace(device, free=size, total=size, limit="as given") if size else device)
-    known = {device.name for device in devices}
+    names = {device.name for device in devices}
     for name, value in given.items():
-        if name not in known:
+        if name not in names:
             size = int(value * 1e9)
             changed.append(Device(name, "as given", "gpu", size, size, "as given"))
     return changed

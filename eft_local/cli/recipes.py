@@ -83,7 +83,7 @@ def _rows() -> list[dict[str, Any]]:
                 "description": recipe.description,
                 "experts": list(recipe.experts),
                 "hub": list(dict.fromkeys(map(str, hub_names(recipe).values()))),
-                "needs": _needs(recipe.about),
+                "needs": _requirements(recipe.about),
                 "about": asdict(recipe.about),
                 "state": _state(recipe),
             }
@@ -99,7 +99,7 @@ def _state(recipe: Recipe) -> str:
     return readiness(recipe).state
 
 
-def _needs(about: About) -> str:
+def _requirements(about: About) -> str:
     """Return on one line what a recipe says of its models."""
     gated = " (gated)" if about.gated else ""
     parts = (

@@ -61,9 +61,9 @@ def _write(entry: dict[str, Any], as_text: Any, as_json: bool) -> None:
 
 def _table(rows: dict[str, str | None]) -> str:
     """Return lines of what is known, aligned."""
-    known = {key: value for key, value in rows.items() if value}
-    width = max(map(len, known), default=0)
-    return "".join(f"{key:<{width}}  {value}\n" for key, value in known.items())
+    given = {key: value for key, value in rows.items() if value}
+    width = max(map(len, given), default=0)
+    return "".join(f"{key:<{width}}  {value}\n" for key, value in given.items())
 
 
 # A model

@@ -192,7 +192,7 @@ class Sequence:
         """Return the answer; one that is being written, as if it were stopped now."""
         seconds = self.role_seconds or dict.fromkeys(self.request.prompts, 0.0)
         prompt = self.prompt_seconds or seconds
-        later, later_seconds = len(self.tokens) - 1, self.wall_seconds - self.first_seconds
+        after_first, seconds_after_first = len(self.tokens) - 1, self.wall_seconds - self.first_seconds
         return Answer(
             text="".join(self.text),
             tokens=tuple(self.tokens),
@@ -203,7 +203,7 @@ class Sequence:
                 name: RoleTiming(1000 * prompt[name], 1000 * (total - prompt[name])) for name, total in seconds.items()
             },
             overhead_ms=1000 * (self.wall_seconds - sum(seconds.values())),
-            tokens_per_second=later / later_seconds if later > 0 and later_seconds > 0 else 0.0,
+            tokens_per_second=after_first / seconds_after_first if after_first > 0 and seconds_after_first > 0 else 0.0,
             seed=self.request.seed,
             exact=self.request.target.exact if self.evaluated else "",
             logprobs=tuple(self.logprobs) if self.request.record == "statistics" else None,

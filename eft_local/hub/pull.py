@@ -114,7 +114,7 @@ class _Pull:
                 self._sizes[file] = file.size
                 self._done[file] = self._bytes_here(file, model.name)
         self._check_room()
-        self._tell("plan")
+        self._announce("plan")
         return [self._pull(model) for model in models]
 
     # What is wanted
@@ -190,7 +190,7 @@ class _Pull:
 
         def advanced(done: int) -> None:
             self._done[file] = done
-            self._tell("progress", file)
+            self._announce("progress", file)
 
         with self._locked(file):
             if not self._is_here(file):
@@ -202,7 +202,7 @@ class _Pull:
         if not path.is_symlink() and path != blob:
             blob.unlink(missing_ok=True)  # where links cannot be had it is a copy: one is enough
         self._done[file] = file.size
-        self._tell("done", file)
+        self._announce("done", file)
         return path
 
     @contextmanager
@@ -241,7 +241,7 @@ class _Pull:
 
     # Telling
 
-    def _tell(self, kind: Literal["plan", "progress", "done"], file: RemoteFile | None = None) -> None:
+    def _announce(self, kind: Literal["plan", "progress", "done"], file: RemoteFile | None = None) -> None:
         done, size = (self._done[file], self._sizes[file]) if file else (0, 0)
         self._report(Event(kind, str(file or ""), done, size, sum(self._done.values()), sum(self._sizes.values())))
 

@@ -188,7 +188,7 @@ def remembered(
     verdicts: dict[str, str] = {}
     for name, files in files_by_role.items():
         placement = resolved_placement(files, on_gpu.get(name, 0), True, context)
-        ways = question(files, placement, context).known()
+        ways = question(files, placement, context).recorded()
         verdicts[name] = str(choose(ways, wish)) if ways else "not tested yet; tested when it is first loaded"
     return verdicts
 

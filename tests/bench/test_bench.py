@@ -432,10 +432,10 @@ def test_the_fit_reports_new_text_from_old() -> None:
 
 def test_a_turn_evaluates_what_is_new(recipe: Recipe, roles: Mapping[str, LoadedRole]) -> None:
     found = turns.measure(recipe.replace(context=1024), roles, turns=4, every=4)
-    for earlier, later in pairwise(found):
-        for name, tokens in later.prompt_tokens.items():
+    for earlier, second in pairwise(found):
+        for name, tokens in second.prompt_tokens.items():
             assert tokens > earlier.prompt_tokens[name]
-            assert later.evaluated_tokens[name] <= tokens - earlier.prompt_tokens[name]
+            assert second.evaluated_tokens[name] <= tokens - earlier.prompt_tokens[name]
     assert [each.anew_ms is None for each in found] == [False, True, True, False]
     assert all(each.first_ms > 0 < each.bare_ms for each in found)
     assert figure.picture(turns.draw(found, "turns"), Path("turns.png")).startswith(b"\x89PNG")

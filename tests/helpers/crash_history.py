@@ -31,7 +31,7 @@ PROMISED = 1.0  # seconds of text that may be lost
 
 
 @dataclass
-class Told:
+class Reported:
     """What a child said: the pieces of each answer with their times, what ended whole, and which questions it asked."""
 
     pieces: dict[int, list[tuple[float, str]]] = field(default_factory=dict)
@@ -59,7 +59,7 @@ class Told:
 def chat_forever(path: Path, dice: random.Random, pipe: int) -> NoReturn:
     """Ask, answer, edit, answer again, switch, delete and restore, until somebody kills the process."""
 
-    def tell(*what: Any) -> None:
+    def report(*what: Any) -> None:
         os.write(pipe, json.dumps(what).encode() + b"\n")
 
     recipe = find_recipe("demo")
@@ -75,21 +75,21 @@ def chat_forever(path: Path, dice: random.Random, pipe: int) -> NoReturn:
             question = history.edit(dice.choice(questions).id, f"edited {dice.random()}")
         else:
             question = history.ask(chat, f"question {dice.random()}")
-        tell("asked", question.id, question.text)
+        report("asked", question.id, question.text)
         begin = "before " if dice.random() < 0.2 else ""
         writer = history.answer(question.id, recipe, seed=1, text=begin, tokens=[7] * bool(begin))
-        tell("began", writer.id, time.monotonic(), begin)
+        report("began", writer.id, time.monotonic(), begin)
         for number in range(dice.choice((0, 3, 30, 100))):
             time.sleep(dice.choice((0.0, 0.001, 0.01, 0.02, 0.15)))
             piece = f" word{number}é"
             writer.add(piece, number)
-            tell("added", writer.id, time.monotonic(), piece)
+            report("added", writer.id, time.monotonic(), piece)
             if dice.random() < 0.02:
                 writer.steer(recipe.replace(alpha=dice.random()))
         text, reason = writer.text, dice.choice(("stop", "cancelled", "length"))
         writer.finish(reason, tokens_per_second=1.5, figures={"drafted": 3}, statistics=b"statistics" * 100)
         if text != begin or reason not in ("cancelled", "failed"):
-            tell("ended", writer.id, text)
+            report("ended", writer.id, text)
         history.show(dice.choice(history.messages(chat)).id)
         if dice.random() < 0.3:
             history.delete(chat)
@@ -116,7 +116,7 @@ def start(path: Path, dice: random.Random) -> tuple[int, int]:
 # The judge
 
 
-def told_until_killed(child: int, pipe: int, seconds: float, reported: Told) -> float:
+def reported_until_killed(child: int, pipe: int, seconds: float, reported: Reported) -> float:
     """Listen to a child for so long, kill it, and return when it was killed."""
     end = time.monotonic() + seconds
     heard = b""
@@ -173,7 +173,7 @@ def check_tree(history: History, chat: str) -> dict[int, Message]:
     return messages
 
 
-def check_text(messages: dict[int, Message], reported: Told, killed: float) -> float:
+def check_text(messages: dict[int, Message], reported: Reported, killed: float) -> float:
     """Assert that what the child told is there; return how many seconds of text are lost."""
     lost = 0.0
     for message, text in reported.requested.items():
@@ -202,9 +202,9 @@ def kill_many(kills: Iterable[int], folder: Path, seed: int, promised: float) ->
     for number in kills:
         dice = random.Random(f"{seed} {number}")
         path = old if number % 2 else folder / f"{number}.db"
-        reported = Told()
+        reported = Reported()
         seconds = dice.choice((0.01, 0.05, 0.3, 3.0)) * dice.random() + (0.05 if number % 2 else 0)
-        killed = told_until_killed(*start(path, dice), seconds, reported)
+        killed = reported_until_killed(*start(path, dice), seconds, reported)
         if not path.exists():
             assert not reported.requested
             continue

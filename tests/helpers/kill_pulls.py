@@ -41,7 +41,7 @@ EFT = [sys.executable, "-c", "from eft_local.cli import main; main()"]
 HOW = {"kill": signal.SIGKILL, "ctrl-c": signal.SIGINT, "cut": None}
 MOST = 0.01  # of all bytes
 PATIENCE = 300.0  # seconds
-SETTLED = 0.3  # seconds after which a connection that was closed carries nothing any more
+QUIET = 0.3  # seconds after which a connection that was closed carries nothing any more
 PIECE = 16 << 10  # bytes that are sent at once at a pace, and without one:
 LARGE_PIECE = 256 << 10
 
@@ -182,7 +182,7 @@ def interrupted(
         else:
             process.send_signal(number)
             process.wait()
-        time.sleep(SETTLED)
+        time.sleep(QUIET)
         here = puller.size()
         counted.times[kind] += 1
         counted.twice[kind] += server.sent() - here - counted.twice.total()

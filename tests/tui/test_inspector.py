@@ -64,12 +64,12 @@ async def test_the_inspector_follows_what_becomes_known(opened: Open) -> None:
         panel.follow(pending, 0)
         assert "being worked out" in str(summary.content)
         assert panel.table.row_count == 0
-        known = [step(0, "some")]
-        panel.follow(known, 0)
+        shown = [step(0, "some")]
+        panel.follow(shown, 0)
         assert "1/1 changed" in str(summary.content)
         assert panel.table.row_count == 3
         await desk.press("down")
-        panel.follow([*known, step(1, " more")], 0)
+        panel.follow([*shown, step(1, " more")], 0)
         assert panel.table.cursor_row == 1
         await desk.press("f4")
         assert not desk.app.engine.watched

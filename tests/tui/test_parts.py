@@ -211,7 +211,7 @@ def test_drawing_waits_for_somebody_who_types_but_not_for_long() -> None:
             pace.typed()
         if pace.due():
             drawn.append(now[0])
-    gaps = [later - earlier for earlier, later in pairwise([0.0, *drawn])]
+    gaps = [after - before for before, after in pairwise([0.0, *drawn])]
     typing = [gap for at, gap in zip(drawn, gaps, strict=True) if at <= 4]
     assert typing == pytest.approx([WHILE_TYPING] * round(4 / WHILE_TYPING), abs=0.06)
     assert all(gap <= LONGEST + TYPING + 0.06 for at, gap in zip(drawn, gaps, strict=True) if at > 4)

@@ -134,7 +134,7 @@ class Question:
         )  # fmt: skip
         return locations.cached("exactness", f"{hashlib.sha256(repr(parts).encode()).hexdigest()[:32]}.json")
 
-    def known(self) -> tuple[Way, ...] | None:
+    def recorded(self) -> tuple[Way, ...] | None:
         """Return the ways that were found before."""
         path = self.kept
         with suppress(OSError, ValueError, TypeError, KeyError):

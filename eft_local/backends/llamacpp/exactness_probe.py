@@ -114,7 +114,7 @@ def find(model: Model, question: Question, open_context: OpenContext) -> tuple[W
 
     Raises: EvaluationError, Cancelled.
     """
-    found = question.known()
+    found = question.recorded()
     if found is None:
         try:
             found = tuple(_tried(model, question, open_context))
@@ -131,7 +131,7 @@ def find_in_child(question: Question, waiting: Callable[[], None] = lambda: None
     it raises ends the child. Does nothing where they are known, or nothing can be kept.
     Raises: ModelFileError if files crashed the child, or made it hang; OutOfMemoryError if it was killed.
     """
-    if question.kept is None or question.known() is not None:
+    if question.kept is None or question.recorded() is not None:
         return
     code = "from eft_local.backends.llamacpp import exactness_probe; exactness_probe.answer()"
     ended = file_probe.run_child(code, [question.to_json()], question.files, waiting)

@@ -154,12 +154,12 @@ class Choice:
     @classmethod
     def remembered(cls, most: int, times: Mapping[int, float]) -> Choice:
         """Begin with what each number of threads took at best in other processes."""
-        known = {n: seconds for n, seconds in times.items() if n in ladder(most)}
-        if not known:
+        by_count = {n: seconds for n, seconds in times.items() if n in ladder(most)}
+        if not by_count:
             return cls(most, most)
-        best = min(known, key=known.__getitem__)
-        ratios = {n: seconds / known[best] for n, seconds in known.items() if n != best}
-        return cls(most, best, ratios, usual=known[best], fastest=known)
+        best = min(by_count, key=by_count.__getitem__)
+        ratios = {n: seconds / by_count[best] for n, seconds in by_count.items() if n != best}
+        return cls(most, best, ratios, usual=by_count[best], fastest=by_count)
 
 
 class Threads:
@@ -168,7 +168,7 @@ class Threads:
     def __init__(self, most: int, times: Times | None = None) -> None:
         """most: threads that may be used.  times: what is remembered of this model."""
         self.most = most
-        self._choices = {each: Choice.remembered(most, known) for each, known in (times or {}).items()}
+        self._choices = {each: Choice.remembered(most, by_count) for each, by_count in (times or {}).items()}
 
     def choose(self, rows: int) -> int:
         """Return the number of threads for a call of so many rows."""
@@ -234,9 +234,11 @@ def read_times(path: Path | None) -> dict[int, dict[int, float]]:
 
 def write_times(path: Path, times: Times) -> None:
     """Keep what calls took at best; where that cannot be written it is measured again next time."""
-    known = read_times(path)
+    remembered = read_times(path)
     if not any(
-        seconds < 0.9 * known.get(each, {}).get(n, inf) for each, found in times.items() for n, seconds in found.items()
+        seconds < 0.9 * remembered.get(each, {}).get(n, inf)
+        for each, found in times.items()
+        for n, seconds in found.items()
     ):
         return
     with contextlib.suppress(OSError):

@@ -78,11 +78,11 @@ class RowCosts:
         common = deviation**_OF_THE_MACHINE
         self._seconds = [value * common for value in self._seconds]
         self._seconds[place] *= deviation_of_rows
-        known = (0, *self._rows, inf)  # what lies between these is interpolated
+        points = (0, *self._rows, inf)  # what lies between these is interpolated
         self._cheapest = {
             rows: cheapest
             for rows, cheapest in self._cheapest.items()
-            if rows + 3 <= known[place] or known[place + 2] <= rows
+            if rows + 3 <= points[place] or points[place + 2] <= rows
         }
 
 
@@ -149,10 +149,10 @@ def _between(measured: Sequence[int], seconds: Sequence[float]) -> RowCosts:
 
     On a CPU thirteen rows may well cost more than sixteen.
     """
-    known = dict(zip(measured, seconds, strict=True))
-    fifth = known[5] - known[4] if 5 in known else 0.0
+    by_count = dict(zip(measured, seconds, strict=True))
+    fifth = by_count[5] - by_count[4] if 5 in by_count else 0.0
     rows = range(1, measured[-1] + 1)
-    return RowCosts(rows, [known.get(n) or known[n - n % 4] + n % 4 * fifth for n in rows])
+    return RowCosts(rows, [by_count.get(n) or by_count[n - n % 4] + n % 4 * fifth for n in rows])
 
 
 def _cached(role: LoadedRole) -> Path | None:

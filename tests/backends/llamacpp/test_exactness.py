@@ -106,16 +106,16 @@ def question(path, **changes):
 def test_a_verdict_is_kept_until_something_changes(ggufs, tmp_path, monkeypatch):
     monkeypatch.setenv("EFT_HOME", str(tmp_path))
     requested = question(ggufs / "base.gguf")
-    assert requested.known() is None
+    assert requested.recorded() is None
     with Model.load(ggufs / "base.gguf", trusted=True) as model:
         found = find(model, requested, opener(model))
         assert {each.flash for each in found} == {False, True}
-        assert find(model, requested, None) == found == requested.known(), "it is not tried again"
+        assert find(model, requested, None) == found == requested.recorded(), "it is not tried again"
     changes = {"context": 512}, {"kv_type": "f32"}, {"offload": 3}, {"flash": (False,)}
     for change in changes:
-        assert replace(requested, **change).known() is None
+        assert replace(requested, **change).recorded() is None
     monkeypatch.setattr(kernels, "installed", lambda: "other kernels")
-    assert requested.known() is None
+    assert requested.recorded() is None
 
 
 def test_without_memory_there_is_no_verdict_to_keep(ggufs, tmp_path, monkeypatch):
@@ -127,7 +127,7 @@ def test_without_memory_there_is_no_verdict_to_keep(ggufs, tmp_path, monkeypatch
     with Model.load(ggufs / "base.gguf", trusted=True) as model:
         (found,) = find(model, question(ggufs / "base.gguf", flash=(False,)), full)
         assert not found.verdict.exact
-        assert question(ggufs / "base.gguf", flash=(False,)).known() is None
+        assert question(ggufs / "base.gguf", flash=(False,)).recorded() is None
 
 
 def test_a_child_finds_what_is_found_here(sound, tmp_path, monkeypatch):
@@ -136,7 +136,7 @@ def test_a_child_finds_what_is_found_here(sound, tmp_path, monkeypatch):
     requested = question(sound, flash=(True,))
     find_in_child(requested)
     with Model.load(sound, trusted=True) as model:
-        in_child = requested.known()
+        in_child = requested.recorded()
         requested.kept.unlink()
         assert find(model, requested, opener(model)) == in_child
     monkeypatch.setattr(file_probe, "run_child", None)
@@ -167,11 +167,11 @@ def test_a_crash_while_trying_is_caught(sound, tmp_path, monkeypatch, said, stat
     requested = question(sound, flash=(True,))
     if said and status != -9:
         find_in_child(requested)
-        assert [str(way.verdict) for way in requested.known()] == [outcome]
+        assert [str(way.verdict) for way in requested.recorded()] == [outcome]
     else:
         with pytest.raises((ModelFileError, OutOfMemoryError), match=re.escape(outcome)):
             find_in_child(requested)
-        assert requested.known() is None
+        assert requested.recorded() is None
 
 
 def test_trying_in_a_child_can_be_cancelled(sound, tmp_path, monkeypatch):
