@@ -126,7 +126,7 @@ class Watch:
 def watched(role: str) -> Iterator[Watch]:
     """Watch every call that our own code makes to llama.cpp in here, and the rows that it wants of a role.
 
-    A base that drafts are checked on gives a row more than tokens were drafted, so its rows tell the drafts' lengths.
+    A base that drafts are checked on gives a row more than tokens were drafted, so its rows show the drafts' lengths.
     """
     watch = Watch()
     evaluate = Engine._evaluate  # of a round: it knows what was drafted, and for whom

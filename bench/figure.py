@@ -15,7 +15,7 @@ _LIMIT = {"color": "black", "linestyle": "--", "linewidth": 1}
 
 
 def picture(figure: Figure, path: Path) -> bytes:
-    """Return the figure as a file of the kind that the path's name asks for."""
+    """Return the figure as a file of the kind that the path's suffix names."""
     content = io.BytesIO()
     figure.savefig(content, format=path.suffix.lower().lstrip("."), dpi=150)
     return content.getvalue()

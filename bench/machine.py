@@ -53,7 +53,7 @@ def place(details: Mapping[str, Any]) -> str:
 def check_memory(recipe: Recipe, shape: str, quantization: str) -> None:
     """Raise OutOfMemoryError if a scaled recipe would not fit into the memory that is free; nothing is built for it.
 
-    On a machine with a GPU llama.cpp decides what goes where, and tells.
+    On a machine with a GPU llama.cpp decides what goes where, and reports it.
     """
     if supports_gpu_offload():
         return

@@ -1,4 +1,4 @@
-"""One interleaved run of everything that `eft bench` tells: roles alone, plain, with drafts, batches, prompts.
+"""One interleaved run of everything that `eft bench` reports: roles alone, plain, with drafts, batches, prompts.
 
 All of it runs on the same loaded models. Answers are greedy, so every contender writes the same ones.
 """
@@ -103,7 +103,7 @@ class Measurement:
             self._cleanup = cleanup.pop_all()
 
     def run(self, progress: Callable[[str], None] = lambda text: None) -> None:
-        """Measure until the plan's time is over. progress: told what is done, before each block.
+        """Measure until the plan's time is over. progress: called with what is done, before each block.
 
         Raises: Cancelled after `cancel`; what was complete then is kept.
         """

@@ -22,7 +22,7 @@ def as_dict(benchmark: Benchmark) -> dict[str, Any]:
     """Return the benchmark ready for JSON; its keys are explained in bench/README.md.
 
     The figures at the top level are those of the first kind of answers, the long ones unless only short ones were
-    asked for; those of the second kind are under "short".
+    requested; those of the second kind are under "short".
     """
     kinds = list(benchmark.answers.values())
     shared = {

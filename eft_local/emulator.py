@@ -86,7 +86,7 @@ class Emulator:
         return emulator
 
     def prepare(self, *targets: str, progress: LoadProgress | None = None) -> None:
-        """Load what targets need and is not loaded yet; asked unprepared, they do it themselves.
+        """Load what targets need and is not loaded yet; without it they do so themselves.
 
         progress, Raises: as `load`.
         """

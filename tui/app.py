@@ -151,7 +151,7 @@ class ChatApp(App[None], inherit_bindings=False):
     async def beat(self) -> None:
         """Hand on what the engine has said since the last beat."""
         async with self._changing:
-            busy = self.engine.busy  # asked first: what it says after that is heard by the next beat
+            busy = self.engine.busy  # read first: what it says after that is heard by the next beat
             events = self.engine.drain()
             self.quiet = not events and not busy
             if self.quiet:

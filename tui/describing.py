@@ -29,7 +29,7 @@ class Describer:
     def __init__(
         self, report: Callable[[int, Sequence[Step]], None], watched: Callable[[], bool] = lambda: False
     ) -> None:
-        """tell: called, in the second thread, with the place of the first step and the steps with their statistics.
+        """report: called, in the second thread, with the place of the first step and the steps with their statistics.
 
         watched: whether somebody looks at them, and wants them soon.
         """

@@ -1,4 +1,4 @@
-"""How soon a long prompt stops when it is asked to. See bench/README.md."""
+"""How soon a long prompt stops on request. See bench/README.md."""
 
 from __future__ import annotations
 

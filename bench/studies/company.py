@@ -19,7 +19,7 @@ KINDS = {
     "prompted": ("", '"@base"', 'instructions = "Answer like a friendly teacher, and at length."'),
     "context": ('"@base"', '"@base"', 'instructions = "Answer like a friendly teacher, and at length."'),
 }
-"""One model in all roles: files of their own with one prompt; an expert that is told more; the base as antiexpert."""
+"""One model in all roles: files of their own with one prompt; an expert with instructions; the base as antiexpert."""
 SEED = 7
 TEMPERATURES = (0.0, 0.8)
 PARALLEL = (2, 4, 8)
@@ -183,7 +183,7 @@ def measure(
     for path in paths:
         for kind in kinds:
             for context in contexts:
-                # Two turns, their answers, and what an expert is told besides must fit.
+                # Two turns, their answers, and an expert's instructions must fit.
                 conversations = questions(path, count, min(1500, context - 2 * max_tokens - 180))
                 recipe = recipe_on(path, kind, context, max_tokens, threads)
                 for temperature in TEMPERATURES:

@@ -308,14 +308,14 @@ class Run:
 
 
 def processor() -> str:
-    """Return the processor's name, as Linux tells it."""
+    """Return the processor's name, as Linux reports it."""
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return f"{names[0] if names else platform.machine()}, {psutil.cpu_count()} cores"
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
-    """Do what the command line asks for. Raises: EftError."""
+    """Do what the command line requests. Raises: EftError."""
     from eft_local.backends.llamacpp.library import default_threads
 
     if options.questions < 1 or options.max_tokens < 2:

@@ -6,7 +6,7 @@
 Gemma-3-270M (untuned, Q8_0) answers 200 general questions (`prompted_questions.jsonl`), greedily: alone; shown four
 examples; steered by its own Q4_K_M quantisation that is shown them (`weak`: three roles, as `demo-prompted`); and
 steered by itself that is shown them (`aware`: context-aware decoding). α, EFT's conservative filter and the
-plausibility mask are swept. Answers go to a file as they are made, and a later run goes on where it ended: block by
+plausibility mask are swept. Answers go to a file as they are made, and a later run continues where it ended: block by
 block of questions, first for the contenders that the study is about, then for the rest of the sweeps. A quarter of an
 hour of one core does the former (Zen 3), half an hour the rest; the table says how many questions each contender has
 answered.
@@ -229,7 +229,7 @@ def _cell(count: int, n: int) -> str:
 @click.option("--base", default="gemma:Q8_0", show_default=True, help="NAME:QUANTISATION of a real model, or a path.")
 @click.option("--weak", default="gemma", show_default=True, help="The model of the weak expert and its antiexpert.")
 @click.option("--questions", "limit", type=click.IntRange(min=1), help="So many questions, spread evenly.")
-@click.option("--seconds", type=float, default=float("inf"), help="Stop soon after so many; run again to go on.")
+@click.option("--seconds", type=float, default=float("inf"), help="Stop soon after so many; run again to continue.")
 @click.option(
     "--only", "wanted", multiple=True, help="Contenders whose name has this text; the base shown is always run."
 )
@@ -254,7 +254,7 @@ def main(
         raise click.ClickException(str(error)) from None
     left = sum(len(each.items) for _, each in missing(questions, studied, found))
     if left:
-        raise click.ClickException(f"{left} answers are missing: run again to go on")
+        raise click.ClickException(f"{left} answers are missing: run again to continue")
 
 
 def _file(name: str) -> Path:

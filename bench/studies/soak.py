@@ -6,7 +6,7 @@ Turns with a fake engine go through the whole app (headless, 120×40): typed, se
 every 50. Turns on the demo models come after. Memory and the time of a turn are compared between the first and the last
 fifth, after the first 5 % (which fill caches) are left out.
 
-The time of a turn is told as a whole and in two parts: `engine_ms` passes while the engine writes, `ui_ms` is what
+The time of a turn is reported as a whole and in two parts: `engine_ms` passes while the engine writes, `ui_ms` is what
 the app's own thread computes, drawing and saving, while it writes and after. A turn costs what its question and its
 place in a chat cost, so a fifth holds whole rounds: each question, and each place, as often as the other fifth. The
 seed is fixed, so that rounds have the same answers. Some chats are there at the start, one more than the list's first

@@ -48,7 +48,7 @@ PRIMER = "?"
 class Turn:
     """One turn, per role: tokens of its whole prompt, and those of them that were evaluated for it.
 
-    first_ms: until the answer's first token. bare_ms: what llama.cpp's functions alone take for the same tokens behind
+    first_ms: until the answer's first token. bare_ms: what llama.cpp's functions alone take for the same tokens after
     the same conversation. anew_ms: as first_ms with nothing in the caches, where it was measured.
     """
 
@@ -115,7 +115,7 @@ def time_first(emulator: Emulator, messages: Sequence[Mapping[str, str]]) -> tup
 
 
 def time_bare(bare: BareContext, prompt: Sequence[int], new: int) -> float:
-    """Return the milliseconds of the prompt's last `new` tokens, behind the others."""
+    """Return the milliseconds of the prompt's last `new` tokens, after the others."""
     bare.hold(prompt[: len(prompt) - new])
     return 1000 * bare.evaluate(prompt[len(prompt) - new :])
 

@@ -97,7 +97,7 @@ class Inspection:
     def branch(self, index: int, token: int) -> Inspection:
         """Return the answer up to step `index`, with a candidate of that step in place of the token chosen there.
 
-        Its `tokens` are the `prefix` with which a stream goes on, unless its last step has a finish reason: then the
+        Its `tokens` are the `prefix` with which a stream continues, unless its last step has a finish reason: then the
         candidate was an end token. Its `text` is all that these tokens say.
         Raises: UsageError if there is no such step, or no such candidate in it.
         """

@@ -128,7 +128,7 @@ class History:
         self._set(chat, "system_prompt", text)
 
     def set_recipe(self, chat: str, recipe: Recipe) -> None:
-        """Note the recipe with which a chat goes on. Raises: UsageError."""
+        """Note the recipe with which a chat continues. Raises: UsageError."""
         with self._writing() as db:
             self._set(chat, "recipe", number_of(db, Snapshot.of(recipe)))
 
@@ -187,7 +187,7 @@ class History:
     ) -> AnswerWriter:
         """Begin an answer and show it; earlier ones to the same question stay as its siblings.
 
-        text, tokens: what it begins with, when it goes on from a stopped answer or from another token.
+        text, tokens: what it begins with, when it continues from a stopped answer or from another token.
         Raises: UsageError.
         """
         with self._writing() as db:

@@ -247,7 +247,7 @@ class Session:
         self._check_idle()
         there = sum(message.role == "user" for message in self.messages)
         if turns >= max(1, there):
-            raise UsageError(f"{turns} turns cannot be dropped: the chat has {there}, and the last one is asked")
+            raise UsageError(f"{turns} turns cannot be dropped: the chat has {there}, and the last one stays")
         self.dropped = turns
 
     def steps(self, message: Message) -> tuple[Step, ...]:

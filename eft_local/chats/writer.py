@@ -170,5 +170,5 @@ class AnswerWriter:
         if kind is None:
             self.finish("cancelled")
             return
-        with contextlib.suppress(HistoryError):  # the error that ended the answer is the one to tell
+        with contextlib.suppress(HistoryError):  # the error that ended the answer is the one to report
             self.finish("cancelled" if issubclass(kind, KeyboardInterrupt | GeneratorExit) else "failed")

@@ -44,7 +44,7 @@ class Printer:
 def heed(interrupt: Interrupt, cancel: Callable[[], None]) -> Callable[[Step], None]:
     """Return a function for each step of an answer that stops it after Ctrl+C.
 
-    A Ctrl+C that came before the answer began found nothing to stop, so it is asked again.
+    A Ctrl+C that came before the answer began found nothing to stop, so it is checked again.
     """
 
     def stop_if_requested(step: Step) -> None:

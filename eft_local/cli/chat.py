@@ -100,7 +100,7 @@ class Leave(Exception):  # noqa: N818 (not an error)
 
 
 class PlainChat:
-    """One conversation, line by line: what is asked and shown; the session is what is said and saved."""
+    """One conversation, line by line: what is entered and shown; the session is what is said and saved."""
 
     def __init__(self, emulator: Emulator, session: Session, system: str | None) -> None:
         """system: a system prompt in place of the session's own."""

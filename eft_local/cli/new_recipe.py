@@ -176,7 +176,7 @@ def _model(given: str | None, question: str, check: bool) -> str:
 
 
 def _prompted(question: str, accept: Callable[[str], Answer]) -> Answer:
-    """Ask on the terminal until the answer can be used. Raises: UsageError where nobody can be asked."""
+    """Ask on the terminal until the answer can be used. Raises: UsageError without a terminal."""
     if not sys.stdin.isatty():
         raise UsageError("there is no terminal to ask on: give NAME, --base, --antiexpert and --expert")
     while True:

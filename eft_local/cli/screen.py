@@ -18,7 +18,7 @@ def wanted(plain: bool) -> bool:
 def open_app(
     ctx: click.Context, *, only: str, system: str | None, chat: str | None, resume: bool, save: bool | None
 ) -> int:
-    """Open the app with what the command line asks for, and return the exit code.
+    """Open the app with what the command line requests, and return the exit code.
 
     Raises: UsageError (config, chat), RecipeError.
     """

@@ -54,7 +54,7 @@ def piped() -> str:
 
 
 def _is_fed() -> bool:
-    """Whether a program holds the other end of the pipe that is none of those that led to this one. Linux can tell."""
+    """Whether a program holds the other end of the pipe that is none of those that led to this one; on Linux only."""
     import psutil  # slow to import, and seldom needed
 
     try:

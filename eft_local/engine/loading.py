@@ -155,8 +155,8 @@ class Library:
     ) -> dict[str, LoadedRole]:
         """Load roles by name, their models at the same time, then their adapters.
 
-        combined: whether their logits are combined, so that their tokens must agree; headers tell, before anything is
-            loaded.
+        combined: whether their logits are combined, so that their tokens must agree; headers show it, before anything
+            is loaded.
         Raises: ModelNotFoundError, PromptError, VocabularyMismatchError, OutOfMemoryError if they do not fit into what
             is free, and what `Model.load` and `Adapter.load` raise; nothing stays open of what failed.
         """
@@ -219,7 +219,7 @@ class Library:
                 model = _load_model(files, self._placed[files.weights], report)
                 self._models[files.weights] = self._cleanup.enter_context(model)
             except BaseException:
-                stopped.set()  # the others need not go on
+                stopped.set()  # the others need not continue
                 raise
 
         with ThreadPoolExecutor(len(first)) as pool:

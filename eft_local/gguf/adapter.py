@@ -38,7 +38,7 @@ def check_adapter(path: Path, model: Path) -> None:
         raise refusal(path, error, "LoRA adapter") from None
     if adapter.metadata.get("adapter.alora.invocation_tokens") is not None:
         raise UnsupportedModelError(
-            f"{path} is an activated LoRA, which counts only behind certain tokens; use a plain LoRA adapter"
+            f"{path} is an activated LoRA, which applies only after certain tokens; use a plain LoRA adapter"
         )
     try:
         _check_architecture(adapter, header)

@@ -29,7 +29,7 @@ class Pace:
 
     @property
     def bytes_per_second(self) -> float | None:
-        """None as long as there is nothing to tell it by."""
+        """None as long as there is nothing to compute it from."""
         (start, first), (end, last) = (self._points[0], self._points[-1]) if self._points else ((0.0, 0), (0.0, 0))
         return (last - first) / (end - start) if end > start and last > first else None
 

@@ -23,7 +23,7 @@ class Event:
     """What happens during a pull.
 
     kind: "plan" once, when all is known; "progress" of a file; "said", a line of talk; "done" with a file.
-    file: what it is about, "" for all.  done, size: its bytes that are here, and in all.
+    file: what it is about, "" for all.  done, size: its bytes that are downloaded, and in all.
     all_done, all_size: the same of all files.  text: what is said.  seconds: to wait before the next try.
     """
 
@@ -39,7 +39,7 @@ class Event:
 
 @dataclass(frozen=True, slots=True)
 class Pulled:
-    """A model that is here now. path: the file to load."""
+    """A model that is downloaded now. path: the file to load."""
 
     name: HubName
     path: Path
@@ -141,7 +141,7 @@ class _Pull:
     def _patiently(self, ask: Callable[[], Result]) -> Result:
         return self._patience.keep_trying(ask, self._talk)
 
-    # What is here
+    # What is downloaded
 
     def _blob(self, file: RemoteFile) -> Path:
         return cache.repo_folder(self._hub.folder, file.repo) / "blobs" / file.etag

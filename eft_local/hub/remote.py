@@ -2,7 +2,7 @@
 
 Every request goes to the hub itself first and follows its redirects by hand: the token never leaves the hub's
 address, and a link that expired is simply requested again. Files that the hub keeps in Xet storage come over the
-same plain link, for huggingface_hub's Xet client cannot go on where an earlier run stopped.
+same plain link, for huggingface_hub's Xet client cannot continue where an earlier run stopped.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ class RemoteFile:
 
 @dataclass(frozen=True, slots=True)
 class Hub:
-    """Where the hub is, who asks, and where files are kept.
+    """Where the hub is, the user's token, and where files are kept.
 
     endpoint: address without a final slash.  folder: the Hugging Face cache.  token: None for nobody's.
     """

@@ -170,7 +170,7 @@ def fetch(hub: Hub, file: RemoteFile, path: Path, blob: Path, talk: Talk, patien
     """Download what `path` lacks of a file, verify all of it, and name it `blob`.
 
     What does not fit (a wrong checksum, another size) is dropped and fetched once more; a second time is an error,
-    and nothing is left. Everything else leaves the partial file, and the next call goes on.
+    and nothing is left. Everything else leaves the partial file, and the next call continues.
     Raises: DownloadError, ModelNotFoundError, Cancelled.
     """
     with Partial(path, file, talk) as partial:

@@ -37,7 +37,7 @@ def rows_at_once(recipe: Recipe) -> int:
 
 @dataclass(frozen=True, slots=True)
 class RoleFiles:
-    """The files that one role runs on, and the placement its recipe asks for.  scale: of the adapter."""
+    """The files that one role runs on, and the placement its recipe requests.  scale: of the adapter."""
 
     model: Path
     placement: Placement

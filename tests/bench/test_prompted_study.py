@@ -87,7 +87,7 @@ def test_a_run_that_ended_early_is_gone_on_with(tmp_path: Path, monkeypatch: pyt
     command = [*models, "--questions", "3", "--answers", str(path)]
     stopped = CliRunner().invoke(prompted.main, [*command, "--seconds", "0"])
     assert stopped.exit_code == 1
-    assert "are missing: run again to go on" in stopped.stderr
+    assert "are missing: run again to continue" in stopped.stderr
     path.write_text(json.dumps({"contender": SHOWN, "id": "1", "text": "x", "finish_reason": "stop"}) + '\n{"syst')
     ran = CliRunner().invoke(prompted.main, command)
     assert ran.exit_code == 0, ran.output

@@ -1,4 +1,4 @@
-"""The models screen: what can be run, what is here, and getting or removing it."""
+"""The models screen: what can be run, what is downloaded, and getting or removing it."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class ModelList(OptionList):
 
 
 class ModelsScreen(NoticeScreen[None]):
-    """Lists what there is; a download goes on when the screen is left."""
+    """Lists what there is; a download continues when the screen is left."""
 
     def __init__(self, puller: Puller, use: Callable[[str], None]) -> None:
         """use: called with the name of the recipe to load, when the screen has closed."""

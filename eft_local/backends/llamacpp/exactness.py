@@ -26,7 +26,7 @@ Attention = bool | Literal["auto"]
 """Whether with flash attention; "auto" where llama.cpp decides."""
 
 DEEP = 1536
-"""Tokens behind which ways are timed, at most."""
+"""Tokens after which ways are timed, at most."""
 
 _VERSION = 2  # of what `exactness_probe` tests: what was found by another is found anew
 _REPORTED = 0.005  # a price that is reported

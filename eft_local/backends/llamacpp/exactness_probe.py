@@ -1,10 +1,10 @@
 """Tries whether a model's logits depend on what is evaluated together, and times the ways of evaluating it.
 
-The same tokens are evaluated one at a time, in calls of 2 to 264 rows, behind and beside other sequences. What would
+The same tokens are evaluated one at a time, in calls of 2 to 264 rows, after and beside other sequences. What would
 break exactness shows here, whatever the device.
 
 Both kinds of attention are tried where a recipe leaves the choice. Which is faster depends on the model and on how much
-it looks at, so they are timed behind a long sequence; one that is put together from copies of a short one, as reading
+it looks at, so they are timed after a long sequence; one that is put together from copies of a short one, as reading
 so many tokens would take minutes.
 
 All this happens in a child process where a file is new, the one that tests whether it is sound (see `file_probe`): what
@@ -227,7 +227,7 @@ def _has_price(question: Question) -> bool:
 
 @contextmanager
 def _deep(model: Model, flash: Attention, question: Question) -> Iterator[Callable[[int], float] | None]:
-    """Yield a function that evaluates rows behind a long sequence and returns the seconds; it stays as it is.
+    """Yield a function that evaluates rows after a long sequence and returns the seconds; it stays as it is.
 
     The sequence is one of copies: in one cache for all sequences, cells of several may belong to one.
     """

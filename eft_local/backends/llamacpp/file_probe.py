@@ -44,7 +44,7 @@ def probe_file(
 ) -> None:
     """Load the model and evaluate tokens with it in a child process, unless it passed before.
 
-    passed: a folder that remembers; None asks anew each time. waiting: called while the child works; what it raises
+    passed: a folder that remembers; None tests anew each time. waiting: called while the child works; what it raises
     ends the child. adapter: what is probed, on a model that has passed. A file that llama.cpp refuses properly
     passes: loading it will say why.
     Raises: ModelFileError if the child crashed or hung, OutOfMemoryError if it was killed.

@@ -153,8 +153,8 @@ def default_threads() -> int:
 class StopFlag:
     """A flag that llama.cpp polls while it computes, without ever entering Python.
 
-    The abort callback is libc's `strlen` on a one-byte buffer: an empty string is 0 (go on), `x` is 1 (stop). A Python
-    callback would be called for every node of every graph and take the interpreter lock each time.
+    The abort callback is libc's `strlen` on a one-byte buffer: an empty string is 0 (continue), `x` is 1 (stop). A
+    Python callback would be called for every node of every graph and take the interpreter lock each time.
     """
 
     def __init__(self) -> None:

@@ -30,7 +30,7 @@ Progress = Callable[[float], bool | None]
 class Model:
     """Weights of one GGUF file, shared by every context that is made from them. Close it after these and adapters.
 
-    threads: chooses how many evaluate, where a context is not told.
+    threads: chooses how many evaluate, where a context does not say.
     """
 
     def __init__(self, handle: int, path: Path, on_gpu: bool = False) -> None:
@@ -172,7 +172,7 @@ class Model:
 
 
 class _ProgressWatcher:
-    """The C callback around a `Progress`; keeps what the Python side raised or asked for."""
+    """The C callback around a `Progress`; keeps what the Python side raised or requested."""
 
     def __init__(self, progress: Progress | None) -> None:
         self._progress = progress
@@ -190,7 +190,7 @@ class _ProgressWatcher:
         return self.failure is None
 
     def poll(self) -> None:
-        """Ask before loading begins. Raises: what the Python side raised or asked for."""
+        """Check before loading begins. Raises: what the Python side raised or requested."""
         if not self._report(0.0, None) and self.failure:
             raise self.failure
 

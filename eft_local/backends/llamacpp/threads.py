@@ -29,7 +29,7 @@ _SINGLE = 16  # up to so many rows each number is a kind of its own: kernels wor
 _WINDOW = 0.03  # seconds that are compared; a turn of another program takes some 3 ms
 _JUMP = 1.4  # times longer or shorter, and the machine must have changed
 _CLEARLY = 0.95  # what takes less of the time is faster
-_MOST = 4.0  # a number of threads that takes so much longer is tried no more rarely than this asks for
+_MOST = 4.0  # a number of threads that takes so much longer is tried no more rarely than this requires
 _CALM, _ALARMED = 0.01, 0.1  # how much of the time may be spent on trying: usually; if unknown, or after a jump
 _PAUSE, _SHORT_PAUSE = 10, 3  # windows between two tests at least
 _BEGIN = 1.0  # seconds of calls that a new process has to its credit
@@ -175,7 +175,7 @@ class Threads:
         return self._choice(rows).now()
 
     def learn(self, rows: int, seconds: float) -> None:
-        """Take into account how long a call took for which `choose` was asked just before."""
+        """Take into account how long a call took for which `choose` was called just before."""
         self._choice(rows).learn(rows, seconds)
 
     @property
@@ -210,7 +210,7 @@ class Ordered:
         return self._order(rows) or self._free.choose(rows)
 
     def learn(self, rows: int, seconds: float) -> None:
-        """Take into account how long a call took for which `choose` was asked just before."""
+        """Take into account how long a call took for which `choose` was called just before."""
         if self._order(rows) is None:
             self._free.learn(rows, seconds)
 

@@ -136,8 +136,8 @@ def _least_line(wanted: Sequence[int], seconds: Sequence[float]) -> list[float]:
 
     def least(rows: int) -> float:
         before = [each for each in fours if each[0] <= rows]
-        behind = [each for each in fours if each[0] >= rows]
-        lines = (RowCosts((n, m), (low, high))(rows) for n, low in before for m, high in behind if n < m)
+        above = [each for each in fours if each[0] >= rows]
+        lines = (RowCosts((n, m), (low, high))(rows) for n, low in before for m, high in above if n < m)
         return min([second for n, second in fours if n == rows] + list(lines))
 
     return [second if rows % 4 else least(rows) for rows, second in zip(wanted, seconds, strict=True)]

@@ -230,7 +230,7 @@ class Drafting:
 
 
 class DraftingSource:
-    """Makes what a recipe asks for; what it learns about acceptance lasts from answer to answer."""
+    """Makes what a recipe requests; what it learns about acceptance lasts from answer to answer."""
 
     def __init__(self) -> None:
         self._calibrations: dict[Hashable, dict[bool, Calibration]] = {}  # by source
