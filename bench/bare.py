@@ -107,11 +107,11 @@ class BareContext:
 
 @dataclass(slots=True)
 class Watch:
-    """What was asked for while it was watched.
+    """What was requested while it was watched.
 
     seconds: spent inside llama.cpp's evaluations and samplers.
     rows: of the watched role's logits, for the first of the answers, in each evaluation that had any. What is
-    evaluated behind them only because more rows are sooner done was not asked for.
+    evaluated after them only because more rows are sooner done was not requested.
     """
 
     seconds: float = 0.0
@@ -126,7 +126,7 @@ class Watch:
 def watched(role: str) -> Iterator[Watch]:
     """Watch every call that our own code makes to llama.cpp in here, and the rows that it wants of a role.
 
-    A base that drafts are checked on gives a row more than tokens were drafted, so its rows tell the drafts' lengths.
+    A base that drafts are checked on gives a row more than tokens were drafted, so its rows show the drafts' lengths.
     """
     watch = Watch()
     evaluate = Engine._evaluate  # of a round: it knows what was drafted, and for whom

@@ -15,7 +15,7 @@ _LIMIT = {"color": "black", "linestyle": "--", "linewidth": 1}
 
 
 def picture(figure: Figure, path: Path) -> bytes:
-    """Return the figure as a file of the kind that the path's name asks for."""
+    """Return the figure as a file of the kind that the path's suffix names."""
     content = io.BytesIO()
     figure.savefig(content, format=path.suffix.lower().lstrip("."), dpi=150)
     return content.getvalue()
@@ -32,7 +32,7 @@ def empty_figure(width: float, height: float) -> Figure:
 
 
 def draw(benchmark: Benchmark) -> Figure:
-    """Draw a row per kind of answers: tokens per second of every system, and over the length of drafts."""
+    """Draw a row per kind of answers: tokens per second of every contender, and over the length of drafts."""
     kinds = list(benchmark.answers.values())
     figure = empty_figure(11, 4 * len(kinds))
     for answers, (bars, curve) in zip(kinds, figure.subplots(len(kinds), 2, squeeze=False), strict=True):
@@ -51,17 +51,19 @@ def draw(benchmark: Benchmark) -> Figure:
 
 def _draw_systems(axes: Any, answers: Answers) -> None:
     colours = {BASE: "C7", PLAIN: "C0", AUTO: "C2"}
-    for place, name in enumerate(answers.systems):
+    for place, name in enumerate(answers.contenders):
         speed = answers.speed(name)
         axes.bar(place, speed.median, color=colours.get(name, "C1"), yerr=_bars(speed), capsize=3)
     axes.axhline(1000 / answers.role_ms("base").median, **_LIMIT)
-    axes.set_xticks(range(len(answers.systems)), ["base\nalone" if name == BASE else name for name in answers.systems])
+    axes.set_xticks(
+        range(len(answers.contenders)), ["base\nalone" if name == BASE else name for name in answers.contenders]
+    )
     axes.set_title(f"{answers.kind} answers, {len(answers.questions)} questions")
 
 
 def _draw_lengths(axes: Any, answers: Answers) -> None:
     """Tokens per second over the fixed lengths; `auto` stands where its mean length is."""
-    lengths = [length for length in range(17) if fixed(length) in answers.systems]
+    lengths = [length for length in range(17) if fixed(length) in answers.contenders]
     speeds = [answers.speed(fixed(length)) for length in lengths]
     axes.plot(lengths, [speed.median for speed in speeds], marker="o", color="C1", label="fixed length")
     axes.fill_between(lengths, [s.low for s in speeds], [s.high for s in speeds], color="C1", alpha=0.15)

@@ -1,4 +1,4 @@
-"""Steps of an answer, each made when it is asked for: what is measured runs in turns with something else."""
+"""Steps of an answer, each made on request: what is measured runs in turns with something else."""
 
 from __future__ import annotations
 

@@ -26,32 +26,34 @@ def machine(recipe: Recipe) -> dict[str, Any]:
 
     threads: that a role is evaluated with, where its own table does not say.
     """
-    facts = build()
+    details = build()
     return {
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
         "cores": psutil.cpu_count(logical=False),
         "threads": recipe.placement.threads or default_threads(),
         "ram": psutil.virtual_memory().total,
         "devices": [{key: value for key, value in asdict(device).items() if key != "free"} for device in devices()],
-        "features": {backend: list(names) for backend, names in facts.features.items()},
-        "kernels": facts.kernels,
-        "llama.cpp": facts.llama,
-        "llama_cpp_python": facts.llama_cpp_python,
+        "features": {backend: list(names) for backend, names in details.features.items()},
+        "kernels": details.kernels,
+        "llama.cpp": details.llama,
+        "llama_cpp_python": details.llama_cpp_python,
         "python": platform.python_version(),
         "eft_local": __version__,
     }
 
 
-def place(facts: Mapping[str, Any]) -> str:
-    """Return `machine`'s facts as a line for people."""
-    names = ", ".join(f"{device['description']} ({device['name']})" for device in facts["devices"]) or facts["system"]
-    return f"{names}; {facts['cores']} cores, {facts['threads']} threads; llama.cpp {facts['llama.cpp']}"
+def place(details: Mapping[str, Any]) -> str:
+    """Return what `machine` found as a line for people."""
+    names = (
+        ", ".join(f"{device['description']} ({device['name']})" for device in details["devices"]) or details["system"]
+    )
+    return f"{names}; {details['cores']} cores, {details['threads']} threads; llama.cpp {details['llama.cpp']}"
 
 
 def check_memory(recipe: Recipe, shape: str, quantization: str) -> None:
     """Raise OutOfMemoryError if a scaled recipe would not fit into the memory that is free; nothing is built for it.
 
-    On a machine with a GPU llama.cpp decides what goes where, and tells.
+    On a machine with a GPU llama.cpp decides what goes where, and reports it.
     """
     if supports_gpu_offload():
         return

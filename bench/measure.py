@@ -1,6 +1,6 @@
-"""One interleaved run of everything that `eft bench` tells: roles alone, plain, with drafts, batches, prompts.
+"""One interleaved run of everything that `eft bench` reports: roles alone, plain, with drafts, batches, prompts.
 
-All of it runs on the same loaded models. Answers are greedy, so every system writes the same ones.
+All of it runs on the same loaded models. Answers are greedy, so every contender writes the same ones.
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ class Measurement:
             self._cleanup = cleanup.pop_all()
 
     def run(self, progress: Callable[[str], None] = lambda text: None) -> None:
-        """Measure until the plan's time is over. progress: told what is done, before each block.
+        """Measure until the plan's time is over. progress: called with what is done, before each block.
 
         Raises: Cancelled after `cancel`; what was complete then is kept.
         """
@@ -158,11 +158,11 @@ class Measurement:
         self.close()
 
     def _done(self) -> str:
-        """Say how many questions have been answered by every system."""
+        """Say how many questions have been answered by every contender."""
         return ", ".join(f"{len(samples.questions)} {kind}" for kind, samples in self._samples.items()) + " answers"
 
     def _emulator(self) -> Emulator:
-        # Contexts that have room for drafts from the start: all systems then run in the same ones.
+        # Contexts that have room for drafts from the start: all contenders then run in the same ones.
         return Emulator(_recipe_of(self._recipe, AUTO), self._roles)
 
     def _planned(self) -> list[Part]:
@@ -186,31 +186,31 @@ class Measurement:
         with self._emulator() as emulator:
             self._running = emulator
             question = self._texts[self._plan.kinds[0]][-1]
-            for system in (PLAIN, AUTO):
-                recipe = _recipe_of(emulator.recipe, system)
+            for contender in (PLAIN, AUTO):
+                recipe = _recipe_of(emulator.recipe, contender)
                 self._check(emulator.chat(question, recipe=recipe, max_tokens=4).finish_reason)
 
     def _measure_answer(self, kind: str, number: int) -> None:
-        """One question, answered by every system: the mixtures in turned order, the base alone somewhere between."""
+        """One question, answered by every contender: the mixtures in turned order, the base alone somewhere between."""
         question, emulator = self._texts[kind][number], self._emulators[kind]
-        systems = [PLAIN, *map(fixed, self._plan.lengths), AUTO]
-        order = rotated(systems, number)
+        contenders = [PLAIN, *map(fixed, self._plan.lengths), AUTO]
+        order = rotated(contenders, number)
         order.insert(1 + number % len(order), BASE)  # not first: it writes as many tokens as the others did
         runs: dict[str, Run] = {}
         with watched("base") as watch:
-            for system in order:
-                length = runs[order[0]].steps + 1 if system == BASE else MAX_TOKENS[kind]
-                run = self._answer(emulator, system, question, length, watch)
+            for contender in order:
+                length = runs[order[0]].steps + 1 if contender == BASE else MAX_TOKENS[kind]
+                run = self._answer(emulator, contender, question, length, watch)
                 if run.steps == 0:
                     self._samples[kind].skipped += 1
                     return
-                runs[system] = run
-        self._samples[kind].questions.append({system: runs[system] for system in (BASE, *systems)})
+                runs[contender] = run
+        self._samples[kind].questions.append({contender: runs[contender] for contender in (BASE, *contenders)})
 
-    def _answer(self, emulator: Emulator, system: str, question: str, max_tokens: int, watch: Watch) -> Run:
+    def _answer(self, emulator: Emulator, contender: str, question: str, max_tokens: int, watch: Watch) -> Run:
         """Write one answer and time it from its first token on."""
         self._running = emulator
-        recipe = _recipe_of(emulator.recipe, system)
+        recipe = _recipe_of(emulator.recipe, contender)
         times: list[float] = []
         drafted: list[bool] = []
 
@@ -222,12 +222,12 @@ class Measurement:
             if self._stopped:  # again: a request between two answers found nothing to stop
                 emulator.cancel()
 
-        target = "base" if system == BASE else "eft"
+        target = "base" if contender == BASE else "eft"
         answer = emulator.chat(question, target=target, recipe=recipe, max_tokens=max_tokens, on_step=on_step)
         self._check(answer.finish_reason)
         drafts = [rows - 1 for rows in watch.rows]
         if drafted[-1] and len(answer.tokens) < len(times):
-            drafts[-1] += 1  # the guess that ended the answer: nothing follows it, so it had no row
+            drafts[-1] += 1  # the draft token that ended the answer: nothing follows it, so it had no row
         return Run(answer.tokens, len(times) - 1, times[-1] - times[0], tuple(drafts), sum(drafted))
 
     def _measure_tokens(self, kind: str, number: int) -> None:
@@ -264,19 +264,19 @@ class Measurement:
         texts, emulator = self._texts["long"], self._emulators["batches"]
         self._running = emulator
         block: dict[tuple[str, int], float] = {}
-        names = [f"{system} {size}" for system in (PLAIN, AUTO) for size in BATCHES]
+        names = [f"{contender} {size}" for contender in (PLAIN, AUTO) for size in BATCHES]
         for name in rotated(names, number):
-            system, size = name.split()
+            contender, size = name.split()
             first = number * max(BATCHES)
             questions = [texts[(first + i) % len(texts)] for i in range(int(size))]
-            recipe = _recipe_of(emulator.recipe, system)
+            recipe = _recipe_of(emulator.recipe, contender)
             answers = emulator.chat(questions, recipe=recipe, parallel=int(size), max_tokens=BATCH_TOKENS)
             for answer in answers:
                 self._check(answer.finish_reason)
             timed = [answer for answer in answers if answer.tokens_per_second > 0]
             tokens = sum(len(answer.tokens) - 1 for answer in timed)
             # Each answer's seconds are its share of the steps it had a part in: together they are the batch's.
-            block[system, int(size)] = tokens / sum((len(a.tokens) - 1) / a.tokens_per_second for a in timed)
+            block[contender, int(size)] = tokens / sum((len(a.tokens) - 1) / a.tokens_per_second for a in timed)
         self._batches.append(block)
 
     def _measure_prompt(self, number: int) -> None:
@@ -326,11 +326,11 @@ class Measurement:
             raise Cancelled("the benchmark was stopped")
 
 
-def _recipe_of(recipe: Recipe, system: str) -> Recipe:
-    """Return the recipe with a system's drafts."""
-    if system in (PLAIN, BASE):
+def _recipe_of(recipe: Recipe, contender: str) -> Recipe:
+    """Return the recipe with a contender's drafts."""
+    if contender in (PLAIN, BASE):
         return recipe.replace(draft="off")
-    return recipe.replace(draft=AUTO if system == AUTO else int(system.partition("=")[2]))
+    return recipe.replace(draft=AUTO if contender == AUTO else int(contender.partition("=")[2]))
 
 
 def _model(role: LoadedRole) -> Model:

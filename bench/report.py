@@ -22,7 +22,7 @@ def as_dict(benchmark: Benchmark) -> dict[str, Any]:
     """Return the benchmark ready for JSON; its keys are explained in bench/README.md.
 
     The figures at the top level are those of the first kind of answers, the long ones unless only short ones were
-    asked for; those of the second kind are under "short".
+    requested; those of the second kind are under "short".
     """
     kinds = list(benchmark.answers.values())
     shared = {
@@ -45,8 +45,8 @@ def as_dict(benchmark: Benchmark) -> dict[str, Any]:
         },
         **first,
         "batches": {
-            system: {str(size): benchmark.batch_speed(system, size).as_dict() for size in sizes}
-            for system in (PLAIN, AUTO)
+            contender: {str(size): benchmark.batch_speed(contender, size).as_dict() for size in sizes}
+            for contender in (PLAIN, AUTO)
         },
         "short": _answers(kinds[1], {}) if len(kinds) > 1 else None,
     }
@@ -70,12 +70,12 @@ def _answers(answers: Answers, shared: Mapping[str, Spread]) -> dict[str, Any]:
         **{name: ratio.median for name, ratio in ratios.items()},
         "spread": {name: ratio.as_dict() for name, ratio in ratios.items()},
         "best_fixed": best,
-        "systems": {name: _system(answers, name) for name in answers.systems},
+        "contenders": {name: _contender(answers, name) for name in answers.contenders},
         "roles": {name: {"decode_ms": answers.role_ms(name).as_dict()} for name in answers.tokens[0].roles},
     }
 
 
-def _system(answers: Answers, name: str) -> dict[str, Any]:
+def _contender(answers: Answers, name: str) -> dict[str, Any]:
     drafts = answers.drafts(name)
     return {
         "tokens_per_second": answers.speed(name).as_dict(),
@@ -98,7 +98,7 @@ def text(benchmark: Benchmark) -> str:
         f"recipe {about['recipe']}{shape}; greedy; drafts by {about['draft_source']}; "
         f"{benchmark.seconds / 60:.1f} minutes",
         place(about["machine"]),
-        *(f"exact, {name}: {told}" for name, told in about.get("exact", {}).items()),
+        *(f"exact, {name}: {text}" for name, text in about.get("exact", {}).items()),
         *_busy(benchmark.cores),
         f"weights: {models}; the process holds {_size(memory.process)}",
         "Medians [quartiles]; ratios are taken question by question, or token by token. "
@@ -143,9 +143,9 @@ def _print_roles(console: Console, benchmark: Benchmark, answers: Answers) -> No
 
 
 def _print_answers(console: Console, answers: Answers) -> None:
-    """One kind of answers: every system's speed, and what became of its drafts."""
+    """One kind of answers: every contender's speed, and what became of its drafts."""
     rows = []
-    for name in answers.systems:
+    for name in answers.contenders:
         drafts = answers.drafts(name)
         accepted = drafts.acceptance
         rows.append(
@@ -161,18 +161,18 @@ def _print_answers(console: Console, answers: Answers) -> None:
     steps = sum(runs[PLAIN].steps for runs in answers.questions) / len(answers.questions)
     count = _count(len(answers.questions), "question")
     title = f"{answers.kind.capitalize()} answers: {count}, {steps:.0f} tokens each on average"
-    _print_table(console, title, ("system", "tokens/s", "÷ plain", "÷ base", "accepted", "a round"), rows)
+    _print_table(console, title, ("contender", "tokens/s", "÷ plain", "÷ base", "accepted", "a round"), rows)
     best, lengths = answers.best_fixed(), answers.drafts(AUTO).lengths
     rounds = sum(lengths.values())
     shares = ", ".join(f"{length} ({share(count / rounds)})" for length, count in lengths.items())
-    unlike = {name: answers.same_as_plain(name) for name in answers.systems if name != BASE}
-    told = [f"{name} {same}" for name, same in unlike.items() if same < len(answers.questions)]
+    unlike = {name: answers.same_as_plain(name) for name in answers.contenders if name != BASE}
+    text = [f"{name} {same}" for name, same in unlike.items() if same < len(answers.questions)]
     lines = [
         f"auto ÷ best fixed length ({best}): {_cell(answers.speed_over(AUTO, best))}",
         f"lengths that auto drafted: {shares}",
-        f"answers equal to plain's, of {len(answers.questions)}: {', '.join(told)}; all with the other systems"
-        if told
-        else "all systems wrote the same answers, token for token",
+        f"answers equal to plain's, of {len(answers.questions)}: {', '.join(text)}; all with the other contenders"
+        if text
+        else "all contenders wrote the same answers, token for token",
     ]
     if answers.skipped:
         lines.append(f"left out: {_count(answers.skipped, 'question')} where an answer ended with its first token")
@@ -219,7 +219,7 @@ def _size(size: int) -> str:
 
 
 def _cell(figure: Spread) -> str:
-    """Return the median and the quartiles with as many digits as tell something."""
+    """Return the median and the quartiles with as many significant digits as are meaningful."""
     digits = 2 if figure.median < 10 else 1 if figure.median < 100 else 0
     if figure.n == 1:
         return f"{figure.median:.{digits}f}"

@@ -1,6 +1,6 @@
 """What a benchmark measured, and the ratios that follow from it. All ratios are taken within a block, then summarised.
 
-A block is one question answered by every system, or one token evaluated both ways: its parts were measured within
+A block is one question answered by every contender, or one token evaluated both ways: its parts were measured within
 seconds of each other, so that what the machine did to one of them it did to all.
 """
 
@@ -19,7 +19,7 @@ PLAIN, AUTO, BASE = "plain", "auto", "base"
 
 
 def fixed(length: int) -> str:
-    """The name of the system that always drafts so many tokens; without drafts it is the plain one."""
+    """The name of the contender that always drafts so many tokens; without drafts it is the plain one."""
     return f"k={length}" if length else PLAIN
 
 
@@ -47,11 +47,12 @@ def spread(samples: Iterable[float]) -> Spread:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One answer by one system, after its first token, whose time is the prompt's.
+    """One answer by one contender, after its first token, whose time is the prompt's.
 
     tokens: of the whole answer; the token that ends it is none of them.
     steps: choices of a token after the first, the one that ended the answer among them; seconds: what they took.
-    drafts: the length of each draft, 0 where none was made (a guess that it ends there is counted if it was right);
+    drafts: the length of each draft, 0 where none was made (a draft token that ends it there is counted if it was
+        right);
     accepted: drafted tokens that became part of the answer, or ended it.
     """
 
@@ -96,7 +97,7 @@ class PromptTime:
 
 @dataclass(frozen=True, slots=True)
 class Drafts:
-    """What became of a system's drafts, over all questions.
+    """What became of a contender's drafts, over all questions.
 
     tokens_per_round: tokens that one evaluation of the base gave. lengths: how often each draft length was chosen.
     """
@@ -114,7 +115,7 @@ class Drafts:
 
 @dataclass(frozen=True, slots=True)
 class Answers:
-    """Answers of one kind: per question a run of every system, and single tokens against the roles alone.
+    """Answers of one kind: per question a run of every contender, and single tokens against the roles alone.
 
     skipped: questions whose answer ended with its first token, which has no speed.
     """
@@ -125,20 +126,20 @@ class Answers:
     skipped: int = 0
 
     @property
-    def systems(self) -> tuple[str, ...]:
+    def contenders(self) -> tuple[str, ...]:
         return tuple(self.questions[0]) if self.questions else ()
 
-    def ms(self, system: str) -> Spread:
-        """Milliseconds per token of a system, over questions."""
-        return spread(runs[system].ms for runs in self.questions)
+    def ms(self, contender: str) -> Spread:
+        """Milliseconds per token of a contender, over questions."""
+        return spread(runs[contender].ms for runs in self.questions)
 
-    def speed(self, system: str) -> Spread:
-        """Tokens per second of a system, over questions."""
-        return spread(1000 / runs[system].ms for runs in self.questions)
+    def speed(self, contender: str) -> Spread:
+        """Tokens per second of a contender, over questions."""
+        return spread(1000 / runs[contender].ms for runs in self.questions)
 
-    def speed_over(self, system: str, other: str) -> Spread:
-        """How many times faster than `other` a system writes the same answer."""
-        return spread(runs[other].ms / runs[system].ms for runs in self.questions)
+    def speed_over(self, contender: str, other: str) -> Spread:
+        """How many times faster than `other` a contender writes the same answer."""
+        return spread(runs[other].ms / runs[contender].ms for runs in self.questions)
 
     def role_ms(self, role: str) -> Spread:
         """Milliseconds of one bare evaluation."""
@@ -154,12 +155,12 @@ class Answers:
 
     def best_fixed(self) -> str:
         """The fixed length (no drafts included) that wrote all answers in the least time."""
-        candidates = [name for name in self.systems if name not in (AUTO, BASE)]
+        candidates = [name for name in self.contenders if name not in (AUTO, BASE)]
         return min(candidates, key=lambda name: sum(runs[name].seconds for runs in self.questions))
 
-    def drafts(self, system: str) -> Drafts:
-        """What became of a system's drafts."""
-        runs = [questions[system] for questions in self.questions]
+    def drafts(self, contender: str) -> Drafts:
+        """What became of a contender's drafts."""
+        runs = [questions[contender] for questions in self.questions]
         lengths = Counter(length for run in runs for length in run.drafts)
         return Drafts(
             drafted=sum(length * count for length, count in lengths.items()),
@@ -168,9 +169,9 @@ class Answers:
             lengths=dict(sorted(lengths.items())),
         )
 
-    def same_as_plain(self, system: str) -> int:
+    def same_as_plain(self, contender: str) -> int:
         """How many answers equal the plain one, token for token."""
-        return sum(runs[system].tokens == runs[PLAIN].tokens for runs in self.questions)
+        return sum(runs[contender].tokens == runs[PLAIN].tokens for runs in self.questions)
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,7 +188,7 @@ class Benchmark:
     """One run.
 
     about: what was run and where (recipe, shape, machine, command, …), ready for JSON.
-    batches: per block, tokens per second by (system, answers side by side).
+    batches: per block, tokens per second by (contender, answers side by side).
     parts: seconds of every block of each part of the run; seconds: from the command's start to its end.
     cores: what other programs used of them meanwhile.
     """
@@ -201,13 +202,13 @@ class Benchmark:
     seconds: float
     cores: CoreUse | None = None
 
-    def batch_speed(self, system: str, size: int) -> Spread:
+    def batch_speed(self, contender: str, size: int) -> Spread:
         """Tokens per second of so many answers together."""
-        return spread(block[system, size] for block in self.batches)
+        return spread(block[contender, size] for block in self.batches)
 
-    def batch_over_one(self, system: str, size: int) -> Spread:
+    def batch_over_one(self, contender: str, size: int) -> Spread:
         """How many times the tokens per second of one answer so many make together."""
-        return spread(block[system, size] / block[system, 1] for block in self.batches)
+        return spread(block[contender, size] / block[contender, 1] for block in self.batches)
 
     def prompt_over_llama(self) -> Spread:
         """Our speed of reading a prompt ÷ llama.cpp's for the three roles."""

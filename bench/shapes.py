@@ -146,7 +146,7 @@ def scaled_bytes(
 
 
 def _size(model: Source, shape: Shape, vocabulary: str | int | None, quantization: str) -> int:
-    n_vocab, matrices = _tokens(model, vocabulary), GGMLQuantizationType[_known(quantization)]
+    n_vocab, matrices = _tokens(model, vocabulary), GGMLQuantizationType[_checked_type(quantization)]
     return sum(
         row_bytes(prod(dimensions), matrices if len(dimensions) > 1 else GGMLQuantizationType.F32)
         for _, dimensions in fitted(model, shape, n_vocab).tensors(n_vocab)
@@ -158,10 +158,10 @@ def _kept(
 ) -> Path:
     """Return the file of this copy, written now if it is not there."""
     folder = folder or default_folder()
-    facts = (VERSION, fitted(model, shape, n_vocab), n_vocab, _known(quantization), padding)
+    parts = (VERSION, fitted(model, shape, n_vocab), n_vocab, _checked_type(quantization), padding)
     with model.path.open("rb") as file:
         content = hashlib.file_digest(file, "sha256").hexdigest()
-    key = hashlib.sha256(repr((content, *facts)).encode()).hexdigest()[:12]
+    key = hashlib.sha256(repr((content, *parts)).encode()).hexdigest()[:12]
     path = folder / f"{model.path.stem}-{label}-{quantization}-{key}.gguf"
     if path.exists():
         return path
@@ -179,25 +179,25 @@ def _tokens(model: Source, vocabulary: str | int | None) -> int:
     return _named("vocabulary", vocabulary, VOCABULARIES) if isinstance(vocabulary, str) else vocabulary
 
 
-def _known(quantization: str) -> str:
+def _checked_type(quantization: str) -> str:
     return _named("quantization", quantization, {kind: kind for kind in QUANTIZATIONS})
 
 
 _Value = TypeVar("_Value")
 
 
-def _named(what: str, name: str, known: Mapping[str, _Value]) -> _Value:
+def _named(what: str, name: str, choices: Mapping[str, _Value]) -> _Value:
     """Return what this name stands for. Raises: UsageError."""
-    if name not in known:
+    if name not in choices:
         raise UsageError(
-            f'{what} {shown(name)} is unknown; the nearest one is "{nearest(name, known)}" '
-            f"(there are {', '.join(known)})"
+            f'{what} {shown(name)} is unknown; the nearest one is "{nearest(name, choices)}" '
+            f"(there are {', '.join(choices)})"
         )
-    return known[name]
+    return choices[name]
 
 
 def _label(shape: Shape) -> str:
-    names = (name for name, known in SHAPES.items() if known == shape)
+    names = (name for name, choices in SHAPES.items() if choices == shape)
     return next(names, f"{shape.n_embd}x{shape.n_layer}")
 
 

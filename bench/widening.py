@@ -306,7 +306,7 @@ def _add_tokens(writer: gguf.GGUFWriter, source: Source, n_vocab: int) -> None:
 
 def _reading(source: Source) -> float:
     """Return the logit (below 0) that an added id typically has where the output norm's weight for it makes up for
-    the width alone: it varies with the size of the hidden state, which only running the model tells.
+    the width alone: it varies with the size of the hidden state, which only running the model shows.
     """
     n_vocab = source.n_vocab + 1
     shape = narrowest(source.shape)

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from eft_local.engine.request import Request as Request
     from eft_local.engine.step import Answer as Answer
     from eft_local.engine.step import Candidate as Candidate
+    from eft_local.engine.step import RoleStatistics as RoleStatistics
     from eft_local.engine.step import RoleTiming as RoleTiming
-    from eft_local.engine.step import RoleView as RoleView
     from eft_local.engine.step import Score as Score
     from eft_local.engine.step import Step as Step
     from eft_local.engine.stream import Stream as Stream
@@ -76,7 +76,7 @@ _HOMES = {
     "Request": "eft_local.engine.request",
     "Role": "eft_local.recipe",
     "RoleTiming": "eft_local.engine.step",
-    "RoleView": "eft_local.engine.step",
+    "RoleStatistics": "eft_local.engine.step",
     "Sampling": "eft_local.recipe",
     "Score": "eft_local.engine.step",
     "Step": "eft_local.engine.step",
@@ -111,8 +111,8 @@ __all__ = [
     "RecipeError",
     "Request",
     "Role",
+    "RoleStatistics",
     "RoleTiming",
-    "RoleView",
     "Sampling",
     "Score",
     "Step",

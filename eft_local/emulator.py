@@ -87,7 +87,7 @@ class Emulator:
         return emulator
 
     def prepare(self, *targets: str, progress: LoadProgress | None = None) -> None:
-        """Load what targets need and is not loaded yet; asked unprepared, they do it themselves.
+        """Load what targets need and is not loaded yet; without it they do so themselves.
 
         progress, Raises: as `load`.
         """
@@ -147,7 +147,7 @@ class Emulator:
     ) -> Stream:
         """Write one answer and call `on_step` with each step, in the engine's thread, which waits for it meanwhile.
 
-        Steps have evidence in place of statistics: `statistics.known` works these out in another thread. Otherwise as
+        Steps have evidence in place of statistics: `statistics.compute` works these out in another thread. Otherwise as
         `stream_chat`; wait for the answer by `Stream.wait`.
         """
         return self._stream(self.request(messages, options, prefix, record="evidence"), on_step)

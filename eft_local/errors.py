@@ -8,7 +8,7 @@
     ├── VocabularyMismatchError   4   the roles' tokens differ, so their logits cannot be combined
     ├── DownloadError             1   a model could not be fetched (no network, gated, wrong checksum, disk full)
     ├── ModelFileError            1   truncated, corrupted, not GGUF, or refused by llama.cpp
-    ├── UnsupportedModelError     1   a model that cannot do what was asked (rewind, decode)
+    ├── UnsupportedModelError     1   a model that cannot do what was requested (rewind, decode)
     ├── ContextOverflowError      1   a prompt longer than the context
     ├── EvaluationError           1   llama.cpp failed while it evaluated
     ├── OutOfMemoryError          1   no memory for weights or context
@@ -71,7 +71,7 @@ class ModelFileError(EftError):
 
 
 class UnsupportedModelError(EftError):
-    """A model lacks an ability that was asked for."""
+    """A model lacks an ability that was requested."""
 
 
 class ContextOverflowError(EftError):

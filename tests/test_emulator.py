@@ -61,7 +61,7 @@ def logprobs(emulator: Emulator, prompt: str, text: str, only="eft") -> np.ndarr
     return emulator.score(prompt, text, target=only).logprobs
 
 
-def test_an_answer_tells_what_other_programs_used(emulator, monkeypatch):
+def test_an_answer_reports_what_other_programs_used(emulator, monkeypatch):
     monkeypatch.setattr(CoreMeter, "use", lambda meter: CoreUse(1.5, 2))
     assert emulator.chat("hello").cores == CoreUse(1.5, 2)
     assert [answer.cores for answer in emulator.chat(["hello", "x"])] == [CoreUse(1.5, 2)] * 2
@@ -96,8 +96,8 @@ def test_the_roles_differ_and_so_does_the_mixture(emulator):
 
 def test_alpha_0_beta_1_is_the_base(emulator):
     emulator.recipe = emulator.recipe.replace(alpha=0.0, beta=1.0)
-    views = distributions(emulator, max_tokens=12)
-    np.testing.assert_allclose(views["eft"], views["base"], atol=1e-5)
+    by_role = distributions(emulator, max_tokens=12)
+    np.testing.assert_allclose(by_role["eft"], by_role["base"], atol=1e-5)
     assert all(step.change < 1e-5 and not step.top_changed for step in steps(emulator))
     for prompt in PROMPTS:
         assert emulator.chat(prompt).tokens == emulator.chat(prompt, target="base").tokens
@@ -105,29 +105,29 @@ def test_alpha_0_beta_1_is_the_base(emulator):
 
 def test_three_times_the_same_model_is_that_model(ggufs):
     with Emulator.load(recipe(ggufs, "small", "small", "small", alpha=1.7, beta=1.0)) as emulator:
-        views = distributions(emulator)
-        np.testing.assert_allclose(views["eft"], views["base"], atol=1e-4)
+        by_role = distributions(emulator)
+        np.testing.assert_allclose(by_role["eft"], by_role["base"], atol=1e-4)
         assert emulator.chat("hello").tokens == emulator.chat("hello", target="base").tokens
         emulator.recipe = emulator.recipe.replace(beta=1.5, conservative_filter=0.9)
-        views = distributions(emulator)
-        np.testing.assert_allclose(views["eft"], views["base"], atol=1e-4)
+        by_role = distributions(emulator)
+        np.testing.assert_allclose(by_role["eft"], by_role["base"], atol=1e-4)
 
 
 def test_base_equal_to_antiexpert_gives_the_expert(ggufs):
     with Emulator.load(recipe(ggufs, "small", "small", "tuned")) as emulator:
-        views = distributions(emulator)
-        np.testing.assert_allclose(views["eft"], views["helpful"], atol=1e-4)
+        by_role = distributions(emulator)
+        np.testing.assert_allclose(by_role["eft"], by_role["helpful"], atol=1e-4)
         for prompt in PROMPTS:
             assert emulator.chat(prompt).tokens == emulator.chat(prompt, target="expert").tokens
 
 
-def formula(views, alpha=1.0, beta=1.0, keep=None):
+def formula(by_role, alpha=1.0, beta=1.0, keep=None):
     """Base-last, in float64: written the other way round than eft_local.engine.mix."""
     m = 1.0 if keep is None else keep
     return (
-        views["antiexpert"]
-        + beta * m * (views["base"] - views["antiexpert"])
-        + alpha * (views["helpful"] - views["antiexpert"])
+        by_role["antiexpert"]
+        + beta * m * (by_role["base"] - by_role["antiexpert"])
+        + alpha * (by_role["helpful"] - by_role["antiexpert"])
     )
 
 
@@ -142,19 +142,19 @@ def top_p_set(logprobs: np.ndarray, p: float) -> np.ndarray:
 @pytest.mark.parametrize(("alpha", "beta"), [(1.0, 1.0), (0.4, 1.0), (2.0, 1.3), (-1.0, 1.0), (1.0, 0.0)])
 def test_the_formula_on_real_logits(emulator, alpha, beta):
     emulator.recipe = emulator.recipe.replace(alpha=alpha, beta=beta)
-    views = distributions(emulator)
-    np.testing.assert_allclose(views["eft"], log_softmax(formula(views, alpha, beta)), atol=2e-4)
+    by_role = distributions(emulator)
+    np.testing.assert_allclose(by_role["eft"], log_softmax(formula(by_role, alpha, beta)), atol=2e-4)
 
 
 @pytest.mark.parametrize("beta", [1.0, 1.4])
 def test_the_conservative_filter(emulator, beta):
     emulator.recipe = emulator.recipe.replace(conservative_filter=0.6, beta=beta)
-    views = distributions(emulator)
-    keep = top_p_set(views["helpful"], 0.6)
+    by_role = distributions(emulator)
+    keep = top_p_set(by_role["helpful"], 0.6)
     assert 0 < keep.mean() < 0.5
-    np.testing.assert_allclose(views["eft"], log_softmax(formula(views, 1.0, beta, keep)), atol=2e-4)
+    np.testing.assert_allclose(by_role["eft"], log_softmax(formula(by_role, 1.0, beta, keep)), atol=2e-4)
     # An unlikely token keeps the expert's log-probability, up to the normalisation.
-    for row, expert, kept in zip(views["eft"], views["helpful"], keep, strict=True):
+    for row, expert, kept in zip(by_role["eft"], by_role["helpful"], keep, strict=True):
         assert np.ptp((row - expert)[~kept]) < 1e-3
 
 
@@ -162,15 +162,17 @@ def test_plausibility_masks(emulator):
     emulator.recipe = emulator.recipe.replace(plausibility_mask=0.1, plausibility_top_p=0.8, alpha=3.0)
     masked, chosen = distributions(emulator)["eft"], emulator.chat("hello").tokens
     emulator.recipe = emulator.recipe.replace(plausibility_mask=None, plausibility_top_p=None)
-    views = {"eft": masked}
+    by_role = {"eft": masked}
     for name in emulator.roles:  # what is masked is no candidate, so the roles' own views of it are read without masks
         at_each = [distributions(emulator, prefix=chosen[:end], max_tokens=1)[name][0] for end in range(len(masked))]
-        views[name] = np.array(at_each)
-    allowed = top_p_set(views["base"], 0.8) & (views["base"] >= views["base"].max(-1, keepdims=True) + np.log(0.1))
+        by_role[name] = np.array(at_each)
+    allowed = top_p_set(by_role["base"], 0.8) & (
+        by_role["base"] >= by_role["base"].max(-1, keepdims=True) + np.log(0.1)
+    )
     assert 0 < allowed.mean() < 0.5
-    np.testing.assert_array_equal(np.isfinite(views["eft"]), allowed)
-    expected = log_softmax(np.where(allowed, formula(views, 3.0), -np.inf))
-    np.testing.assert_allclose(views["eft"][allowed], expected[allowed], atol=2e-4)
+    np.testing.assert_array_equal(np.isfinite(by_role["eft"]), allowed)
+    expected = log_softmax(np.where(allowed, formula(by_role, 3.0), -np.inf))
+    np.testing.assert_allclose(by_role["eft"][allowed], expected[allowed], atol=2e-4)
     assert all(row[token] for row, token in zip(allowed, chosen, strict=False))
 
 
@@ -273,9 +275,9 @@ def test_score_at_the_edges_of_a_chunk(emulator, length):
 
 def test_facts_do_not_change_the_answer(emulator):
     for only, name in (("eft", "eft"), ("expert", "helpful")):
-        with_facts, without = steps(emulator, target=only), steps(emulator, target=only, statistics=False)
-        assert [step.token for step in with_facts] == [step.token for step in without]
-        assert all(step.logprob == step.roles[name].logprob for step in with_facts)
+        with_statistics, without = steps(emulator, target=only), steps(emulator, target=only, statistics=False)
+        assert [step.token for step in with_statistics] == [step.token for step in without]
+        assert all(step.logprob == step.roles[name].logprob for step in with_statistics)
         assert all(step.logprob is None and not step.roles for step in without)
 
 
@@ -390,13 +392,13 @@ def test_several_experts_and_their_own_antiexperts(ggufs):
         assert set(emulator.targets) == {"eft", "expert", *emulator.roles}
         for alphas, beta in (({"helpful": 1.0, "kind": 0.5}, 1.0), ({"helpful": -0.3, "kind": 1.1}, 1.2)):
             emulator.recipe = emulator.recipe.replace(alpha=alphas, beta=beta)
-            views = distributions(emulator)
-            expected = formula(views, alphas["helpful"], beta)
-            expected += alphas["kind"] * (views["kind"] - views["kind.antiexpert"])
-            np.testing.assert_allclose(views["eft"], log_softmax(expected), atol=3e-4)
+            by_role = distributions(emulator)
+            expected = formula(by_role, alphas["helpful"], beta)
+            expected += alphas["kind"] * (by_role["kind"] - by_role["kind.antiexpert"])
+            np.testing.assert_allclose(by_role["eft"], log_softmax(expected), atol=3e-4)
         with_expert = emulator.chat("hello", target="expert")
         assert with_expert.tokens == emulator.chat("hello", target="helpful").tokens
-        np.testing.assert_allclose(views["helpful"], views["kind.antiexpert"], atol=1e-4)
+        np.testing.assert_allclose(by_role["helpful"], by_role["kind.antiexpert"], atol=1e-4)
 
 
 def test_a_file_is_loaded_once_however_many_roles_use_it(ggufs, monkeypatch):
@@ -412,7 +414,7 @@ def test_a_file_is_loaded_once_however_many_roles_use_it(ggufs, monkeypatch):
         assert len(emulator.engine.cache.contexts) == 2, "roles on the same weights are sequences of one context"
 
 
-def test_compare_models_are_loaded_when_asked_for(ggufs, monkeypatch):
+def test_compare_models_are_loaded_when_requested(ggufs, monkeypatch):
     loads = []
     load = Model.load
     monkeypatch.setattr(Model, "load", lambda path, **options: loads.append(path.name) or load(path, **options))

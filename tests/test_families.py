@@ -196,12 +196,12 @@ def files(folder: Path, base: Tokens, tuned: Tokens, **metadata: object) -> Reci
 @pytest.mark.parametrize("name", FINE_TUNES)
 def test_fine_tunes_run(tmp_path: Path, name: str, caplog: pytest.LogCaptureFixture) -> None:
     base, tuned = FINE_TUNES[name]
-    known = {text for text, kind in zip(base.texts, base.types, strict=True) if kind != 5}
+    expected = {text for text, kind in zip(base.texts, base.types, strict=True) if kind != 5}
     with Emulator.load(files(tmp_path, base, tuned)) as emulated:
         voice = emulated.models.roles["kind"].vocabulary
         for seed in range(6):
             answer = emulated.chat("Where <is> it?", seed=seed)
-            assert {voice.texts()[token].decode() for token in answer.tokens} <= known
+            assert {voice.texts()[token].decode() for token in answer.tokens} <= expected
         emulated.score("Where?", " <|im_end|> w1")
         emulated.chat("Where?", target="kind")
     own = [record.getMessage() for record in caplog.records if record.getMessage().startswith("kind has special")]
@@ -271,7 +271,7 @@ def test_what_llama_warns_of_is_passed_on_once(tmp_path: Path, caplog: pytest.Lo
     )
 
 
-def test_a_context_beyond_training_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_context_beyond_training_is_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     Emulator.load(files(tmp_path, BASE, BASE).replace(context=600)).close()
     assert "context = 600, but tuned.gguf was trained with 512 tokens: beyond them it may ramble" in warnings(caplog)
 
@@ -322,10 +322,10 @@ def test_variants_of_a_real_model(
         antiexpert=Role(model=str(smollm2)),
         experts={"kind": Expert(model=str(variant))},
     ).replace(temperature=0, max_tokens=8, draft="off", threads=1, threads_batch=1)
-    asked = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "List three fruits."}]
+    requested = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "List three fruits."}]
     with Emulator.load(recipe) as emulated:
-        answer = emulated.chat(asked)
-        assert answer.text == emulated.chat(asked, target="kind").text
+        answer = emulated.chat(requested)
+        assert answer.text == emulated.chat(requested, target="kind").text
         assert answer.text
     assert sum(said in line for line in warnings(caplog)) == 1
     moved = "variant.gguf takes no system text: it goes before the first question"

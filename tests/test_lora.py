@@ -15,7 +15,7 @@ from gguf.constants import GGMLQuantizationType
 
 from eft_local import Emulator, Recipe
 from eft_local.backends.base import ContextOptions, Rows
-from eft_local.backends.llamacpp import Adapter, Model, trial
+from eft_local.backends.llamacpp import Adapter, Model, file_probe
 from eft_local.bench.gguf_zeros import Shape
 from eft_local.bench.studies.gguf_factory import LORA_TARGETS, ModelSpec, bpe, write_adapter, write_model
 from eft_local.errors import Cancelled, EftError, ModelFileError, ModelNotFoundError, UnsupportedModelError
@@ -380,7 +380,7 @@ def test_embeddings_can_be_adapted(files, tmp_path):
         assert np.isfinite(context.logits()).all()
 
 
-def test_changes_that_llama_cpp_leaves_out_are_told(files, tmp_path, caplog):
+def test_changes_that_llama_cpp_leaves_out_are_reported(files, tmp_path, caplog):
     check_adapter(adapter_file(tmp_path / "adapter.gguf", Q | {"blk.0.attn_norm.weight": (32,)}), files / "model.gguf")
     assert "changes 1 norms, which llama.cpp leaves as they are" in caplog.text
 
@@ -394,7 +394,7 @@ def test_every_truncation_is_refused(files, tmp_path):
             check_adapter(path, files / "model.gguf")
 
 
-def test_models_and_adapters_are_told_apart(files):
+def test_models_and_adapters_are_reported_apart(files):
     with pytest.raises(ModelFileError, match="is an adapter, not a model; name it as `lora`"):
         check_gguf(files / "lora.gguf")
     assert "is a model, not a LoRA adapter" in refusal(files / "model.gguf", files / "model.gguf")
@@ -402,7 +402,7 @@ def test_models_and_adapters_are_told_apart(files):
         check_adapter(files / "no-such.gguf", files / "model.gguf")
 
 
-def test_an_adapter_that_is_not_there_is_told_before_anything_is_loaded(tmp_path, monkeypatch):
+def test_an_adapter_that_is_not_there_is_reported_before_anything_is_loaded(tmp_path, monkeypatch):
     monkeypatch.setattr(Model, "load", lambda path, **options: pytest.fail("loaded"))
     with pytest.raises(ModelNotFoundError, match=r"nowhere\.gguf"):
         Emulator.load(trio(tmp_path, "demo:small", 'model = "@antiexpert"\nlora = "nowhere.gguf"'))
@@ -411,7 +411,7 @@ def test_an_adapter_that_is_not_there_is_told_before_anything_is_loaded(tmp_path
 # loading
 
 
-def test_a_trial_catches_what_the_check_overlooks(files, tmp_path, monkeypatch):
+def test_a_probe_catches_what_the_check_overlooks(files, tmp_path, monkeypatch):
     """A tied model's embedding: llama.cpp asserts."""
     model = write_model(tmp_path / "tied.gguf", ModelSpec(Shape(tied=True), bpe()))
     tensors = {"token_embd.weight.lora_a": (265, 2), "token_embd.weight.lora_b": (32, 2)}
@@ -434,11 +434,11 @@ def test_an_adapter_of_no_numbers_is_refused(files, tmp_path):
         Adapter.load(model, tmp_path / "nan.gguf")
 
 
-def test_a_trial_is_remembered_for_the_pair(files, tmp_path, monkeypatch):
+def test_a_probe_is_remembered_for_the_pair(files, tmp_path, monkeypatch):
     tried = []
     shutil.copy(files / "lora.gguf", tmp_path / "lora.gguf")
     monkeypatch.setattr(
-        trial, "run_child", lambda _code, _arguments, files, _waiting: tried.append(files) or trial.Ended(0)
+        file_probe, "run_child", lambda _code, _arguments, files, _waiting: tried.append(files) or file_probe.Ended(0)
     )
     for name in ("model", "model", "deep"):
         with Model.load(files / f"{name}.gguf", trusted=True) as model:
@@ -446,26 +446,26 @@ def test_a_trial_is_remembered_for_the_pair(files, tmp_path, monkeypatch):
     assert [[path.name for path in pair] for pair in tried] == [["model.gguf", "lora.gguf"], ["deep.gguf", "lora.gguf"]]
 
 
-def test_a_trial_can_be_cancelled(files, tmp_path):
+def test_a_probe_can_be_cancelled(files, tmp_path):
     shutil.copy(files / "lora.gguf", tmp_path / "fresh.gguf")
     recipe = trio(files, "model.gguf", f'model = "@antiexpert"\nlora = "{tmp_path / "fresh.gguf"}"')
     recipe = recipe.replace(base=recipe.antiexpert)
-    asked = []
+    requested = []
 
     def stop(name: str, fraction: float) -> bool:
-        asked.append(name)
+        requested.append(name)
         return name != "fresh.gguf"
 
     with pytest.raises(Cancelled):
         Emulator.load(recipe, progress=stop)
-    assert asked[-1] == "fresh.gguf"
+    assert requested[-1] == "fresh.gguf"
 
 
-def test_what_llama_cpp_refuses_is_told(files, tmp_path):
+def test_what_llama_cpp_refuses_is_reported(files, tmp_path):
     path = adapter_file(tmp_path / "adapter.gguf", Q, architecture="qwen2")
     with Model.load(files / "model.gguf") as model:
         with pytest.raises(ModelFileError, match=r"refused the LoRA adapter .* arch .*mismatch"):
-            Adapter.load_untried(model, path)
+            Adapter.load_unprobed(model, path)
         with pytest.raises(UnsupportedModelError):
             Adapter.load(model, adapter_file(tmp_path / "a.gguf", Q, adapter__alora__invocation_tokens=[1]))
 

@@ -118,7 +118,7 @@ def test_what_cannot_be_kept_names_the_variable(run: Run, tmp_path: Path) -> Non
     ran = run("chat", "--plain", "--save", stdin=b"one\ntwo\n")
     assert (ran.code, ran.out) == (0, "eft answers one\neft answers two\n")
     assert [line for line in ran.err.splitlines() if "EFT_HOME" in line][1:] == [
-        f"eft: chats cannot be saved: {NO_HOME}; set EFT_HOME to a folder for them; this chat goes on unsaved"
+        f"eft: chats cannot be saved: {NO_HOME}; set EFT_HOME to a folder for them; this chat continues unsaved"
     ]
     assert "set EFT_HOME" in run("recipes", "new", "x", "--base", "a", "--antiexpert", "b", "--expert", "c").err
     listed = inventory()
@@ -128,18 +128,18 @@ def test_what_cannot_be_kept_names_the_variable(run: Run, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize(
-    ("value", "told"),
+    ("value", "reported"),
     [("~nobody-of-that-name/x", "there is no such user's home; give a whole path"), (__file__, "is not a folder")],
 )
-def test_a_home_of_its_own_that_can_be_no_folder_is_told(
-    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, value: str, told: str
+def test_a_home_of_its_own_that_can_be_no_folder_is_reported(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, value: str, reported: str
 ) -> None:
     monkeypatch.setenv("EFT_HOME", value)
     for command in ("ask hello", "recipes", "chat --plain"):
         ran = run(*command.split(), stdin=b"hello")
         assert (ran.code, ran.err.count("\n")) == (2, 1)
         assert ran.err.startswith("eft: EFT_HOME=")
-        assert told in ran.err
+        assert reported in ran.err
     assert not list(tmp_path.iterdir())
 
 
@@ -147,5 +147,5 @@ def test_a_folder_that_cannot_be_written_to_is_said(run: Run, monkeypatch: pytes
     monkeypatch.setenv("EFT_HOME", f"{__file__}/home")
     ran = run("ask", "hello")
     assert (ran.code, ran.out) == (0, "eft answers hello\n")
-    told = f"what is measured here cannot be kept: {__file__}/home/cache cannot be written to; set EFT_HOME to"
-    assert ran.err.startswith(told)
+    reported = f"what is measured here cannot be kept: {__file__}/home/cache cannot be written to; set EFT_HOME to"
+    assert ran.err.startswith(reported)

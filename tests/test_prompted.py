@@ -91,8 +91,8 @@ def test_an_antiexpert_that_is_the_base_is_evaluated_with_it():
         assert [len(batch) for batch in weights["base"].batches] == [2] * 8
         for step in steps:
             by_token = sorted(step.candidates, key=lambda each: each.token)
-            views = {name: np.array([each.roles[name].logprob for each in by_token]) for name in step.roles}
-            assert np.ptp(views["base"] + 1.5 * (views["helpful"] - views["base"]) - views["eft"]) < 1e-3
+            by_role = {name: np.array([each.roles[name].logprob for each in by_token]) for name in step.roles}
+            assert np.ptp(by_role["base"] + 1.5 * (by_role["helpful"] - by_role["base"]) - by_role["eft"]) < 1e-3
         plain = tuple(step.token for step in steps)
         for source in ("expert", "proxy", "ngram+proxy"):
             for draft in (3, "auto"):
@@ -197,8 +197,10 @@ def test_batches_of_unequal_rows_in_shared_contexts(exact, draft):
 def test_prompts_change_without_a_reload(exact):
     with Emulator.load(exact) as loaded:
         before = loaded.chat(QUESTION)
-        told = replace(exact.experts["told"], prompt=Prompt("plain", instructions="the hello of the words, and longer"))
-        loaded.recipe = exact.replace(experts={**exact.experts, "told": told})
+        reported = replace(
+            exact.experts["told"], prompt=Prompt("plain", instructions="the hello of the words, and longer")
+        )
+        loaded.recipe = exact.replace(experts={**exact.experts, "told": reported})
         after = loaded.chat(QUESTION)
     assert after.prompt_tokens["told"] > before.prompt_tokens["told"]
     assert after.prompt_tokens["base"] == before.prompt_tokens["base"]
@@ -328,9 +330,9 @@ def test_down_scaling_is_the_same_formula():
         steps = list(loaded.stream_chat("What is the capital of Peru?", top=4096, max_tokens=3))
     for step in steps:
         by_token = sorted(step.candidates, key=lambda each: each.token)
-        views = {name: np.array([each.roles[name].logprob for each in by_token]) for name in step.roles}
-        mixed = views["base"] + views["large-tuned"] - views["antiexpert"]
-        difference = mixed - views["eft"]
+        by_role = {name: np.array([each.roles[name].logprob for each in by_token]) for name in step.roles}
+        mixed = by_role["base"] + by_role["large-tuned"] - by_role["antiexpert"]
+        difference = mixed - by_role["eft"]
         assert np.ptp(difference) < 1e-3, "equal but for the normaliser"
 
 
@@ -349,6 +351,6 @@ def test_negative_weights_push_away():
         loaded.recipe = loaded.recipe.replace(alpha=-1.5)
         for step in loaded.stream_chat(QUESTION, top=130, max_tokens=4):
             by_token = sorted(step.candidates, key=lambda each: each.token)
-            views = {name: np.array([each.roles[name].logprob for each in by_token]) for name in step.roles}
-            mixed = views["base"] - 1.5 * (views["helpful"] - views["antiexpert"])
-            assert np.ptp(mixed - views["eft"]) < 1e-3
+            by_role = {name: np.array([each.roles[name].logprob for each in by_token]) for name in step.roles}
+            mixed = by_role["base"] - 1.5 * (by_role["helpful"] - by_role["antiexpert"])
+            assert np.ptp(mixed - by_role["eft"]) < 1e-3

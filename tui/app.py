@@ -135,23 +135,23 @@ class ChatApp(App[None], inherit_bindings=False):
             self.complain(self._warning)
 
     def _resume(self, chat: str | None) -> None:
-        """Open the chat that the app was started with; its recipe gives way to one that was asked for."""
-        asked, system = self.session.recipe, self.session.system
+        """Open the chat that the app was started with; its recipe gives way to one that was requested."""
+        requested, system = self.session.recipe, self.session.system
         try:
             if chat is not None:
-                self.session.open(chat, asked if self._own_recipe else None)
+                self.session.open(chat, requested if self._own_recipe else None)
         except EftError as error:
             self._warning = str(error)
         if system is not None:
             self.session.set_system(system)
-        self.load(asked if self._own_recipe else self.session.recipe)
+        self.load(requested if self._own_recipe else self.session.recipe)
 
     # What the engine says
 
     async def beat(self) -> None:
         """Hand on what the engine has said since the last beat."""
         async with self._changing:
-            busy = self.engine.busy  # asked first: what it says after that is heard by the next beat
+            busy = self.engine.busy  # read first: what it says after that is heard by the next beat
             events = self.engine.drain()
             self.quiet = not events and not busy
             if self.quiet:
@@ -182,7 +182,7 @@ class ChatApp(App[None], inherit_bindings=False):
         unsaved = self.session.unsaved
         if unsaved is not None and unsaved is not self._unsaved:
             self._unsaved = unsaved
-            self.complain(f"{unsaved}; this chat goes on unsaved")
+            self.complain(f"{unsaved}; this chat continues unsaved")
 
     def stop(self) -> None:
         """Stop loading or the answer."""

@@ -14,7 +14,7 @@ PACE = 0.05
 """Seconds between two looks at what was written."""
 
 LATEST = 1.0
-"""Seconds that a token waits for its facts, unless somebody looks at them: an answer is then written in less time."""
+"""Seconds that a token waits for its statistics, unless they are on the screen: an answer is then written faster."""
 
 AT_ONCE = 64
 """Steps that are worked on together: all of a second's at once would keep the thread that draws waiting."""
@@ -24,20 +24,20 @@ MOST_WAITING = 64 << 20
 
 
 class Describer:
-    """Takes the steps of one answer as they are made, and tells their facts soon after. Finish or close it."""
+    """Takes the steps of one answer as they are made, and reports their statistics soon after. Finish or close it."""
 
     def __init__(
-        self, tell: Callable[[int, Sequence[Step]], None], watched: Callable[[], bool] = lambda: False
+        self, report: Callable[[int, Sequence[Step]], None], watched: Callable[[], bool] = lambda: False
     ) -> None:
-        """tell: called, in the second thread, with the place of the first step and the steps with their facts.
+        """report: called, in the second thread, with the place of the first step and the steps with their statistics.
 
         watched: whether somebody looks at them, and wants them soon.
         """
-        self._tell = tell
+        self._report = report
         self._watched = watched
         self._steps: list[Step] = []
         self._most = 1  # steps that may wait
-        self._told = 0
+        self._reported = 0
         self._ended = threading.Event()
         self._error: Exception | None = None
         self._thread = threading.Thread(target=self._run, name="describer", daemon=True)
@@ -52,20 +52,20 @@ class Describer:
                 time.sleep(0.001)
 
     def finish(self) -> Sequence[Step]:
-        """Return all steps with their facts. Raises: what went wrong with one of them."""
+        """Return all steps with their statistics. Raises: what went wrong with one of them."""
         self.close()
         if self._error is not None:
             raise self._error
         return self._steps
 
     def close(self) -> None:
-        """Wait until all that was added is told."""
+        """Wait until all that was added is reported."""
         self._ended.set()
         self._thread.join()
 
     @property
     def _waiting(self) -> int:
-        return len(self._steps) - self._told
+        return len(self._steps) - self._reported
 
     def _run(self) -> None:
         ended, looked_at = False, time.monotonic()
@@ -80,10 +80,10 @@ class Describer:
             self._error = error
 
     def _look(self) -> None:
-        from eft_local.engine.statistics import known
+        from eft_local.engine.statistics import compute
 
-        while new := self._steps[self._told :][:AT_ONCE]:
-            found = known(new)
-            self._steps[self._told : self._told + len(new)] = found
-            self._tell(self._told, found)
-            self._told += len(new)
+        while new := self._steps[self._reported :][:AT_ONCE]:
+            found = compute(new)
+            self._steps[self._reported : self._reported + len(new)] = found
+            self._report(self._reported, found)
+            self._reported += len(new)

@@ -92,8 +92,8 @@ class Wrote:
 
 
 @dataclass(frozen=True, slots=True)
-class Known:
-    """What each role thought of some tokens that were told of before; the first of them is the answer's `start`-th."""
+class Computed:
+    """What each role thought of some tokens that were reported before; the first of them is the answer's `start`-th."""
 
     number: int
     start: int
@@ -104,14 +104,14 @@ class Known:
 class Finished:
     """An answer is complete, or was stopped: then `answer.finish_reason` says so.
 
-    steps: all of it, those that it began with too.  facts: the same as the history keeps it; None if nothing was to be
-    recorded, or there was nothing to compare.
+    steps: all of it, those that it began with too.  statistics: the same as the history keeps it; None if nothing was
+    to be recorded, or there was nothing to compare.
     """
 
     number: int
     answer: Answer
     steps: Sequence[Step]
-    facts: bytes | None
+    statistics: bytes | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +129,7 @@ class Warned:
     text: str
 
 
-Event = Loading | Loaded | LoadFailed | Started | Wrote | Known | Finished | Failed | Warned
+Event = Loading | Loaded | LoadFailed | Started | Wrote | Computed | Finished | Failed | Warned
 
 
 def load(recipe: Recipe, only: str, progress: Progress) -> Emulator:
@@ -164,7 +164,7 @@ class _Warnings(logging.Handler):
 
 
 class Engine:
-    """Loads recipes and writes answers in the order they are asked for; every method returns at once."""
+    """Loads recipes and writes answers in the order they are requested; every method returns at once."""
 
     def __init__(self, load: Load = load) -> None:
         self._load = load
@@ -176,7 +176,7 @@ class Engine:
         self._emulator: Emulator | None = None
         self._stream: Stream | None = None  # of the answer that is being written
         self._request: Request | None = None
-        self.watched = False  # somebody looks at the facts of what is written
+        self.watched = False  # somebody looks at the statistics of what is written
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
 
@@ -186,7 +186,7 @@ class Engine:
         return bool(self._jobs)
 
     def load(self, recipe: Recipe, only: str = "eft") -> None:
-        """Free what is loaded and load a recipe's models; those that a target does without, when others are asked."""
+        """Free what is loaded and load a recipe's models; those a target does without, when others are requested."""
         self._add(_Job(recipe, only))
 
     def write(self, request: Request) -> int:
@@ -257,13 +257,13 @@ class Engine:
             self._events.append(Loaded(recipe, tuple(self._emulator.targets)))
 
     def _progress(self, job: _Job) -> Progress:
-        told: Loading | None = None
+        reported: Loading | None = None
 
         def progress(role: str, fraction: float) -> bool:
-            nonlocal told
-            news = Loading(role, round(fraction, 2))  # llama.cpp tells every tensor
-            if news != told:
-                told = news
+            nonlocal reported
+            news = Loading(role, round(fraction, 2))  # llama.cpp reports every tensor
+            if news != reported:
+                reported = news
                 self._events.append(news)
             return not job.stopped
 
@@ -273,7 +273,7 @@ class Engine:
         emulator = self._emulator
         number = request.number
         describer = Describer(
-            lambda start, steps: self._events.append(Known(number, start, steps)), lambda: self.watched
+            lambda start, steps: self._events.append(Computed(number, start, steps)), lambda: self.watched
         )
 
         def on_step(step: Step) -> None:

@@ -43,7 +43,7 @@ class Inventory:
 
 
 def inventory() -> Inventory:
-    """Read recipes and cache; asks nobody on the network."""
+    """Read recipes and cache; does not use the network."""
     from eft_local.hub import cache
 
     try:

@@ -37,7 +37,7 @@ of llama.cpp for some microseconds only, and after each waits that long: Python'
 class Opening:
     """What the app is opened with.
 
-    own_recipe: `recipe` was asked for, and wins over the one of a chat that is opened.
+    own_recipe: `recipe` was requested, and wins over the one of a chat that is opened.
     chat: the id of a saved chat; resume: the latest one.  save: keep chats in the history.
     """
 

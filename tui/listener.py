@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Protocol
 from eft_local.analysis.format import share
 from eft_local.errors import ContextOverflowError, EftError
 from eft_local.tui.engine import (
+    Computed,
     Engine,
     Event,
     Failed,
     Finished,
-    Known,
     Loaded,
     LoadFailed,
     Loading,
@@ -87,7 +87,7 @@ class Listener:
         """Show what happened since the last call; the tokens of one call are shown together."""
         text, news = "", False
         for event in events:
-            if isinstance(event, Wrote | Known) and (writing := self._writing(event)) is not None:
+            if isinstance(event, Wrote | Computed) and (writing := self._writing(event)) is not None:
                 news = True
                 if isinstance(event, Wrote):
                     text += writing.add(event.step)
@@ -104,7 +104,7 @@ class Listener:
             except EftError as error:
                 self._face.complain(str(error))
 
-    def _writing(self, event: Wrote | Known | Finished | Failed) -> Writing | None:
+    def _writing(self, event: Wrote | Computed | Finished | Failed) -> Writing | None:
         """Return the session's answer, if the event is of it."""
         return self._session.writing if event.number == self._number else None
 
@@ -121,7 +121,7 @@ class Listener:
         unsaved = writing.writer.error
         if unsaved is not None and str(unsaved) != self._unsaved:
             self._unsaved = str(unsaved)
-            self._face.complain(f"{unsaved}; the answer goes on unsaved")
+            self._face.complain(f"{unsaved}; the answer continues unsaved")
 
     async def _hear(self, event: Event) -> None:
         face, footer = self._face, self._footer
@@ -147,7 +147,7 @@ class Listener:
         writing, view = self._writing(event), self._chat.answer_view(session.writing)
         try:
             if writing is not None:
-                session.finish(answer, event.steps, event.facts)
+                session.finish(answer, event.steps, event.statistics)
         finally:
             await self._end(view)
         if writing is not None:

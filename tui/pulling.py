@@ -15,12 +15,12 @@ if TYPE_CHECKING:
 
 
 class Puller:
-    """Downloads what is asked for; `state` says on one line how it stands."""
+    """Downloads what is requested; `state` says on one line how it stands."""
 
     def __init__(self) -> None:
         self.title = ""
         self.state = ""
-        self.share: float | None = None  # of the bytes, that is here
+        self.share: float | None = None  # of the bytes, that is downloaded
         self.error: EftError | None = None  # that ended the last one
         self.ended = 0  # downloads that came to an end, one way or another
         self._thread: threading.Thread | None = None
@@ -43,7 +43,7 @@ class Puller:
         self._thread.start()
 
     def stop(self) -> None:
-        """Stop; what has come stays, and the next pull goes on from there."""
+        """Stop; what has come stays, and the next pull continues from there."""
         self._stopped.set()
 
     def close(self, patience: float = 5.0) -> None:

@@ -1,4 +1,4 @@
-"""How soon a long prompt stops when it is asked to. See bench/README.md."""
+"""How soon a long prompt stops on request. See bench/README.md."""
 
 from __future__ import annotations
 
@@ -39,12 +39,12 @@ def measure_stop(context: Context, tokens: list[int], delay: float) -> float | N
     thread = threading.Thread(target=evaluate)
     thread.start()
     time.sleep(delay)
-    asked = time.perf_counter()
+    requested = time.perf_counter()
     context.abort()
     thread.join()
     context.resume()
     context.rewind(0, length)
-    return 1000 * (ended["at"] - asked) if ended else None
+    return 1000 * (ended["at"] - requested) if ended else None
 
 
 def measure(model: Model, ubatch: int, length: int, stops: int) -> dict[str, Any]:

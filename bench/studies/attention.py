@@ -27,7 +27,7 @@ WAYS = {"ours": True, "llama.cpp's": True, "without": False}
 
 
 def measure(model: Model, tokens: int) -> dict[str, dict[str, float]]:
-    """Return the least seconds of a prompt, and of some rows behind it, each way."""
+    """Return the least seconds of a prompt, and of some rows after it, each way."""
     seconds: dict[str, dict[str, float]] = {name: {} for name in ("prompt", *map(str, ROWS))}
     with ExitStack() as stack:
         contexts: dict[str, Context] = {}

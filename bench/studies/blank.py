@@ -23,7 +23,7 @@ _NIBBLE_WIDTH = 4.61  # of uniform 0…15
 
 
 def blank_model(folder: Path, shape: str, vocabulary: str, seed: int, layers: int | None = None) -> Path:
-    """Return the Q4_0 file of this shape and seed, with fewer layers if asked; written when it is not there."""
+    """Return the Q4_0 file of this shape and seed, with fewer layers if requested; written when it is not there."""
     whole = SHAPES[shape]
     layers = layers or whole.n_layer
     path = folder / f"blank-{shape}-{layers}-layers-{vocabulary}-{seed}.gguf"

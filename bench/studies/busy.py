@@ -39,7 +39,7 @@ PEERS = 2
 
 
 def main() -> None:
-    """Measure and print; with a recipe's file behind --serve, be one of the processes."""
+    """Measure and print; with a recipe's file after --serve, be one of the processes."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--recipe", default="demo")
@@ -80,7 +80,7 @@ def _recipe(options: argparse.Namespace) -> Recipe:
 
 
 class Writer:
-    """A process that has the models loaded and writes when it is told to. Close it, or use it in a `with`."""
+    """A process that has the models loaded and writes on command. Close it, or use it in a `with`."""
 
     def __init__(self, recipe: str, *, old: bool = False) -> None:
         """recipe: TOML.  old: a thread per core that waits as long as OpenMP does by itself."""

@@ -19,7 +19,7 @@ KINDS = {
     "prompted": ("", '"@base"', 'instructions = "Answer like a friendly teacher, and at length."'),
     "context": ('"@base"', '"@base"', 'instructions = "Answer like a friendly teacher, and at length."'),
 }
-"""One model in all roles: files of their own with one prompt; an expert that is told more; the base as antiexpert."""
+"""One model in all roles: files of their own with one prompt; an expert with instructions; the base as antiexpert."""
 SEED = 7
 TEMPERATURES = (0.0, 0.8)
 PARALLEL = (2, 4, 8)
@@ -81,7 +81,7 @@ def recipe_on(path: Path, kind: str, context: int, max_tokens: int, threads: int
 
 def questions(path: Path, count: int, longest: int) -> list[Conversation]:
     """Return questions of some 20 tokens to, with a text before them, `longest`; most are short, as people's are."""
-    asked = (
+    conversations = (
         "Tell the story of this river at length.",
         "Describe in detail who works at the saw, and how.",
         "Write a long letter about the trees that grow there.",
@@ -94,43 +94,43 @@ def questions(path: Path, count: int, longest: int) -> list[Conversation]:
     for number in range(count):
         length = int(longest / per_word * (number / max(1, count - 1)) ** 4)
         text = " ".join(words[number : number + length])
-        made.append([Message(role="user", content=f"{text}\n\n{asked[number % len(asked)]}")])
+        made.append([Message(role="user", content=f"{text}\n\n{conversations[number % len(conversations)]}")])
     return made
 
 
-def alone(loaded: Emulator, recipe: Recipe, asked: Sequence[Conversation]) -> list[Answer]:
+def alone(loaded: Emulator, recipe: Recipe, conversations: Sequence[Conversation]) -> list[Answer]:
     """Answer each by itself, with nothing of another one in any cache: an emulator that has just been loaded."""
     answers = []
-    for each in asked:
+    for each in conversations:
         loaded.forget()
         answers.append(loaded.chat(each, recipe=recipe, seed=SEED))
     return answers
 
 
-def after_others(loaded: Emulator, recipe: Recipe, asked: Sequence[Conversation]) -> list[Answer]:
-    return [loaded.chat(each, recipe=recipe, seed=SEED) for each in asked]
+def after_others(loaded: Emulator, recipe: Recipe, conversations: Sequence[Conversation]) -> list[Answer]:
+    return [loaded.chat(each, recipe=recipe, seed=SEED) for each in conversations]
 
 
 def in_batches(parallel: int) -> Ask:
-    def ask(loaded: Emulator, recipe: Recipe, asked: Sequence[Conversation]) -> list[Answer]:
+    def ask(loaded: Emulator, recipe: Recipe, conversations: Sequence[Conversation]) -> list[Answer]:
         loaded.forget()
-        return loaded.chat(list(asked), recipe=recipe, seed=SEED, parallel=parallel)
+        return loaded.chat(list(conversations), recipe=recipe, seed=SEED, parallel=parallel)
 
     return ask
 
 
 def with_drafts(draft: int | str) -> Ask:
-    return lambda loaded, recipe, asked: after_others(loaded, recipe.replace(draft=draft), asked)
+    return lambda loaded, recipe, conversations: after_others(loaded, recipe.replace(draft=draft), conversations)
 
 
-def second_turns(firsts: Sequence[Answer], asked: Sequence[Conversation]) -> list[Conversation]:
+def second_turns(firsts: Sequence[Answer], conversations: Sequence[Conversation]) -> list[Conversation]:
     return [
         [
             *each,
             Message(role="assistant", content=first.text),
             Message(role="user", content="And what else?"),
         ]
-        for each, first in zip(asked, firsts, strict=True)
+        for each, first in zip(conversations, firsts, strict=True)
     ]
 
 
@@ -140,7 +140,7 @@ CIRCUMSTANCES: dict[str, Ask] = {
 }
 
 
-def compare(path: Path, asked: Sequence[Conversation], recipe: Recipe) -> Iterator[Comparison]:
+def compare(path: Path, conversations: Sequence[Conversation], recipe: Recipe) -> Iterator[Comparison]:
     """Compare answers in each circumstance with those alone."""
     kind, context, temperature = recipe.name, recipe.context, recipe.sampling.temperature
 
@@ -152,23 +152,23 @@ def compare(path: Path, asked: Sequence[Conversation], recipe: Recipe) -> Iterat
 
     plain = recipe.replace(draft="off")
     with Emulator.load(recipe) as loaded:
-        expected = alone(loaded, plain, asked)
-        later = second_turns(expected, asked)
+        expected = alone(loaded, plain, conversations)
+        second = second_turns(expected, conversations)
         turns = [
             [loaded.chat(conversation, recipe=plain, seed=SEED) for conversation in (first, first, second)]
-            for first, second in zip(asked, later, strict=True)
+            for first, second in zip(conversations, second, strict=True)
         ]
         others, again, continued = ([three[turn] for three in turns] for turn in range(3))
         yield compared("after others", loaded.exact, expected, others)
         yield compared("regenerated", loaded.exact, expected, again)
-        yield compared("second turns, continued", loaded.exact, alone(loaded, plain, later), continued)
+        yield compared("second turns, continued", loaded.exact, alone(loaded, plain, second), continued)
         for circumstance, ask in CIRCUMSTANCES.items():
-            yield compared(circumstance, loaded.exact, expected, ask(loaded, plain, asked))
+            yield compared(circumstance, loaded.exact, expected, ask(loaded, plain, conversations))
         if kind == "three":
-            found = [loaded.chat(each, target="own", recipe=plain, seed=SEED) for each in asked]
+            found = [loaded.chat(each, target="own", recipe=plain, seed=SEED) for each in conversations]
             yield compared("the expert alone", loaded.exact, expected, found)
     with Emulator.load(recipe.replace(batch=CHUNK, ubatch=CHUNK)) as loaded:
-        yield compared("prompts in parts", loaded.exact, expected, after_others(loaded, recipe, asked))
+        yield compared("prompts in parts", loaded.exact, expected, after_others(loaded, recipe, conversations))
 
 
 def measure(
@@ -183,9 +183,9 @@ def measure(
     for path in paths:
         for kind in kinds:
             for context in contexts:
-                # Two turns, their answers, and what an expert is told besides must fit.
-                asked = questions(path, count, min(1500, context - 2 * max_tokens - 180))
+                # Two turns, their answers, and an expert's instructions must fit.
+                conversations = questions(path, count, min(1500, context - 2 * max_tokens - 180))
                 recipe = recipe_on(path, kind, context, max_tokens, threads)
                 for temperature in TEMPERATURES:
-                    some = asked if temperature == 0 else list(islice(asked, 0, None, 4))
+                    some = conversations if temperature == 0 else list(islice(conversations, 0, None, 4))
                     yield from compare(path, some, recipe.replace(temperature=temperature))

@@ -84,10 +84,10 @@ def compare(
 ) -> None:
     """Answer with drafts of k = 1, 2, … tokens the questions lengths[k − 1], all of them without, and add up."""
     expected = {question: loaded.chat(question, recipe=plain, seed=SEED) for question in questions}
-    for length, asked in enumerate(lengths, 1):
+    for length, chosen in enumerate(lengths, 1):
         drafting = plain.replace(draft=length, draft_source=comparison.source)
-        made = loaded.chat(list(asked), recipe=drafting, seed=SEED, parallel=16)
-        for question, answer in zip(asked, made, strict=True):
+        made = loaded.chat(list(chosen), recipe=drafting, seed=SEED, parallel=16)
+        for question, answer in zip(chosen, made, strict=True):
             comparison.answers += 1
             comparison.tokens += len(answer.tokens)
             if answer.tokens != expected[question].tokens:
@@ -155,13 +155,13 @@ def sampled(
 def rules(recipe: Recipe, questions: Mapping[str, Sequence[str]]) -> Iterator[Taken]:
     """Count the tokens that both rules take, on the same questions and seeds."""
     with Emulator.load(recipe.replace(draft=LONGEST)) as loaded:
-        for kind, asked in questions.items():
+        for kind, chosen in questions.items():
             for temperature in RULE_TEMPERATURES:
                 for length in RULE_LENGTHS:
                     for rule in DRAFT_RULES:
                         drawn = loaded.recipe.replace(temperature=temperature, draft=length, draft_rule=rule)
                         tokens = rounds = 0
-                        for seed, question in enumerate(asked):
+                        for seed, question in enumerate(chosen):
                             steps = list(loaded.stream_chat(question, recipe=drawn, seed=seed))[1:]
                             tokens += len(steps)
                             # A round ends with a token that was not drafted, or with the answer.
@@ -222,7 +222,7 @@ def main() -> None:
         sys.exit(_company(options))
     recipe = find_recipe(options.recipe).replace(threads=options.threads)
     held_out = read_questions(demo_questions()).select(split="held-out")
-    asked = [question.question for question in held_out.select(limit=options.questions).items]
+    chosen = [question.question for question in held_out.select(limit=options.questions).items]
     parts = ("greedy", "sampled", "rules") if options.only is None else (options.only,)
     found: dict[str, list[dict[str, object]]] = {}
 
@@ -236,7 +236,7 @@ def main() -> None:
             found[part] = []
             kinds, sources = options.contexts or list(CONTEXTS), options.source or DRAFT_SOURCES
             for comparison in measure(
-                recipe.replace(max_tokens=options.max_tokens), asked, options.full, kinds, sources
+                recipe.replace(max_tokens=options.max_tokens), chosen, options.full, kinds, sources
             ):
                 say(shown(comparison))
                 found[part].append(asdict(comparison))

@@ -42,7 +42,7 @@ def run_emulator(job: dict[str, Any]) -> dict[str, Any]:
         memory["after loading"] = resident()
         tokens: list[int] = []
         for step in emulator.stream_chat(
-            PROMPT, max_tokens=job["tokens"], seed=0, statistics=job["facts"], top=10 if job["facts"] else 0
+            PROMPT, max_tokens=job["tokens"], seed=0, statistics=job["statistics"], top=10 if job["statistics"] else 0
         ):
             tokens.append(step.token or 0)
         memory["after the answer"] = resident()
@@ -157,8 +157,8 @@ def expert_recipe(folder: Path, shape: str, vocabulary: str, kind: str) -> Path:
     return path
 
 
-def compare(recipe: str, tokens: int, facts: bool) -> dict[str, Any]:
-    ours = child("emulator", {"recipe": recipe, "tokens": tokens, "facts": facts})
+def compare(recipe: str, tokens: int, statistics: bool) -> dict[str, Any]:
+    ours = child("emulator", {"recipe": recipe, "tokens": tokens, "statistics": statistics})
     bare = child("bare", ours)
     return {
         "recipe": recipe,
@@ -194,7 +194,7 @@ def main() -> None:
     parser.add_argument("--lora", action="store_true", help="experts without a model of their own: LoRA, and a prompt")
     parser.add_argument("--folder", type=Path, help="where the models are written")
     parser.add_argument("--tokens", type=int, default=64)
-    parser.add_argument("--no-facts", action="store_true", help="without the Steps' facts and candidates")
+    parser.add_argument("--no-statistics", action="store_true", help="without the Steps' statistics and candidates")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--child", choices=CHILDREN, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -212,7 +212,7 @@ def main() -> None:
             recipes = [str(expert_recipe(folder, *shape, kind)) for kind in ("lora", "prompt")]
         else:
             recipes = ["demo", str(shape_recipe(folder, *shape))]
-    results = [compare(recipe, options.tokens, not options.no_facts) for recipe in recipes]
+    results = [compare(recipe, options.tokens, not options.no_statistics) for recipe in recipes]
     if options.json:
         print(json.dumps(results, indent=2, default=str))
         return

@@ -51,7 +51,7 @@ def summary(rows: Mapping[str, Row], peers: Iterable[str]) -> dict[str, Any]:
     """Return every row's figures, and what each row is over each of `peers`; the first row is the leader."""
     leader = next(iter(rows.values()))
     return {
-        "systems": {name: figures(row) | {"agreement": agreement(row, leader)} for name, row in rows.items()},
+        "contenders": {name: figures(row) | {"agreement": agreement(row, leader)} for name, row in rows.items()},
         "over": {peer: {name: ratios(row, rows[peer]) for name, row in rows.items() if name != peer} for peer in peers},
     }
 
@@ -112,18 +112,18 @@ def report(result: Mapping[str, Any]) -> str:
         "",
         _line("medians (quartiles)", "tokens/s", "prompt t/s", "peak GB", "mapped"),
     ]
-    for name, row in result["systems"].items():
+    for name, row in result["contenders"].items():
         memory = {key: f"{value / 1000:.2f}" for key, value in row["memory_mb"].items()}
         lines.append(_line(name, *_speeds(row), memory["peak"], memory["mapped"]))
     for peer_name, rows in result["over"].items():
         lines += ["", _line(f"× {peer_name}", "tokens/s", "prompt t/s", "memory")]
         lines += [_line(name, *_speeds(row), f"{row['memory']:.2f}") for name, row in rows.items()]
-    leader = next(iter(result["systems"]))
+    leader = next(iter(result["contenders"]))
     lines += ["", f"tokens as in the answers of {leader}"]
-    for name, row in result["systems"].items():
+    for name, row in result["contenders"].items():
         agreed = row["agreement"]
-        told = f"; others preferred by at most {agreed['widest_margin']:.3f}" if agreed["widest_margin"] else ""
-        lines.append(f"{name:26}{agreed['same']:>7} of {agreed['tokens']}{told}")
+        text = f"; others preferred by at most {agreed['widest_margin']:.3f}" if agreed["widest_margin"] else ""
+        lines.append(f"{name:26}{agreed['same']:>7} of {agreed['tokens']}{text}")
     return "\n".join(lines)
 
 
@@ -133,8 +133,8 @@ def _line(name: str, speed: str, prompt: str, memory: str, mapped: str = "") -> 
 
 def _speeds(row: Mapping[str, Any]) -> tuple[str, str]:
     speed = row["tokens_per_second"]
-    told = f"{_figure(speed['median'])} ({_figure(speed['q1'])} … {_figure(speed['q3'])})"
-    return told, _figure(row["prompt_tokens_per_second"])
+    text = f"{_figure(speed['median'])} ({_figure(speed['q1'])} … {_figure(speed['q3'])})"
+    return text, _figure(row["prompt_tokens_per_second"])
 
 
 def _figure(value: float) -> str:

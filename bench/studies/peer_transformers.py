@@ -39,7 +39,7 @@ _ITEM_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
 
 
 @dataclass(frozen=True, slots=True)
-class System:
+class Contender:
     """One process: ours with weights of a quantisation, or the peer with weights of a dtype.
 
     job: the first line that it reads. drafts: how it writes answers, a recipe's `draft`; the peer has none.
@@ -67,16 +67,16 @@ class System:
 
 
 class Worker:
-    """A system's process, loaded, which answers one request after another."""
+    """A contender's process, loaded, which answers one request after another."""
 
-    def __init__(self, system: System, facts: Mapping[str, Any]) -> None:
-        """facts: what its first line says beside the system's job. Raises: EvaluationError."""
-        self._name = system.name
+    def __init__(self, contender: Contender, details: Mapping[str, Any]) -> None:
+        """details: what its first line says beside the contender's job. Raises: EvaluationError."""
+        self._name = contender.name
         self._process = subprocess.Popen(
-            system.command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True
+            contender.command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True
         )
         try:
-            self.ready = self.ask({**system.job, **facts})
+            self.ready = self.ask({**contender.job, **details})
         except BaseException:
             self.close()
             raise
@@ -153,9 +153,9 @@ def answer(
     }
 
 
-def our_system(recipe: Recipe, quantization: str) -> System:
+def our_contender(recipe: Recipe, quantization: str) -> Contender:
     """recipe: with models of this quantisation."""
-    return System(
+    return Contender(
         name=f"eft {quantization}",
         command=(sys.executable, "-m", "eft_local.bench.studies.peer_transformers", SERVE),
         job={"recipe": recipe.to_toml(), "folder": recipe.folder and str(recipe.folder)},
@@ -163,14 +163,14 @@ def our_system(recipe: Recipe, quantization: str) -> System:
     )
 
 
-def peer_system(recipe: Recipe, dtype: str, python: str, threads: int) -> System:
+def peer_contender(recipe: Recipe, dtype: str, python: str, threads: int) -> Contender:
     """recipe: with the models to convert. Raises: UsageError for what the published method does not know."""
     filters = (recipe.conservative_filter, recipe.plausibility_mask, recipe.plausibility_top_p)
     if recipe.beta != 1 or filters != (None, None, None):
         raise UsageError(f"recipe {recipe.name}: the peer knows alpha alone; leave beta at 1 and filters and masks out")
     files = model_files(recipe)
     try:
-        known = [proxy_tuning.read_shape(GGUFReader(path), path.name) for path in set(files.values())]
+        shapes = [proxy_tuning.read_shape(GGUFReader(path), path.name) for path in set(files.values())]
     except proxy_tuning.PeerError as error:
         raise UnsupportedModelError(str(error)) from error
     deltas = [
@@ -178,11 +178,11 @@ def peer_system(recipe: Recipe, dtype: str, python: str, threads: int) -> System
         for name, alpha in recipe.alphas.items()
     ]
     models = {name: str(path) for name, path in files.items()}
-    return System(
+    return Contender(
         name=f"transformers {dtype}",
         command=(python, "-P", proxy_tuning.__file__),  # -P: its folder holds modules with the names of others
         job={"models": models, "deltas": deltas, "dtype": dtype, "threads": threads},
-        weights=sum(shape.parameters for shape in known) * _ITEM_BYTES[dtype],
+        weights=sum(shape.parameters for shape in shapes) * _ITEM_BYTES[dtype],
         is_peer=True,
     )
 
@@ -218,37 +218,39 @@ def check_peer(python: str) -> dict[str, str]:
     return versions
 
 
-def fit_together(systems: Sequence[System], available: int) -> bool:
+def fit_together(contenders: Sequence[Contender], available: int) -> bool:
     """Whether all processes may run at once. Raises: OutOfMemoryError if one of them does not fit alone."""
-    largest = max(systems, key=lambda system: system.need)
+    largest = max(contenders, key=lambda contender: contender.need)
     if largest.need > available:
         raise OutOfMemoryError(
             f"{largest.name} needs {largest.need / 1e9:.1f} GB of memory and {available / 1e9:.1f} GB are free; "
             "choose a smaller --shape, or other --formats and --dtypes"
         )
-    return sum(system.need for system in systems) <= available
+    return sum(contender.need for contender in contenders) <= available
 
 
-def plan(systems: Sequence[System], questions: int, together: bool) -> Iterator[tuple[System, range]]:
+def plan(contenders: Sequence[Contender], questions: int, together: bool) -> Iterator[tuple[Contender, range]]:
     """Yield who answers which questions next.
 
-    The first system always begins, as peers follow its answers; the others turn their order each time.
+    The first contender always begins, as peers follow its answers; the others turn their order each time.
     """
     count = questions if together else min(_VISITS, questions)
-    first, *rest = systems
+    first, *rest = contenders
     for number in range(count):
         part = range(number * questions // count, (number + 1) * questions // count)
-        for system in (first, *(reversed(rest) if number % 2 else rest)):
-            yield system, part
+        for contender in (first, *(reversed(rest) if number % 2 else rest)):
+            yield contender, part
 
 
 class Run:
-    """Lets every system answer every question, and keeps what was measured: `rows`, by name."""
+    """Lets every contender answer every question, and keeps what was measured: `rows`, by name."""
 
-    def __init__(self, systems: Sequence[System], questions: Sequence[str], max_tokens: int) -> None:
-        """systems: the first is one of ours; peers follow its answers, and learn from it what tokens there are."""
-        self.rows = {system.row(draft): Row(system.weights) for system in systems for draft in system.drafts}
-        self._systems = systems
+    def __init__(self, contenders: Sequence[Contender], questions: Sequence[str], max_tokens: int) -> None:
+        """contenders: the first is one of ours; peers follow its answers, and learn from it what tokens there are."""
+        self.rows = {
+            contender.row(draft): Row(contender.weights) for contender in contenders for draft in contender.drafts
+        }
+        self._contenders = contenders
         self._questions = questions
         self._max_tokens = max_tokens
         self._workers: dict[str, Worker] = {}
@@ -258,45 +260,45 @@ class Run:
     def measure(self, together: bool) -> None:
         """together: keep every process once it is loaded. Raises: EvaluationError."""
         with ExitStack() as running:
-            for system, part in plan(self._systems, len(self._questions), together):
+            for contender, part in plan(self._contenders, len(self._questions), together):
                 if not together:
                     running.close()
                     self._workers.clear()
-                if system.name not in self._workers:
-                    self._start(system, running)
-                self._visit(system, part)
+                if contender.name not in self._workers:
+                    self._start(contender, running)
+                self._visit(contender, part)
 
-    def _start(self, system: System, running: ExitStack) -> None:
-        """Load a system and warm it up."""
-        print(f"{system.name}: loading", file=sys.stderr, flush=True)
-        worker = self._workers[system.name] = running.enter_context(Worker(system, self._vocabulary))
-        if not system.is_peer:
+    def _start(self, contender: Contender, running: ExitStack) -> None:
+        """Load a contender and warm it up."""
+        print(f"{contender.name}: loading", file=sys.stderr, flush=True)
+        worker = self._workers[contender.name] = running.enter_context(Worker(contender, self._vocabulary))
+        if not contender.is_peer:
             self._vocabulary = worker.ready
-        for draft in system.drafts:
-            self._ask(system, draft, WARM_UP, 8)
+        for draft in contender.drafts:
+            self._ask(contender, draft, WARM_UP, 8)
 
-    def _visit(self, system: System, part: range) -> None:
+    def _visit(self, contender: Contender, part: range) -> None:
         """Answer these questions, then time a long prompt."""
         leader = next(iter(self.rows.values()))
         for index in part:
-            follow = leader.answers[index].tokens if system.is_peer else ()
-            for draft in reversed(system.drafts) if index % 2 else system.drafts:
-                answer = self._ask(system, draft, self._questions[index], self._max_tokens, follow)
+            follow = leader.answers[index].tokens if contender.is_peer else ()
+            for draft in reversed(contender.drafts) if index % 2 else contender.drafts:
+                answer = self._ask(contender, draft, self._questions[index], self._max_tokens, follow)
                 written = Written(tuple(answer["tokens"]), answer["rest_seconds"], tuple(answer.get("margins", ())))
-                self.rows[system.row(draft)].answers[index] = written
+                self.rows[contender.row(draft)].answers[index] = written
         count = len(self._questions)
         text = " ".join(self._questions[(part.start + offset) % count] for offset in range(_PROMPT))
-        answer = self._ask(system, system.drafts[0], text, 1)
-        for draft in system.drafts:
-            row = self.rows[system.row(draft)]
+        answer = self._ask(contender, contender.drafts[0], text, 1)
+        for draft in contender.drafts:
+            row = self.rows[contender.row(draft)]
             row.prompts.append(answer["evaluated"] / answer["first_seconds"])
             row.remember(answer["memory"])
 
     def _ask(
-        self, system: System, draft: str, text: str, max_tokens: int, follow: Sequence[int] = ()
+        self, contender: Contender, draft: str, text: str, max_tokens: int, follow: Sequence[int] = ()
     ) -> dict[str, Any]:
-        worker = self._workers[system.name]
-        if system.is_peer:
+        worker = self._workers[contender.name]
+        if contender.is_peer:
             prompts = self._prompts[text]
             answer = worker.ask({"prompts": prompts, "max_tokens": max_tokens, "follow": follow})
             return answer | {"evaluated": len(prompts["base"])}
@@ -306,14 +308,14 @@ class Run:
 
 
 def processor() -> str:
-    """Return the processor's name, as Linux tells it."""
+    """Return the processor's name, as Linux reports it."""
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return f"{names[0] if names else platform.machine()}, {psutil.cpu_count()} cores"
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
-    """Do what the command line asks for. Raises: EftError."""
+    """Do what the command line requests. Raises: EftError."""
     from eft_local.backends.llamacpp.library import default_threads
 
     if options.questions < 1 or options.max_tokens < 2:
@@ -326,10 +328,10 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     chosen = read_questions(demo_questions()).select(split="held-out", kind=options.kind, limit=options.questions)
     recipes = {name: scale(recipe, options.shape, name) for name in options.formats}
     largest, *others = sorted(recipes, key=lambda name: -file_bytes(recipes[name]))
-    systems = [our_system(recipes[name], name) for name in (largest, *others)]
-    systems += [peer_system(recipes[largest], dtype, options.peer_python, threads) for dtype in options.dtypes]
-    together = fit_together(systems, psutil.virtual_memory().available)
-    measured = Run(systems, [item.question for item in chosen.items], options.max_tokens)
+    contenders = [our_contender(recipes[name], name) for name in (largest, *others)]
+    contenders += [peer_contender(recipes[largest], dtype, options.peer_python, threads) for dtype in options.dtypes]
+    together = fit_together(contenders, psutil.virtual_memory().available)
+    measured = Run(contenders, [item.question for item in chosen.items], options.max_tokens)
     measured.measure(together)
     return {
         "recipe": recipe.name,
@@ -344,7 +346,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         else "run one by one: together they do not fit into memory",
         "machine": processor(),
         "peer": versions,
-        **summary(measured.rows, [system.name for system in systems if system.is_peer]),
+        **summary(measured.rows, [contender.name for contender in contenders if contender.is_peer]),
     }
 
 

@@ -12,11 +12,11 @@ from typing import Any
 
 from eft_local.backends.base import ContextOptions
 from eft_local.backends.llamacpp import Model, library
-from eft_local.backends.llamacpp.needs import Asked, ask, read_buffers, read_figures
+from eft_local.backends.llamacpp.estimate import EstimateOptions, estimate_memory, read_buffers, read_figures
 from eft_local.bench.studies.families import FAMILIES, write_family
 from eft_local.machine.memory import Device
-from eft_local.placement.planner import ContextNeed, Load, Placed, plan
-from eft_local.placement.survey import SCORED_ROWS, Seat, settled
+from eft_local.placement.planner import ContextEstimate, Load, Placed, plan
+from eft_local.placement.survey import SCORED_ROWS, RoleFiles, resolved_placement
 from eft_local.recipe.roles import Placement
 
 ALLOWED = 0.10
@@ -59,23 +59,26 @@ CASES = (
 
 def planned(path: Path, case: Case) -> Placed:
     """Return what the plan says of a case on a machine with a CPU only."""
-    asked = Asked(
+    options = EstimateOptions(
         cells=case.context,
         n_seq=case.n_seq,
         n_outputs=SCORED_ROWS * case.n_seq,
         batch=case.placement.batch,
         ubatch=case.placement.ubatch,
         kv_type=case.placement.kv_type,
-        flash_attention=settled(Seat(path, case.placement), 0, True, case.context).flash_attention,
+        flash_attention=resolved_placement(RoleFiles(path, case.placement), 0, True, case.context).flash_attention,
     )
-    load = Load((ContextNeed(("model",), case.n_seq, ask(path, asked, trusted=True)),), mmap=case.placement.mmap)
+    load = Load(
+        (ContextEstimate(("model",), case.n_seq, estimate_memory(path, options, trusted=True)),),
+        mmap=case.placement.mmap,
+    )
     ram = Device("CPU", "", "cpu", 1 << 50, 1 << 50)
     return plan([load], [ram], case.context).placed[0]
 
 
 def allocated(path: Path, case: Case, mmap: bool) -> dict[str, int]:
     """Load the model, make the context, and return the buffers as llama.cpp's log has them. Bytes."""
-    placement = settled(Seat(path, case.placement), 0, mmap, case.context)
+    placement = resolved_placement(RoleFiles(path, case.placement), 0, mmap, case.context)
     with library.listening() as heard:
         model = Model.load(path, mmap=mmap, trusted=True)
     with model:

@@ -6,9 +6,10 @@
 Gemma-3-270M (untuned, Q8_0) answers 200 general questions (`prompted_questions.jsonl`), greedily: alone; shown four
 examples; steered by its own Q4_K_M quantisation that is shown them (`weak`: three roles, as `demo-prompted`); and
 steered by itself that is shown them (`aware`: context-aware decoding). α, EFT's conservative filter and the
-plausibility mask are swept. Answers go to a file as they are made, and a later run goes on where it ended: block by
-block of questions, first for the systems that the study is about, then for the rest of the sweeps. A quarter of an hour
-of one core does the former (Zen 3), half an hour the rest; the table says how many questions each system has answered.
+plausibility mask are swept. Answers go to a file as they are made, and a later run continues where it ended: block by
+block of questions, first for the contenders that the study is about, then for the rest of the sweeps. A quarter of an
+hour of one core does the former (Zen 3), half an hour the rest; the table says how many questions each contender has
+answered.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ SHOWN = "the base, shown four examples"
 
 @dataclass(frozen=True, slots=True)
 class Studied:
-    """A system of the study: which recipe, which of its systems, and what differs from the recipe.
+    """A contender of the study: which recipe, which of its contenders, and what differs from the recipe.
 
     first: whether it is run before the others.
     """
@@ -57,7 +58,7 @@ class Studied:
     first: bool = False
 
 
-def systems() -> list[Studied]:
+def contenders() -> list[Studied]:
     """Return all that are compared, in the order of the table.
 
     α = 1 of `aware` is the base that is shown the examples, and the conservative filter changes nothing where the
@@ -114,7 +115,7 @@ def recipes(base: str, weak: str) -> dict[str, Recipe]:
 
 
 Answers = dict[tuple[str, str], tuple[str, str]]
-"""(system, question id) → (text, finish reason)."""
+"""(contender, question id) → (text, finish reason)."""
 
 
 def read_answers(path: Path) -> Answers:
@@ -125,7 +126,7 @@ def read_answers(path: Path) -> Answers:
             row = json.loads(line)
         except ValueError:
             continue
-        found[row["system"], row["id"]] = row["text"], row["finish_reason"]
+        found[row["contender"], row["id"]] = row["text"], row["finish_reason"]
     return found
 
 
@@ -158,10 +159,10 @@ def run(left: Sequence[tuple[Studied, Questions]], recipes: Mapping[str, Recipe]
                 return
             if each.recipe not in loaded:
                 loaded[each.recipe] = Emulator.load(recipes[each.recipe])
-            system = Target(each.name, target=each.only, changes=each.changes)
-            report = evaluation.run(loaded[each.recipe], questions, system, max_tokens=MAX_TOKENS)
+            contender = Target(each.name, target=each.only, changes=each.changes)
+            report = evaluation.run(loaded[each.recipe], questions, contender, max_tokens=MAX_TOKENS)
             rows = (
-                {"system": each.name, "id": a.question.id, "text": a.text, "finish_reason": a.finish_reason}
+                {"contender": each.name, "id": a.question.id, "text": a.text, "finish_reason": a.finish_reason}
                 for a in report.answers
             )
             with path.open("a", encoding="utf-8") as file:
@@ -181,7 +182,7 @@ def sign_test(wins: int, losses: int) -> float:
 
 
 def table(questions: Questions, studied: Sequence[Studied], answers: Answers) -> str:
-    """Return the Markdown table. Each system counts the questions it has answered, and the test those of both."""
+    """Return the Markdown table. Each contender counts the questions it has answered, and the test those of both."""
     verdicts: dict[str, dict[str, Verdict]] = {
         each.name: {
             q.id: judge(q, *answers[each.name, q.id], "") for q in questions.items if (each.name, q.id) in answers
@@ -228,8 +229,10 @@ def _cell(count: int, n: int) -> str:
 @click.option("--base", default="gemma:Q8_0", show_default=True, help="NAME:QUANTISATION of a real model, or a path.")
 @click.option("--weak", default="gemma", show_default=True, help="The model of the weak expert and its antiexpert.")
 @click.option("--questions", "limit", type=click.IntRange(min=1), help="So many questions, spread evenly.")
-@click.option("--seconds", type=float, default=float("inf"), help="Stop soon after so many; run again to go on.")
-@click.option("--only", "wanted", multiple=True, help="Systems whose name has this text; the base shown is always run.")
+@click.option("--seconds", type=float, default=float("inf"), help="Stop soon after so many; run again to continue.")
+@click.option(
+    "--only", "wanted", multiple=True, help="Contenders whose name has this text; the base shown is always run."
+)
 @click.option("--answers", type=click.Path(path_type=Path), help="Where answers are kept. [default: beside the models]")
 def main(
     base: str, weak: str, limit: int | None, seconds: float, wanted: tuple[str, ...], answers: Path | None
@@ -239,7 +242,9 @@ def main(
         files = [str(_file(each)) for each in (base, weak)]
         questions = read_questions(QUESTIONS).select(limit=limit)
         studied = [
-            each for each in systems() if not wanted or each.name == SHOWN or any(text in each.name for text in wanted)
+            each
+            for each in contenders()
+            if not wanted or each.name == SHOWN or any(text in each.name for text in wanted)
         ]
         path = answers or real_models.folder() / f"prompted.{Path(files[0]).stem}.{Path(files[1]).stem}.jsonl"
         run(missing(questions, studied, read_answers(path)), recipes(*files), path, until)
@@ -249,13 +254,13 @@ def main(
         raise click.ClickException(str(error)) from None
     left = sum(len(each.items) for _, each in missing(questions, studied, found))
     if left:
-        raise click.ClickException(f"{left} answers are missing: run again to go on")
+        raise click.ClickException(f"{left} answers are missing: run again to continue")
 
 
 def _file(name: str) -> Path:
     model, _, kind = name.partition(":")
-    known = model in (*real_models.PUBLISHED, real_models.WIDE)
-    return real_models.real_model(model, kind or None) if known else Path(name).absolute()
+    published = model in (*real_models.PUBLISHED, real_models.WIDE)
+    return real_models.real_model(model, kind or None) if published else Path(name).absolute()
 
 
 if __name__ == "__main__":

@@ -95,7 +95,7 @@ def real_model(name: str, kind: str | None = None) -> Path:
     if name not in (*PUBLISHED, WIDE):
         raise UsageError(f"there is no real model {name!r}; there are {', '.join((*PUBLISHED, WIDE))}")
     if name == WIDE:
-        kind = _known(kind or "Q4_K")
+        kind = _checked_type(kind or "Q4_K")
         path = _path(WIDE, kind)
         if not path.exists():
             with files.replacing(path, make_folder=True) as partial, tempfile.TemporaryDirectory() as exact:
@@ -107,7 +107,7 @@ def real_model(name: str, kind: str | None = None) -> Path:
         raise ModelNotFoundError(f"{source} was not fetched; {COMMAND} does it")
     if kind is None or kind == published.kind:
         return source
-    path = _path(published.stem, _known(kind))
+    path = _path(published.stem, _checked_type(kind))
     if not path.exists():
         with files.replacing(path, make_folder=True) as partial:
             quantize(source, partial, kind)
@@ -139,7 +139,7 @@ def _path(stem: str, kind: str) -> Path:
     return folder() / f"{stem}.{kind}.gguf"
 
 
-def _known(kind: str) -> str:
+def _checked_type(kind: str) -> str:
     if kind not in QUANTIZATIONS:
         raise UsageError(f"quantisation {kind!r}: there are {', '.join(QUANTIZATIONS)}")
     return kind

@@ -6,7 +6,7 @@ Turns with a fake engine go through the whole app (headless, 120×40): typed, se
 every 50. Turns on the demo models come after. Memory and the time of a turn are compared between the first and the last
 fifth, after the first 5 % (which fill caches) are left out.
 
-The time of a turn is told as a whole and in two parts: `engine_ms` passes while the engine writes, `ui_ms` is what
+The time of a turn is reported as a whole and in two parts: `engine_ms` passes while the engine writes, `ui_ms` is what
 the app's own thread computes, drawing and saving, while it writes and after. A turn costs what its question and its
 place in a chat cost, so a fifth holds whole rounds: each question, and each place, as often as the other fifth. The
 seed is fixed, so that rounds have the same answers. Some chats are there at the start, one more than the list's first
@@ -100,14 +100,16 @@ class _FakeStream:
         return _answer([])
 
     def wait(self) -> Any:
-        from eft_local.engine.step import Candidate, RoleView, Step
+        from eft_local.engine.step import Candidate, RoleStatistics, Step
 
         text = f" Turn {len(self.messages)}: a **word** for each of many, with `code`, and a list:\n\n- one\n- two\n"
         words = text.split(" ")
-        views: Mapping[str, RoleView] = {name: RoleView(0, -0.1) for name in ("base", "antiexpert", "assistant", "eft")}
+        roles: Mapping[str, RoleStatistics] = {
+            name: RoleStatistics(0, -0.1) for name in ("base", "antiexpert", "assistant", "eft")
+        }
         for number, word in enumerate(words[1:]):
-            candidates = tuple(Candidate(each, b" word", False, views, 1.0, 0.5) for each in range(10))
-            self.on_step(Step(number, f" {word}", -0.1, False, views, candidates, 0.3, number == 0))
+            candidates = tuple(Candidate(each, b" word", False, roles, 1.0, 0.5) for each in range(10))
+            self.on_step(Step(number, f" {word}", -0.1, False, roles, candidates, 0.3, number == 0))
         self.on_step(Step(9000, "", finish_reason="stop"))
         return _answer(words)
 

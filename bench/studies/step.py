@@ -159,17 +159,17 @@ def measure_ratio(models: Sequence[Model], rounds: int, context: int, clock: Cal
 def measure_overhead(models: Sequence[Model], rounds: int, context: int, clock: Callable[[], float]) -> Samples:
     """Milliseconds per token outside llama_decode, the four ways of asking in turn, token by token."""
     ways = {
-        f"{name}, facts {'on, top 10' if facts else 'off'}": (sampling, facts)
+        f"{name}, statistics {'on, top 10' if statistics else 'off'}": (sampling, statistics)
         for name, sampling in (("greedy", GREEDY), ("default sampling", DEFAULT))
-        for facts in (False, True)
+        for statistics in (False, True)
     }
     samples: Samples = {name: [] for name in ways}
     watch = Stopwatch(clock)
     with watch.running(), ExitStack() as cleanup:
         streams = {}
-        for name, (sampling, facts) in ways.items():
+        for name, (sampling, statistics) in ways.items():
             emulated = cleanup.enter_context(emulator(models, context, sampling))
-            steps = lockstep(emulated, PROMPT, seed=0, statistics=facts, top=10 if facts else 0)
+            steps = lockstep(emulated, PROMPT, seed=0, statistics=statistics, top=10 if statistics else 0)
             cleanup.callback(steps.close)
             streams[name] = steps
             next(steps)  # the prompt, with the first token

@@ -39,7 +39,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=12)
     parser.add_argument("--tokens", type=int, default=400, help="per answer")
     parser.add_argument("--shape", help="run a scaled copy of the demo: 0.5b, 7b, ... (see bench/shapes.py)")
-    parser.add_argument("--no-record", action="store_true", help="the app keeps no facts for its inspector")
+    parser.add_argument("--no-record", action="store_true", help="the app keeps no statistics for its inspector")
     parser.add_argument("--threads", type=int, help="CPU threads of llama.cpp; default: what the app chooses")
     parser.add_argument("--child", nargs=2, metavar=("KIND", "FILE"), help=argparse.SUPPRESS)
     options = parser.parse_args()

@@ -48,7 +48,7 @@ PRIMER = "?"
 class Turn:
     """One turn, per role: tokens of its whole prompt, and those of them that were evaluated for it.
 
-    first_ms: until the answer's first token. bare_ms: what llama.cpp's functions alone take for the same tokens behind
+    first_ms: until the answer's first token. bare_ms: what llama.cpp's functions alone take for the same tokens after
     the same conversation. anew_ms: as first_ms with nothing in the caches, where it was measured.
     """
 
@@ -86,8 +86,8 @@ def measure(recipe: Recipe, roles: Mapping[str, LoadedRole], turns: int, every: 
         bare = {name: cleanup.enter_context(BareContext.of(role, recipe.context)) for name, role in roles.items()}
         time_first(emulator, [{"role": "user", "content": PRIMER}])  # weights are touched for the first time
         for number in range(turns):
-            asked = " ".join(choose.choices(questions, k=choose.choice(QUESTIONS)))
-            messages.append({"role": "user", "content": asked})
+            question = " ".join(choose.choices(questions, k=choose.choice(QUESTIONS)))
+            messages.append({"role": "user", "content": question})
             first_ms, answer = time_first(emulator, messages)
             bare_ms = sum(
                 time_bare(bare[name], role.tokens(conversation(messages)), answer.evaluated_tokens[name])
@@ -115,7 +115,7 @@ def time_first(emulator: Emulator, messages: Sequence[Mapping[str, str]]) -> tup
 
 
 def time_bare(bare: BareContext, prompt: Sequence[int], new: int) -> float:
-    """Return the milliseconds of the prompt's last `new` tokens, behind the others."""
+    """Return the milliseconds of the prompt's last `new` tokens, after the others."""
     bare.hold(prompt[: len(prompt) - new])
     return 1000 * bare.evaluate(prompt[len(prompt) - new :])
 
@@ -209,20 +209,20 @@ def main() -> None:
             turns = measure(recipe, library.load(recipe, mixed_roles(recipe)), options.turns, options.every)
     except EftError as error:
         parser.exit(error.exit_code, f"{parser.prog}: {error}\n")
-    facts = machine(recipe)
+    details = machine(recipe)
     if options.json:
-        print(json.dumps(as_dict(recipe, facts, turns), indent=2))
+        print(json.dumps(as_dict(recipe, details, turns), indent=2))
     else:
-        print(f"recipe {recipe.name}; {place(facts)}\n{report(turns)}", end="")
+        print(f"recipe {recipe.name}; {place(details)}\n{report(turns)}", end="")
     if options.plot:
         options.plot.write_bytes(picture(draw(turns, f"{recipe.name}: {len(turns)} turns of one chat"), options.plot))
 
 
-def as_dict(recipe: Recipe, facts: Mapping[str, Any], turns: Sequence[Turn]) -> dict[str, Any]:
+def as_dict(recipe: Recipe, details: Mapping[str, Any], turns: Sequence[Turn]) -> dict[str, Any]:
     """Return what was measured ready for JSON."""
     return {
         "recipe": recipe.name,
-        "machine": facts,
+        "machine": details,
         "turns": [asdict(turn) for turn in turns],
         "fit": asdict(fit(turns)),
     }

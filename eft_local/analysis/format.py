@@ -10,7 +10,7 @@ from math import exp, inf
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from eft_local.engine.step import Answer, Candidate, RoleView, Step
+    from eft_local.engine.step import Answer, Candidate, RoleStatistics, Step
 
 CANDIDATES = 10
 """How many candidates a table shows beside the chosen token and the base's first choice: `top` of a stream."""
@@ -83,9 +83,9 @@ def percent(logprob: float) -> str:
     return f"{value:.2f}" if value < 9.995 else f"{value:.1f}"
 
 
-def probability_and_rank(view: RoleView, width: int) -> str:
+def probability_and_rank(statistics: RoleStatistics, width: int) -> str:
     """Return what a role thinks of a token as a table's cell: per cent, and the rank from 1. width: of the rank."""
-    return f"{percent(view.logprob):>5} {view.rank + 1:>{width}}"
+    return f"{percent(statistics.logprob):>5} {statistics.rank + 1:>{width}}"
 
 
 def signed(delta: float) -> str:

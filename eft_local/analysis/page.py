@@ -51,8 +51,8 @@ def page(inspection: Inspection, *, title: str, question: str, details: Mapping[
         summary=inspection.summary(),
         tokens=_tokens(inspection),
         rest=_safe("".join(step.text for step in inspection.steps if step.token is None)),
-        columns=(inspection.system, *(role for role in inspection.roles if role != inspection.system)),
-        mixed=inspection.system == MIXTURE,
+        columns=(inspection.target, *(role for role in inspection.roles if role != inspection.target)),
+        mixed=inspection.target == MIXTURE,
     )
 
 

@@ -16,8 +16,8 @@ from eft_local.recipe.names import MIXTURE
 class Summary:
     """How far the experts moved the base over an answer.
 
-    tokens: steps with facts of base and mixture, an end token among them. changed_at: indices of the steps where the
-    mixture's top choice is another than the base's. mean_change: of the total variation distances, 0…1.
+    tokens: steps with statistics of base and mixture, an end token among them. changed_at: indices of the steps where
+    the mixture's top choice is another than the base's. mean_change: of the total variation distances, 0…1.
     """
 
     tokens: int
@@ -56,7 +56,7 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class Inspection:
-    """All steps of an answer, from its first token to its end, written with facts and candidates."""
+    """All steps of an answer, from its first token to its end, written with statistics and candidates."""
 
     steps: tuple[Step, ...] = ()
 
@@ -72,11 +72,11 @@ class Inspection:
 
     @property
     def roles(self) -> tuple[str, ...]:
-        """Who was asked, in the tables' order: the roles, and "eft" where they were mixed."""
+        """Who was evaluated, in the tables' order: the roles, and "eft" where they were mixed."""
         return next((tuple(step.roles) for step in self.steps if step.roles), ())
 
     @property
-    def system(self) -> str:
+    def target(self) -> str:
         """Who wrote the answer: "eft", or the one role that ran."""
         return self.roles[-1] if self.roles else MIXTURE
 
@@ -91,13 +91,13 @@ class Inspection:
 
     def most_changed(self, count: int) -> tuple[int, ...]:
         """Return the indices of the `count` most changed steps, the most changed first, of equals the earlier."""
-        known = [(-step.change, index) for index, step in enumerate(self.steps) if step.change is not None]
-        return tuple(index for _, index in sorted(known)[:count])
+        measured = [(-step.change, index) for index, step in enumerate(self.steps) if step.change is not None]
+        return tuple(index for _, index in sorted(measured)[:count])
 
     def branch(self, index: int, token: int) -> Inspection:
         """Return the answer up to step `index`, with a candidate of that step in place of the token chosen there.
 
-        Its `tokens` are the `prefix` with which a stream goes on, unless its last step has a finish reason: then the
+        Its `tokens` are the `prefix` with which a stream continues, unless its last step has a finish reason: then the
         candidate was an end token. Its `text` is all that these tokens say.
         Raises: UsageError if there is no such step, or no such candidate in it.
         """
@@ -110,7 +110,7 @@ class Inspection:
         other = replace(
             step,
             token=token,
-            logprob=chosen.roles[self.system].logprob,
+            logprob=chosen.roles[self.target].logprob,
             drafted=False,
             roles=chosen.roles,
             finish_reason="stop" if chosen.ends else None,
@@ -144,8 +144,8 @@ def by_position(answers: Iterable[Inspection]) -> tuple[Place, ...]:
     changes: list[list[float]] = []
     changed: list[int] = []
     for answer in answers:
-        known = [step for step in answer.steps if step.change is not None]
-        for position, step in enumerate(known):
+        measured = [step for step in answer.steps if step.change is not None]
+        for position, step in enumerate(measured):
             if position == len(changes):
                 changes.append([])
                 changed.append(0)
@@ -158,7 +158,7 @@ def by_position(answers: Iterable[Inspection]) -> tuple[Place, ...]:
 
 
 def chosen(step: Step) -> Candidate | None:
-    """Return the candidate that a step chose; None where no candidates were asked for."""
+    """Return the candidate that a step chose; None where no candidates were requested."""
     return next((each for each in step.candidates if each.token == step.token), None)
 
 

@@ -13,13 +13,13 @@ from itertools import islice
 from math import inf
 from typing import Any
 
-from eft_local.engine.step import Candidate, RoleView, Step
+from eft_local.engine.step import Candidate, RoleStatistics, Step
 from eft_local.errors import HistoryError
 
 _VERSION = 1
 _MINUS_INFINITY = -(10**12)
 
-Views = Mapping[str, RoleView]
+ByRole = Mapping[str, RoleStatistics]
 
 
 def pack(steps: Sequence[Step]) -> bytes:
@@ -31,7 +31,7 @@ def pack(steps: Sequence[Step]) -> bytes:
         "text": [step.text for step in steps],
         "logprob": [_thousandths(step.logprob) for step in steps],
         "drafted": [int(step.drafted) for step in steps],
-        "roles": _view_columns([step.roles for step in steps]),
+        "roles": _role_columns([step.roles for step in steps]),
         "change": [_thousandths(step.change) for step in steps],
         "top_changed": [None if step.top_changed is None else int(step.top_changed) for step in steps],
         "finish_reason": [step.finish_reason for step in steps],
@@ -40,7 +40,7 @@ def pack(steps: Sequence[Step]) -> bytes:
             "token": [each.token for each in candidates],
             "piece": [each.piece.decode("utf-8", "surrogateescape") for each in candidates],
             "ends": [int(each.ends) for each in candidates],
-            "roles": _view_columns([each.roles for each in candidates]),
+            "roles": _role_columns([each.roles for each in candidates]),
             "behaviour": [_thousandths(each.behaviour) for each in candidates],
             "scale": [_thousandths(each.scale) for each in candidates],
         },
@@ -56,9 +56,11 @@ def unpack(data: bytes) -> tuple[Step, ...]:
         if version == _VERSION:
             return tuple(_steps(columns))
     except (zlib.error, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise HistoryError(f"the stored facts of this answer are damaged and cannot be inspected ({error})") from error
+        raise HistoryError(
+            f"the stored statistics of this answer are damaged and cannot be inspected ({error})"
+        ) from error
     raise HistoryError(
-        f"the stored facts of this answer have version {version}, this eft-local reads {_VERSION}; use a newer one"
+        f"the stored statistics of this answer have version {version}, this eft-local reads {_VERSION}; use a newer one"
     )
 
 
@@ -71,7 +73,7 @@ def _steps(columns: Mapping[str, Any]) -> Iterator[Step]:
         columns["text"],
         map(_whole, columns["logprob"]),
         map(bool, columns["drafted"]),
-        _view_rows(columns["roles"], len(columns["token"])),
+        _role_rows(columns["roles"], len(columns["token"])),
         [tuple(islice(candidates, count)) for count in columns["candidates"]],
         map(_whole, columns["change"]),
         [None if changed is None else bool(changed) for changed in columns["top_changed"]],
@@ -86,7 +88,7 @@ def _candidates(columns: Mapping[str, Any]) -> Iterator[Candidate]:
         columns["token"],
         [piece.encode("utf-8", "surrogateescape") for piece in columns["piece"]],
         map(bool, columns["ends"]),
-        _view_rows(columns["roles"], len(columns["token"])),
+        _role_rows(columns["roles"], len(columns["token"])),
         map(_whole, columns["behaviour"]),
         map(_whole, columns["scale"]),
         strict=True,
@@ -94,24 +96,24 @@ def _candidates(columns: Mapping[str, Any]) -> Iterator[Candidate]:
     return (Candidate(*row) for row in rows)
 
 
-def _view_columns(views: Sequence[Views]) -> dict[str, dict[str, list[int | None]]]:
-    """Return ranks and log-probabilities by role; null where a role was not asked."""
-    names = dict.fromkeys(name for each in views for name in each)
+def _role_columns(entries: Sequence[ByRole]) -> dict[str, dict[str, list[int | None]]]:
+    """Return ranks and log-probabilities by role; null where a role was not evaluated."""
+    names = dict.fromkeys(name for each in entries for name in each)
     return {
         name: {
-            "rank": [each[name].rank if name in each else None for each in views],
-            "logprob": [_thousandths(each[name].logprob) if name in each else None for each in views],
+            "rank": [each[name].rank if name in each else None for each in entries],
+            "logprob": [_thousandths(each[name].logprob) if name in each else None for each in entries],
         }
         for name in names
     }
 
 
-def _view_rows(columns: Mapping[str, Any], count: int) -> list[Views]:
-    rows: list[dict[str, RoleView]] = [{} for _ in range(count)]
+def _role_rows(columns: Mapping[str, Any], count: int) -> list[ByRole]:
+    rows: list[dict[str, RoleStatistics]] = [{} for _ in range(count)]
     for name, column in columns.items():
         for row, rank, logprob in zip(rows, column["rank"], map(_whole, column["logprob"]), strict=True):
             if logprob is not None:
-                row[name] = RoleView(rank, logprob)
+                row[name] = RoleStatistics(rank, logprob)
     return list(rows)
 
 

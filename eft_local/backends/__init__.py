@@ -1,1 +1,1 @@
-"""What evaluates tokens: the seam (`base`), and what stands behind it."""
+"""What evaluates tokens: the seam (`base`), and its implementations."""

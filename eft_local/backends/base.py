@@ -28,7 +28,7 @@ class Rows:
 
 
 class TokenTable(Protocol):
-    """What tells two vocabularies apart; a file's header has it too."""
+    """What distinguishes two vocabularies; a file's header has it too."""
 
     def texts(self) -> list[bytes]:
         """Every token's text as the vocabulary stores it."""

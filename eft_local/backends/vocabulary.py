@@ -86,7 +86,7 @@ def compare(reference: TokenTable, other: TokenTable, names: tuple[str, str] = (
 
     Two ids are the same token when their texts are equal and their attributes agree in what the id adds to a
     text: a byte token ("<0x0A>" is a newline) is not a normal one of that spelling, and control markup, which
-    prints nothing, is not normal text. Other attributes do not tell: "user-defined" is an added token, which
+    prints nothing, is not normal text. Other attributes do not decide it: "user-defined" is an added token, which
     converters also call normal or control, and "unused" is their opinion too. (Whether a token ends a
     generation is no attribute; a base and its chat model may differ.) Ids that both call unused are padding.
 
@@ -130,7 +130,7 @@ class _Tokens:
     def of(cls, table: TokenTable) -> _Tokens:
         texts, attributes = table.texts(), table.attributes()
         padding = np.not_equal(attributes & UNUSED, 0)
-        for token in range(len(texts) - 1, -1, -1):  # old converters tell the tail by its texts only
+        for token in range(len(texts) - 1, -1, -1):  # old converters mark the tail by its texts only
             if not (padding[token] or _PADDING.fullmatch(texts[token])):
                 break
             padding[token] = True

@@ -1,4 +1,4 @@
-"""The record of chats: what was asked and answered, in branches, in one SQLite file that survives `kill -9`."""
+"""The record of chats: questions and answers, in branches, in one SQLite file that survives `kill -9`."""
 
 from eft_local.chats.export import summary, to_json, to_markdown, turn_title
 from eft_local.chats.history import KEPT_AFTER_DELETION, History

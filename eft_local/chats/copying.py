@@ -17,12 +17,12 @@ def copied(
     *,
     system_prompt: str | None,
     title: str,
-    facts: Callable[[int], bytes | None] = lambda message: None,
+    statistics: Callable[[int], bytes | None] = lambda message: None,
 ) -> Chat:
     """Copy a branch into a history, as a chat of its own. Raises: HistoryError.
 
     recipe: with which the chat continues; it also stands for an answer's own that this version cannot read.
-    facts: returns what is kept of a message for the inspector; without it the copy has none.
+    statistics: returns what is kept of a message for the inspector; without it the copy has none.
     """
     chat = history.create(recipe, system_prompt=system_prompt, title=title)
     parent = None
@@ -30,12 +30,12 @@ def copied(
         if message.role == "user":
             parent = history.ask(chat.id, message.text, parent=parent).id
         elif parent is not None and message.answer is not None:
-            parent = _answer(history, parent, message, recipe, facts(message.id))
+            parent = _answer(history, parent, message, recipe, statistics(message.id))
     history.set_recipe(chat.id, recipe)
     return history.chat(chat.id)
 
 
-def _answer(history: History, question: int, message: Message, recipe: Recipe, facts: bytes | None) -> int:
+def _answer(history: History, question: int, message: Message, recipe: Recipe, statistics: bytes | None) -> int:
     """Copy an answer, and return its id there."""
     answer = message.answer
     assert answer is not None
@@ -51,7 +51,7 @@ def _answer(history: History, question: int, message: Message, recipe: Recipe, f
         answer.finish_reason or "failed",
         tokens_per_second=answer.tokens_per_second,
         figures=answer.figures,
-        facts=facts,
+        statistics=statistics,
     )
     return writer.id
 

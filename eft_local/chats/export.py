@@ -21,11 +21,11 @@ def to_markdown(history: History, chat: str) -> str:
     return "\n\n".join([*_head(found), *(part for each in history.shown(found.id) for part in _turn(each))]) + "\n"
 
 
-def to_json(history: History, chat: str, *, facts: bool = False) -> dict[str, Any]:
+def to_json(history: History, chat: str, *, statistics: bool = False) -> dict[str, Any]:
     """Return a chat with all branches, ready for JSON.
 
     `shown` are the messages of the branch that is shown, `recipes` what the answers' recipes count in.
-    facts: also what the inspector keeps of each answer, as base64.  Raises: UsageError, HistoryError.
+    statistics: also what the inspector keeps of each answer, as base64.  Raises: UsageError, HistoryError.
     """
     found, shown, messages = history.chat(chat), history.shown(chat), history.messages(chat)
     recipes: dict[str, int] = {}
@@ -34,7 +34,7 @@ def to_json(history: History, chat: str, *, facts: bool = False) -> dict[str, An
         **summary(found),
         "system_prompt": found.system_prompt,
         "shown": [message.id for message in shown],
-        "messages": [_message(history, message, recipes, facts) for message in messages],
+        "messages": [_message(history, message, recipes, statistics) for message in messages],
         "recipe_number": recipes.setdefault(found.recipe.toml, len(recipes)),
         "recipes": list(recipes),
     }
@@ -80,7 +80,7 @@ def _turn(message: Message) -> Iterable[str]:
         yield message.text.strip()
 
 
-def _message(history: History, message: Message, recipes: dict[str, int], facts: bool) -> dict[str, Any]:
+def _message(history: History, message: Message, recipes: dict[str, int], statistics: bool) -> dict[str, Any]:
     table: dict[str, Any] = {
         "id": message.id,
         "parent": message.parent,
@@ -90,9 +90,9 @@ def _message(history: History, message: Message, recipes: dict[str, int], facts:
     }
     if message.answer is not None:
         table["answer"] = _answer(message.answer, recipes)
-        blob = history.facts(message.id) if facts else None
+        blob = history.statistics(message.id) if statistics else None
         if blob is not None:
-            table["answer"]["facts"] = base64.b64encode(blob).decode()
+            table["answer"]["statistics"] = base64.b64encode(blob).decode()
     return table
 
 

@@ -128,7 +128,7 @@ class History:
         self._set(chat, "system_prompt", text)
 
     def set_recipe(self, chat: str, recipe: Recipe) -> None:
-        """Note the recipe with which a chat goes on. Raises: UsageError."""
+        """Note the recipe with which a chat continues. Raises: UsageError."""
         with self._writing() as db:
             self._set(chat, "recipe", number_of(db, Snapshot.of(recipe)))
 
@@ -165,7 +165,7 @@ class History:
             if parent is None:
                 last = db.execute(LAST_ANSWER, (found,)).fetchone()
                 parent = last and last[0]
-            return self._asked(found, parent, text)
+            return self._insert_question(found, parent, text)
 
     def edit(self, message: int, text: str) -> Message:
         """Add another question in the place of one, which stays as its sibling. Raises: UsageError."""
@@ -173,7 +173,7 @@ class History:
             old = self.message(message)
             if old.role != "user":
                 raise UsageError(f"message {message} is an answer; only questions are edited")
-            return self._asked(old.chat, old.parent, text)
+            return self._insert_question(old.chat, old.parent, text)
 
     def answer(
         self,
@@ -187,24 +187,24 @@ class History:
     ) -> AnswerWriter:
         """Begin an answer and show it; earlier ones to the same question stay as its siblings.
 
-        text, tokens: what it begins with, when it goes on from a stopped answer or from another token.
+        text, tokens: what it begins with, when it continues from a stopped answer or from another token.
         Raises: UsageError.
         """
         with self._writing() as db:
-            asked = self.message(question)
-            if asked.role != "user":
+            origin = self.message(question)
+            if origin.role != "user":
                 raise UsageError(f"message {question} is an answer; only questions are answered")
-            chat = find_chat(db, asked.chat)
+            chat = find_chat(db, origin.chat)
             number = number_of(db, Snapshot.of(recipe))
             before = db.execute("SELECT next FROM message WHERE id = ?", (question,)).fetchone()[0]
-            message = insert(db, asked.chat, question, "assistant", text)
+            message = insert(db, origin.chat, question, "assistant", text)
             db.execute(
                 "INSERT INTO answer (message, written_by, system_prompt, prefix_tokens, seed, figures, tokens) "
                 "VALUES (?, ?, ?, ?, ?, '{}', ?)",
                 (message, written_by, chat["system_prompt"], len(tokens), seed, packed(tokens)),
             )
             db.execute("INSERT INTO answer_recipe VALUES (?, ?, ?)", (message, len(tokens), number))
-            db.execute("UPDATE chat SET recipe = ? WHERE id = ?", (number, asked.chat))
+            db.execute("UPDATE chat SET recipe = ? WHERE id = ?", (number, origin.chat))
             writer = AnswerWriter(message, self._save, text, tokens)
             self._writers[message], self._shown_before[message] = writer, before
         return writer
@@ -236,19 +236,19 @@ class History:
             show(db, chat, message)
             return self.shown(chat)
 
-    def facts(self, message: int) -> bytes | None:
+    def statistics(self, message: int) -> bytes | None:
         """Return what was kept of an answer for the inspector. Raises: UsageError."""
         with self._reading() as db:
             self.message(message)
             row = db.execute("SELECT facts FROM answer WHERE message = ?", (message,)).fetchone()
             return bytes(row[0]) if row and row[0] is not None else None
 
-    def set_facts(self, message: int, facts: bytes) -> None:
+    def set_statistics(self, message: int, statistics: bytes) -> None:
         """Keep something with an answer for the inspector. Raises: UsageError."""
         with self._writing() as db:
             if self.message(message).answer is None:
-                raise UsageError(f"message {message} is a question; only answers have facts")
-            db.execute("UPDATE answer SET facts = ? WHERE message = ?", (facts, message))
+                raise UsageError(f"message {message} is a question; only answers have statistics")
+            db.execute("UPDATE answer SET facts = ? WHERE message = ?", (statistics, message))
 
     def search(self, text: str, *, limit: int = 50) -> list[Hit]:
         """Return the chats that hold all words somewhere, or words that begin so; the newest first.
@@ -312,7 +312,7 @@ class History:
         with self._writing() as db:
             db.execute(f"UPDATE chat SET {column} = ? WHERE id = ?", (value, find_chat(db, chat)["id"]))
 
-    def _asked(self, chat: str, parent: int | None, text: str) -> Message:
+    def _insert_question(self, chat: str, parent: int | None, text: str) -> Message:
         with self._writing() as db:
             if parent is not None:
                 before = self.message(parent)

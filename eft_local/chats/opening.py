@@ -20,10 +20,10 @@ def chat_to_continue(history: History, chat: str | None, *, resume: bool) -> Cha
     if chat is None and not resume:
         return None
     if chat is not None and resume:
-        raise UsageError("--continue goes on with the last chat, --chat ID with that one; give one of them")
+        raise UsageError("--continue resumes the last chat, --chat ID a chosen one; give only one of them")
     found = history.latest() if chat is None else history.chat(chat)
     if found is None:
-        raise UsageError("there is no chat to go on with yet; begin one with `eft chat`")
+        raise UsageError("there is no chat to continue yet; start one with `eft chat`")
     if found.deleted:
         raise UsageError(f"chat {found.id} is deleted; `eft history undo {found.id}` brings it back")
     return found
@@ -38,7 +38,7 @@ def unsaved(history: History, chat: Chat | None, recipe: Recipe) -> Iterator[tup
         else:
             shown = history.shown(chat.id)
             prompt = chat.system_prompt
-            copy = copied(shown, memory, recipe, system_prompt=prompt, title=chat.title, facts=history.facts)
+            copy = copied(shown, memory, recipe, system_prompt=prompt, title=chat.title, statistics=history.statistics)
             yield memory, copy
 
 

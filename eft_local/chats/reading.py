@@ -18,7 +18,7 @@ CHATS = "SELECT c.*, r.name, r.toml, r.folder FROM chat c JOIN recipe r ON r.id 
 
 MESSAGES = """
 SELECT m.*, a.written_by, a.system_prompt, a.finish_reason, a.prefix_tokens, a.seed, a.tokens_per_second, a.figures,
-    a.tokens, a.facts IS NOT NULL AS has_facts,
+    a.tokens, a.facts IS NOT NULL AS has_statistics,
     (SELECT group_concat(s.id) FROM message s WHERE s.chat = m.chat AND s.parent IS m.parent) AS siblings,
     (SELECT group_concat(r.position || ':' || r.recipe) FROM answer_recipe r WHERE r.message = m.id) AS recipes
 FROM message m LEFT JOIN answer a ON a.message = m.id
@@ -155,7 +155,7 @@ def _answer(
         seed=row["seed"],
         tokens_per_second=row["tokens_per_second"],
         figures=json.loads(row["figures"]),
-        has_facts=bool(row["has_facts"]),
+        has_statistics=bool(row["has_statistics"]),
     )
 
 

@@ -61,7 +61,7 @@ class AnswerRecord:
     finish_reason: None while it is being written by this process.
     tokens: all token ids, as `Emulator.stream(prefix=…)` takes them; the first `prefix_tokens` were given.
     figures: whatever the face measured, as JSON has it.
-    has_facts: whether `History.facts` has what the inspector shows.
+    has_statistics: whether `History.statistics` has what the inspector shows.
     """
 
     written_by: str
@@ -73,7 +73,7 @@ class AnswerRecord:
     seed: int | None
     tokens_per_second: float | None
     figures: Mapping[str, Any]
-    has_facts: bool
+    has_statistics: bool
 
     @property
     def recipe(self) -> Snapshot:

@@ -214,7 +214,7 @@ class Session:
             self.answer(question, kept=kept.steps, text=kept.text.lstrip(), tokens=kept.tokens, seed=seed)
             return
         writer = self._begin(question, seed, kept.text.lstrip(), kept.tokens)
-        writer.finish("stop", facts=kept.dumps())
+        writer.finish("stop", statistics=kept.dumps())
         self._put(self.history.message(writer.id), len(self.messages) - 1)
 
     def turns(self, question: int) -> tuple[PromptMessage, ...]:
@@ -247,7 +247,7 @@ class Session:
         self._check_idle()
         there = sum(message.role == "user" for message in self.messages)
         if turns >= max(1, there):
-            raise UsageError(f"{turns} turns cannot be dropped: the chat has {there}, and the last one is asked")
+            raise UsageError(f"{turns} turns cannot be dropped: the chat has {there}, and the last one stays")
         self.dropped = turns
 
     def steps(self, message: Message) -> tuple[Step, ...]:
@@ -257,8 +257,8 @@ class Session:
         writing = self.writing
         if writing is not None and writing.writer.id == message.id:
             return writing.all_steps
-        facts = self.history.facts(message.id) if message.answer and message.answer.has_facts else None
-        return Inspection.loads(facts).steps if facts else ()
+        statistics = self.history.statistics(message.id) if message.answer and message.answer.has_statistics else None
+        return Inspection.loads(statistics).steps if statistics else ()
 
     # While an answer is written
 
@@ -273,16 +273,16 @@ class Session:
         assert self.writing is not None
         return self.writing.add(step)
 
-    def finish(self, answer: Answer, steps: Sequence[Step], facts: bytes | None) -> None:
+    def finish(self, answer: Answer, steps: Sequence[Step], statistics: bytes | None) -> None:
         """Save the answer whole, with its exact figures.
 
-        steps: all of it, those that it began with too.  facts: what `recorded` makes of them.
+        steps: all of it, those that it began with too.  statistics: what `recorded` makes of them.
         Raises: HistoryError if it cannot be saved; it is shown as it was written then.
         """
         writing, self.writing = self.writing, None
         assert writing is not None
         try:
-            _finish(writing.writer, answer, steps, facts)
+            _finish(writing.writer, answer, steps, statistics)
         finally:
             self._renew(writing, answer.finish_reason)
 
@@ -302,14 +302,14 @@ class Session:
         target: str,
         answer: Answer,
         steps: Sequence[Step],
-        facts: bytes | None,
+        statistics: bytes | None,
     ) -> None:
         """Keep an answer that a comparison wrote as a branch."""
         self._check_idle()
         writer = self.history.answer(question, recipe, written_by=target, seed=answer.seed)
         for step in steps:
             add(writer, step)
-        _finish(writer, answer, steps, facts)
+        _finish(writer, answer, steps, statistics)
         self._put(self.history.message(writer.id), self._place(question) + 1)
 
     # Saving
@@ -366,10 +366,10 @@ class Session:
         self.dropped = 0
 
 
-def _finish(writer: AnswerWriter, answer: Answer, steps: Sequence[Step], facts: bytes | None) -> None:
+def _finish(writer: AnswerWriter, answer: Answer, steps: Sequence[Step], statistics: bytes | None) -> None:
     writer.finish(
         answer.finish_reason,
         tokens_per_second=answer.tokens_per_second,
         figures=figures(answer, steps),
-        facts=facts,
+        statistics=statistics,
     )

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from eft_local.errors import HistoryError, UsageError, shown
 
-APPLICATION_ID = 0x45465431  # "EFT1" in the file's header: this is our file, and `file` can tell it
+APPLICATION_ID = 0x45465431  # "EFT1" in the file's header: this is our file, and `file` can recognise it
 BUSY_SECONDS = 5.0
 
 # Foreign keys hold what a branch is: a parent is in the same chat, and `next`, the child that is shown after a
@@ -38,6 +38,7 @@ _TABLES = (
     "CREATE INDEX message_by_family ON message (chat, parent)",
     "CREATE INDEX message_by_parent ON message (parent, chat)",
     "CREATE INDEX message_by_next ON message (next, id)",
+    # The column "facts" holds the statistics of its tokens; it keeps the name that older versions read.
     """CREATE TABLE answer (
         message INTEGER PRIMARY KEY REFERENCES message (id) ON DELETE CASCADE,
         written_by TEXT NOT NULL, system_prompt TEXT, finish_reason TEXT, prefix_tokens INTEGER NOT NULL,
@@ -99,7 +100,7 @@ def open_empty() -> sqlite3.Connection:
 
 
 def identity(path: Path | None) -> tuple[int, int] | None:
-    """Return what tells a file from another one that takes its name; None if there is none."""
+    """Return what distinguishes a file from another one that takes its name; None if there is none."""
     if path is None:
         return None
     try:

@@ -65,7 +65,7 @@ def update(db: sqlite3.Connection, message: int, draft: Draft, ending: Ending | 
         db.execute(
             "UPDATE answer SET finish_reason = ?, tokens_per_second = ?, figures = ?, facts = coalesce(?, facts) "
             "WHERE message = ?",
-            (ending.reason, ending.tokens_per_second, figures, ending.facts, message),
+            (ending.reason, ending.tokens_per_second, figures, ending.statistics, message),
         )
 
 

@@ -37,7 +37,7 @@ class Ending:
     reason: FinishReason
     tokens_per_second: float | None = None
     figures: Mapping[str, Any] = field(default_factory=dict)
-    facts: bytes | None = None
+    statistics: bytes | None = None
 
 
 Save = Callable[[int, Draft, Ending | None], None]
@@ -104,7 +104,7 @@ class AnswerWriter:
         *,
         tokens_per_second: float | None = None,
         figures: Mapping[str, Any] | None = None,
-        facts: bytes | None = None,
+        statistics: bytes | None = None,
     ) -> None:
         """End the answer and save it whole; what ended already stays as it is.
 
@@ -114,7 +114,7 @@ class AnswerWriter:
         with self._saving:
             if self._finished:
                 return
-            self._write(Ending(reason, tokens_per_second, figures or {}, facts))
+            self._write(Ending(reason, tokens_per_second, figures or {}, statistics))
             self._finished = True
 
     def save(self) -> None:
@@ -170,5 +170,5 @@ class AnswerWriter:
         if kind is None:
             self.finish("cancelled")
             return
-        with contextlib.suppress(HistoryError):  # the error that ended the answer is the one to tell
+        with contextlib.suppress(HistoryError):  # the error that ended the answer is the one to report
             self.finish("cancelled" if issubclass(kind, KeyboardInterrupt | GeneratorExit) else "failed")

@@ -44,27 +44,27 @@ class Printer:
 def heed(interrupt: Interrupt, cancel: Callable[[], None]) -> Callable[[Step], None]:
     """Return a function for each step of an answer that stops it after Ctrl+C.
 
-    A Ctrl+C that came before the answer began found nothing to stop, so it is asked again.
+    A Ctrl+C that came before the answer began found nothing to stop, so it is checked again.
     """
 
-    def stop_if_asked(step: Step) -> None:
+    def stop_if_requested(step: Step) -> None:
         if interrupt.asked and step.finish_reason is None:
             cancel()
 
-    return stop_if_asked
+    return stop_if_requested
 
 
 def stream(steps: Iterator[Step], printer: Printer, interrupt: Interrupt, cancel: Callable[[], None]) -> str:
     """Write an answer as it comes and return its finish reason; Ctrl+C ends it as "cancelled"."""
     reason = None
-    stop_if_asked = heed(interrupt, cancel)
+    stop_if_requested = heed(interrupt, cancel)
     # Closed here, not by the garbage collector: after an error that may come later than the emulator's own end.
     with closing(cast("Generator[Step]", steps)):
         try:
             for step in steps:
                 printer.write(step.text)
                 reason = step.finish_reason or reason
-                stop_if_asked(step)
+                stop_if_requested(step)
         finally:
             printer.end()
     return reason or "cancelled"

@@ -16,18 +16,18 @@ from eft_local.version import __version__
 COMMANDS = {
     "ask": ("ask", "Answer one question on stdout."),
     "chat": ("chat", "Chat in an app, or line by line."),
-    "compare": ("compare", "Answers of base, expert and mixture, side by side."),
-    "inspect": ("inspect", "Who decided each token of an answer."),
+    "compare": ("compare", "Compare answers of base, expert and mixture."),
+    "inspect": ("inspect", "Show which model decided each token of an answer."),
     "eval": ("evaluate", "Run targets over a question file and count what they get right."),
-    "bench": ("bench", "What emulation costs on this machine, beside its models alone."),
-    "history": ("history", "The chats that are kept: list, search, show, export, delete."),
+    "bench": ("bench", "Measure the speed of emulation on this machine."),
+    "history": ("history", "List, search, show, export and delete saved chats."),
     "recipes": ("recipes", "List recipes, show one, or write your own."),
     "pull": ("pull", "Download the models of a recipe, or single ones."),
-    "ls": ("ls", "List the models that are here."),
-    "show": ("show", "What a model or a recipe is."),
-    "plan": ("plan", "What a recipe takes of memory, and its speed."),
+    "ls": ("ls", "List the downloaded models."),
+    "show": ("show", "Show the metadata of a model or a recipe."),
+    "plan": ("plan", "Estimate the memory and the speed of a recipe."),
     "rm": ("rm", "Delete models."),
-    "doctor": ("doctor", "What this installation can do, and what is missing."),
+    "doctor": ("doctor", "Check this installation: what works and what is missing."),
     "completion": ("completion", "Print the completion script for a shell."),
 }
 """Command → (its module in this package and the name in there, one line for `eft --help`)."""
@@ -66,7 +66,7 @@ class LazyGroup(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        """Find the command that the arguments name; an unknown one is told with the nearest."""
+        """Find the command that the arguments name; for an unknown one, the nearest is suggested."""
         if args[0] not in COMMANDS:
             near = get_close_matches(args[0], COMMANDS, n=1)
             hint = f"Did you mean {near[0]!r}?" if near else f"There are {', '.join(COMMANDS)}."

@@ -41,9 +41,8 @@ from eft_local.prompts.render import conversation
 def ask(session: Session, question: tuple[str, ...], only: str, system: str | None, as_json: bool) -> int:
     """Answer one QUESTION on stdout, and write nothing else there.
 
-    Text that is piped in goes in front of the QUESTION; "-" among its words says where it goes instead, and waits
-    for it however long it takes. Without a QUESTION the text is the question. Ctrl+C ends the answer and keeps what
-    is written.
+    Piped text goes before the QUESTION; a "-" among the words marks another place, and waits for the text as long as
+    needed. Without a QUESTION, the text is the question. Ctrl+C ends the answer and keeps what is written so far.
     """
     messages = conversation(question_text(question), system)
     recipe = session.recipe()

@@ -153,7 +153,7 @@ def bench(
 
         output.save(plot, picture(draw(result), plot))
     if stopped:
-        raise Cancelled("stopped: these are fewer questions than were asked for")
+        raise Cancelled("stopped: fewer questions than requested were measured")
 
 
 def _command(ctx: click.Context, session: Session) -> str:
@@ -200,10 +200,10 @@ def _measured(recipe: Recipe, plan: Plan, about: dict[str, Any], show: Show, sta
             roles = library.load(recipe, mixed_roles(recipe), lambda role, fraction: not interrupt.asked)
         measurement = cleanup.enter_context(Measurement(recipe, roles, read_questions(demo_questions()), plan))
         stopped = True
-        with interruptible(measurement.cancel) as later, suppress(Cancelled):
+        with interruptible(measurement.cancel) as second, suppress(Cancelled):
             if not interrupt.asked:
                 measurement.run(show)
-                stopped = later.asked
+                stopped = second.asked
         if not measurement.is_complete:
             if stopped:
                 raise Cancelled("stopped before there was a result")

@@ -45,8 +45,8 @@ if TYPE_CHECKING:
 @only_option
 @system_option
 @click.option("--plain", is_flag=True, help="Line by line: for pipes and screen readers.")
-@click.option("--continue", "-c", "resume", is_flag=True, help="Go on with the last chat, its recipe and settings.")
-@click.option("--chat", "chat_id", metavar="ID", help="Go on with this one; 'eft history' lists them.")
+@click.option("--continue", "-c", "resume", is_flag=True, help="Continue the last chat, with its recipe and settings.")
+@click.option("--chat", "chat_id", metavar="ID", help="Continue this chat; 'eft history' lists them.")
 @click.option(
     "--save/--no-save", default=None, help="Keep the chat in the history (default: unless it comes through a pipe)."
 )
@@ -62,7 +62,7 @@ def chat(
 ) -> int:
     """Chat with a recipe's models: in an app on a terminal, otherwise (or with --plain) one question per line.
 
-    Line by line, answers go to stdout, everything else to stderr. A line that ends with a backslash goes on in the
+    Line by line, answers go to stdout, everything else to stderr. A line that ends with a backslash continues in the
     next one, and all lines between two \"\"\" are one question. Ctrl+C stops an answer and keeps the chat; at the
     prompt it leaves, as the end of the input does. /help lists the commands that a line may hold instead.
     """
@@ -80,7 +80,7 @@ def chat(
             conversation = Session(used, recipe, only, record=save)
             if copy is not None:
                 conversation.open(copy.id, recipe)
-            greeting = f"chat {found.id} goes on: {found.title}" if found else ""
+            greeting = f"chat {found.id} continues: {found.title}" if found else ""
             return PlainChat(emulator, conversation, system).run(greeting)
 
 
@@ -100,7 +100,7 @@ class Leave(Exception):  # noqa: N818 (not an error)
 
 
 class PlainChat:
-    """One conversation, line by line: what is asked and shown; the session is what is said and saved."""
+    """One conversation, line by line: what is entered and shown; the session is what is said and saved."""
 
     def __init__(self, emulator: Emulator, session: Session, system: str | None) -> None:
         """system: a system prompt in place of the session's own."""
@@ -183,11 +183,11 @@ class PlainChat:
     def _written(self, request: AnswerRequest, printer: answers.Printer) -> Answer:
         """Let the models write an answer, which is shown and saved meanwhile; Ctrl+C stops it."""
         with interruptible(self.emulator.cancel) as interrupt:
-            stop_if_asked = answers.heed(interrupt, self.emulator.cancel)
+            stop_if_requested = answers.heed(interrupt, self.emulator.cancel)
 
             def on_step(step: Step) -> None:
                 printer.write(self.session.wrote(step))
-                stop_if_asked(step)
+                stop_if_requested(step)
 
             try:
                 return self.emulator.chat(
@@ -216,7 +216,7 @@ class PlainChat:
         unsaved = str(self.session.unsaved or "")
         if unsaved not in ("", self._unsaved):
             self._unsaved = unsaved
-            output.complain(f"{unsaved}; this chat goes on unsaved")
+            output.complain(f"{unsaved}; this chat continues unsaved")
 
     def change(self, **changes: Any) -> None:
         """Change the recipe from the next answer on, and say how it stands."""
@@ -277,7 +277,7 @@ def _seed(chat: PlainChat, argument: str) -> None:
 def _help(_chat: PlainChat, _argument: str) -> None:
     for name, command in COMMANDS.items():
         output.note(f"/{name} {command.argument}".ljust(20) + command.help)
-    output.note(r"\ at a line's end".ljust(20) + "go on in the next line")
+    output.note(r"\ at a line's end".ljust(20) + "continue on the next line")
     output.note(f"{lines.FENCE} … {lines.FENCE}".ljust(20) + "several lines as they are, as one question")
     output.note("//".ljust(20) + "a question that begins with a slash")
 

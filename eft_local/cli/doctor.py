@@ -30,21 +30,21 @@ FOLDERS = ("recipes", "models", "chats", "cache")
 @click.command(cls=Command, epilog=example("eft doctor", "eft doctor --json"))
 @json_option
 def doctor(as_json: bool) -> int:
-    """Show what this installation can do and what is missing, with the command that mends it.
+    """Check this installation: report what works and what is missing, with the command that fixes it.
 
-    Ends with exit code 1 if something is missing without which the demo cannot run.
+    Exits with 1 if something that the demo needs is missing.
     """
-    facts = _facts()
+    report = _report()
     if as_json:
-        output.write_json(facts)
+        output.write_json(report)
     else:
-        output.write(_text(facts))
-    return int(any(item["needed"] for item in facts["missing"]))
+        output.write(_text(report))
+    return int(any(item["needed"] for item in report["missing"]))
 
 
-def _facts() -> dict[str, Any]:
-    """Return everything that doctor tells, ready for JSON. Memory in bytes."""
-    facts: dict[str, Any] = {
+def _report() -> dict[str, Any]:
+    """Return everything that doctor reports, ready for JSON. Memory in bytes."""
+    report: dict[str, Any] = {
         "versions": {"eft-local": _version("eft-local"), "python": platform.python_version()}
         | {name: _version(name) for name in PACKAGES},
         "machine": _machine(),
@@ -52,8 +52,8 @@ def _facts() -> dict[str, Any]:
         "folders": _folders(),
         "recipes": _recipes(),
     }
-    facts["missing"] = list(_missing(facts))
-    return facts
+    report["missing"] = list(_missing(report))
+    return report
 
 
 def _version(name: str) -> str | None:
@@ -132,24 +132,24 @@ def _exact(recipe: Recipe) -> str | None:
     try:
         from eft_local.backends.llamacpp import supports_gpu_offload
         from eft_local.engine.loading import mixed_roles
-        from eft_local.placement.survey import remembered, seats
-    except (ImportError, OSError, RuntimeError):  # told of elsewhere
+        from eft_local.placement.survey import remembered, role_files
+    except (ImportError, OSError, RuntimeError):  # reported under llama.cpp
         return None
     if supports_gpu_offload():
         return None
     try:
-        told = remembered(seats(recipe, mixed_roles(recipe)), {}, recipe.context, recipe.exact)
+        verdicts = remembered(role_files(recipe, mixed_roles(recipe)), {}, recipe.context, recipe.exact)
     except EftError:
         return None
-    return next((each for each in told.values() if not each.startswith("yes")), "yes")
+    return next((each for each in verdicts.values() if not each.startswith("yes")), "yes")
 
 
-def _missing(facts: dict[str, Any]) -> Any:
+def _missing(report: dict[str, Any]) -> Any:
     """Yield what is missing, whether it is needed, and the command that mends it."""
-    llama = facts["llama.cpp"]
+    llama = report["llama.cpp"]
     if "error" in llama:
         yield _item(f"llama.cpp cannot be loaded: {llama['error']}", REBUILD, needed=True)
-    for name, recipe in facts["recipes"].items():
+    for name, recipe in report["recipes"].items():
         if recipe["problem"] is not None:
             bundled = Path(recipe["path"]).parent == BUNDLED
             mend = _restore() if bundled else f"edit {recipe['path']}"
@@ -157,7 +157,7 @@ def _missing(facts: dict[str, Any]) -> Any:
                 yield _item(f"models of recipe {name}", f"eft pull {name}", needed=False)
                 continue
             yield _item(f"recipe {name}: {recipe['problem']}", mend, needed=name == "demo")
-    if "demo" not in facts["recipes"]:
+    if "demo" not in report["recipes"]:
         yield _item("the bundled recipe demo", _restore(), needed=True)
     if importlib.util.find_spec("matplotlib") is None:
         yield _item("matplotlib, for eft eval --plot", f"{sys.executable} -m pip install matplotlib", needed=False)
@@ -188,10 +188,10 @@ def _item(what: str, mend: str, *, needed: bool) -> dict[str, Any]:
     return {"what": what, "mend": mend, "needed": needed}
 
 
-def _text(facts: dict[str, Any]) -> str:
-    """Return the facts as lines that a person or a screen reader can go through."""
-    machine, llama = facts["machine"], facts["llama.cpp"]
-    versions = (f"{name} {version or 'not installed'}" for name, version in facts["versions"].items())
+def _text(report: dict[str, Any]) -> str:
+    """Return the report as lines that a person or a screen reader can go through."""
+    machine, llama = report["machine"], report["llama.cpp"]
+    versions = (f"{name} {version or 'not installed'}" for name, version in report["versions"].items())
     lines = [
         *_section("Versions", versions),
         *_section(
@@ -204,12 +204,12 @@ def _text(facts: dict[str, Any]) -> str:
         ),
         *_section("llama.cpp", _llama_lines(llama)),
         *_section("Devices", (_device_line(device) for device in llama["devices"])),
-        *_section("Folders", (_folder_line(name, folder) for name, folder in facts["folders"].items())),
+        *_section("Folders", (_folder_line(name, folder) for name, folder in report["folders"].items())),
         *_section(
             "Recipes",
-            (f"{name}: {_recipe_line(recipe)}" for name, recipe in facts["recipes"].items()),
+            (f"{name}: {_recipe_line(recipe)}" for name, recipe in report["recipes"].items()),
         ),
-        *_section("Missing", (f"{item['what']}\n    {item['mend']}" for item in facts["missing"])),
+        *_section("Missing", (f"{item['what']}\n    {item['mend']}" for item in report["missing"])),
     ]
     return "\n".join(lines) + "\n"
 
@@ -242,7 +242,7 @@ def _device_line(device: dict[str, Any]) -> str:
 def _folder_line(name: str, folder: dict[str, Any]) -> str:
     if folder["path"] is None:
         return f"{name}: none, as there is no home folder; set EFT_HOME"
-    return f"{name}: {folder['path']}" + ("" if folder["exists"] else " (not made yet)")
+    return f"{name}: {folder['path']}" + ("" if folder["exists"] else " (not created yet)")
 
 
 def _ram_line(machine: dict[str, Any]) -> str:

@@ -25,12 +25,12 @@ _LARGEST_ID = 2**63 - 1
     invoke_without_command=True,
     epilog=example("eft history", "eft history search capital", "eft history export k3f -o peru.md"),
 )
-@click.option("--deleted", is_flag=True, help="Those that 'eft history undo' can bring back.")
+@click.option("--deleted", is_flag=True, help="List deleted chats, which 'eft history undo' restores.")
 @click.option("--limit", "-n", type=click.IntRange(1), metavar="N", help="At most N, the newest.")
 @json_option
 @click.pass_context
 def history(ctx: click.Context, deleted: bool, limit: int | None, as_json: bool) -> None:
-    """List the chats that are kept, the newest first. An ID may be shortened as long as it is clear.
+    """List saved chats, the newest first. An ID may be shortened as long as it is unambiguous.
 
     They are in one SQLite file that only you can read; --json names it.
     """
@@ -46,7 +46,7 @@ def history(ctx: click.Context, deleted: bool, limit: int | None, as_json: bool)
         _write_chats(kept.path, chats)
         return
     if not chats:
-        output.note("no deleted chats" if deleted else "no chats yet; `eft chat` begins one")
+        output.note("no deleted chats" if deleted else "no chats yet; `eft chat` starts one")
     for chat in chats:
         output.write(_line(chat) + "\n")
 
@@ -105,19 +105,19 @@ def show(chat: str, message: int | None, as_json: bool) -> None:
     help="md: the branch last shown. json: everything. [default: what FILE ends in, else md]",
 )
 @click.option("--output", "-o", "file", type=click.Path(path_type=Path), metavar="FILE", help="Instead of stdout.")
-@click.option("--facts", is_flag=True, help="With json: also what the inspector keeps of each answer, as base64.")
-def export(chat: str, kind: str | None, file: Path | None, facts: bool) -> None:
+@click.option("--statistics", is_flag=True, help="With json: also what the inspector keeps of each answer, as base64.")
+def export(chat: str, kind: str | None, file: Path | None, statistics: bool) -> None:
     """Write the chat ID as Markdown or as JSON. FILE is readable for you alone."""
     from eft_local.chats import to_json, to_markdown
 
     kind = kind or ("json" if file and file.suffix == ".json" else "md")
-    if facts and kind == "md":
-        raise UsageError("--facts: Markdown has no place for them; add --format json")
+    if statistics and kind == "md":
+        raise UsageError("--statistics: Markdown has no place for them; add --format json")
     with _opened() as kept:
         if kind == "md":
             text = to_markdown(kept, chat)
         else:
-            document = to_json(kept, chat, facts=facts)
+            document = to_json(kept, chat, statistics=statistics)
             text = json.dumps(document, ensure_ascii=False, indent=2, allow_nan=False) + "\n"
     if file is None:
         output.write(output.safe(text))
@@ -155,7 +155,7 @@ def rm(chats: tuple[str, ...], yes: bool, forever: bool) -> None:
 @history.command(cls=Command, epilog=example("eft history undo", "eft history undo k3f"))
 @click.argument("chat", metavar="[ID]", required=False)
 def undo(chat: str | None) -> None:
-    """Bring back the chat ID, or the one that was deleted last."""
+    """Restore the chat ID, or the one that was deleted last."""
     with _opened() as kept:
         if chat is not None and not kept.chat(chat).deleted:
             raise UsageError(f"chat {chat} is not deleted")

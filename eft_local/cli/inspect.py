@@ -40,7 +40,7 @@ TABLES = 3
 JSON_KEYS = """
 \b
 JSON of one answer (ranks count from 0; logarithms are natural, null is −∞):
-  question, text, tokens, finish_reason; recipe, alpha, beta, system, seed, and
+  question, text, tokens, finish_reason; recipe, alpha, beta, target, seed, and
   the filters that are on; of a saved answer chat, message
   summary     tokens, changed, share, mean_change, changed_at (indices of steps)
   steps       token, text, logprob, drafted, change, top_changed, finish_reason,
@@ -157,7 +157,7 @@ def inspect(
     if as_json:
         output.write_json(found.as_dict())
     if shown:
-        inspected.write_facts(found.inspection, numbers, most if most is not None else 0 if numbers else TABLES)
+        inspected.write_statistics(found.inspection, numbers, most if most is not None else 0 if numbers else TABLES)
     if html:
         page = found.page().encode()
         if to_stdout:
@@ -197,9 +197,9 @@ def _check(ctx: click.Context) -> None:
 
 
 def _written(session: Session, question: str, only: str, system: str | None, *, live: bool) -> tuple[Inspected, int]:
-    """Answer a question, on the terminal while it is written if `live`; return the facts and the exit code."""
+    """Answer a question, on the terminal while it is written if `live`; return the statistics and the exit code."""
     from eft_local.analysis import CANDIDATES, Inspection
-    from eft_local.cli.inspected import Inspected, Printer, recipe_facts
+    from eft_local.cli.inspected import Inspected, Printer, recipe_entry
     from eft_local.prompts.render import conversation
 
     messages = conversation(question, system)
@@ -208,44 +208,46 @@ def _written(session: Session, question: str, only: str, system: str | None, *, 
     printer = Printer() if live else None
     steps: list[Step] = []
     with loaded(recipe, only) as emulator, interruptible(emulator.cancel) as interrupt:
-        stop_if_asked = answers.heed(interrupt, emulator.cancel)
+        stop_if_requested = answers.heed(interrupt, emulator.cancel)
         stream = emulator.stream_chat(messages, target=only, seed=seed, top=CANDIDATES)
         with closing(cast("Generator[Step]", stream)):
             for step in stream:
                 steps.append(step)
                 if printer:
                     printer.write(step)
-                stop_if_asked(step)
+                stop_if_requested(step)
     if printer:
         printer.end()
     reason = str(steps[-1].finish_reason)
     answers.remark("".join(step.text for step in steps), reason)
     if reason == "context":
         output.complain(answers.context_full(recipe.context))
-    about: Mapping[str, Any] = {**recipe_facts(recipe), "system": only, "seed": seed}
+    about: Mapping[str, Any] = {**recipe_entry(recipe), "target": only, "seed": seed}
     return Inspected(question, Inspection(tuple(steps)), about), INTERRUPTED if reason == "cancelled" else 0
 
 
 def _stored(chat: str, message: int | None) -> Inspected:
-    """Return a saved answer's facts. Raises: UsageError if there is none, HistoryError."""
+    """Return a saved answer's statistics. Raises: UsageError if there is none, HistoryError."""
     from eft_local.analysis import Inspection
     from eft_local.chats import History
-    from eft_local.cli.inspected import Inspected, recipe_facts
+    from eft_local.cli.inspected import Inspected, recipe_entry
     from eft_local.errors import RecipeError
 
     with History() as history:
         answer = _answer(history, chat, message)
-        facts = history.facts(answer.id)
+        statistics = history.statistics(answer.id)
         question = history.message(answer.parent).text if answer.parent is not None else ""
     written = answer.answer
-    if facts is None or written is None:
-        raise UsageError(f"message {answer.id} of chat {answer.chat} was written without facts; nothing to inspect")
+    if statistics is None or written is None:
+        raise UsageError(
+            f"message {answer.id} of chat {answer.chat} was written without statistics; nothing to inspect"
+        )
     try:
-        about = recipe_facts(written.recipe.recipe())
+        about = recipe_entry(written.recipe.recipe())
     except RecipeError:  # of another version, which named it otherwise
         about = {"recipe": written.recipe.name}
-    stored = {"system": written.written_by, "seed": written.seed, "chat": answer.chat, "message": answer.id}
-    return Inspected(question, Inspection.loads(facts), about | stored)
+    stored = {"target": written.written_by, "seed": written.seed, "chat": answer.chat, "message": answer.id}
+    return Inspected(question, Inspection.loads(statistics), about | stored)
 
 
 def _answer(history: History, chat: str, message: int | None) -> Message:
@@ -255,7 +257,7 @@ def _answer(history: History, chat: str, message: int | None) -> Message:
         shown = [each for each in history.shown(found.id) if each.role == "assistant"]
         if not shown:
             raise UsageError(f"chat {found.id} has no answer yet")
-        return next((each for each in reversed(shown) if each.answer and each.answer.has_facts), shown[-1])
+        return next((each for each in reversed(shown) if each.answer and each.answer.has_statistics), shown[-1])
     answer = history.message(message)
     if answer.chat != found.id:
         raise UsageError(f"message {message} is not in chat {found.id} but in {answer.chat}")

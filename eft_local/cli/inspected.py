@@ -30,7 +30,7 @@ from eft_local.analysis.format import (
     visible,
 )
 from eft_local.cli import output
-from eft_local.engine.step import Candidate, RoleView, Step
+from eft_local.engine.step import Candidate, RoleStatistics, Step
 from eft_local.errors import UsageError
 from eft_local.recipe import Recipe
 from eft_local.recipe.names import MIXTURE
@@ -46,7 +46,7 @@ _WIDE = 10_000
 
 @dataclass(frozen=True, slots=True)
 class Inspected:
-    """An answer's facts with what was asked. about: recipe, strengths, seed, ..., as they go into JSON."""
+    """An answer's statistics with the request. about: recipe, strengths, seed, ..., as they go into JSON."""
 
     question: str
     inspection: Inspection
@@ -79,7 +79,7 @@ class Inspected:
         return page(self.inspection, title=f"eft inspect: {self.question}", question=self.question, details=details)
 
 
-def recipe_facts(recipe: Recipe) -> dict[str, Any]:
+def recipe_entry(recipe: Recipe) -> dict[str, Any]:
     """Return what decided the mixture, by its name in the output; filters only where they are on."""
     filters = ("conservative_filter", "plausibility_mask", "plausibility_top_p")
     on = {name: getattr(recipe, name) for name in filters if getattr(recipe, name) is not None}
@@ -95,13 +95,13 @@ def _step(step: Step) -> dict[str, Any]:
         "change": step.change,
         "top_changed": step.top_changed,
         "finish_reason": step.finish_reason,
-        "roles": _views(step.roles),
+        "roles": _statistics(step.roles),
         "candidates": [
             {
                 "token": each.token,
                 "text": each.text,
                 "ends": each.ends,
-                "roles": _views(each.roles),
+                "roles": _statistics(each.roles),
                 "behaviour": _finite(each.behaviour),
                 "scale": _finite(each.scale),
             }
@@ -110,8 +110,8 @@ def _step(step: Step) -> dict[str, Any]:
     }
 
 
-def _views(views: Mapping[str, RoleView]) -> dict[str, dict[str, float | None]]:
-    return {name: {"rank": view.rank, "logprob": _finite(view.logprob)} for name, view in views.items()}
+def _statistics(by_role: Mapping[str, RoleStatistics]) -> dict[str, dict[str, float | None]]:
+    return {name: {"rank": role.rank, "logprob": _finite(role.logprob)} for name, role in by_role.items()}
 
 
 def _finite(value: float | None) -> float | None:
@@ -158,7 +158,7 @@ def write_answer(inspection: Inspection) -> None:
     printer.end()
 
 
-def write_facts(inspection: Inspection, numbers: Iterable[int], most: int) -> None:
+def write_statistics(inspection: Inspection, numbers: Iterable[int], most: int) -> None:
     """Write what stands below an answer: the strip, the figures, the legend, and tables.
 
     numbers: tokens, from 1, whose tables are wanted; most: of how many of the most changed, besides.
@@ -169,7 +169,7 @@ def write_facts(inspection: Inspection, numbers: Iterable[int], most: int) -> No
         if number > count:
             raise UsageError(f"--token {number}: the answer has {count} tokens, an end token among them")
     console = _console()
-    if inspection.system == MIXTURE:
+    if inspection.target == MIXTURE:
         _print_overview(console, inspection)
     wanted = dict.fromkeys([*(number - 1 for number in numbers), *sorted(inspection.most_changed(most))])
     for index in wanted:
@@ -200,8 +200,8 @@ def _print_overview(console: Console, inspection: Inspection) -> None:
 def _print_table(console: Console, inspection: Inspection, index: int) -> None:
     """Print who thought what of a token and its rivals."""
     step = inspection.steps[index]
-    roles = (inspection.system, *(role for role in inspection.roles if role != inspection.system))
-    mixed = inspection.system == MIXTURE
+    roles = (inspection.target, *(role for role in inspection.roles if role != inspection.target))
+    mixed = inspection.target == MIXTURE
     candidate = chosen(step)
     title = f"token {index + 1}, {label(candidate) if candidate else visible(step.text)}"
     console.print()

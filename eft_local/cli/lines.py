@@ -1,6 +1,6 @@
-'''What is typed line by line: one line is one message, unless it says that it goes on.
+'''What is typed line by line: one line is one message, unless it says that it continues.
 
-- A line that ends with a backslash goes on in the next one.
+- A line that ends with a backslash continues in the next one.
 - From a """ at a line's beginning to a """ at a line's end, everything is one message, as it is written.
 '''
 

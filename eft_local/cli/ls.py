@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 def ls(as_json: bool) -> None:
     """List the GGUF models in the Hugging Face cache: name, size, and the recipes that use them.
 
-    The cache is shared: models that other tools have downloaded are listed too. Downloads that were stopped are told
-    with what they hold so far; 'eft pull' goes on with them, 'eft rm --unfinished' deletes them.
+    The cache is shared: models that other programs downloaded are listed too. Unfinished downloads are
+    listed with their size so far; 'eft pull' continues them, 'eft rm --unfinished' deletes them.
     """
     from eft_local.hub import cache
 
@@ -34,7 +34,7 @@ def ls(as_json: bool) -> None:
         output.write_json(
             {
                 "cache": str(folder),
-                "models": [model_facts(model, users[model.path]) for model in models],
+                "models": [model_entry(model, users[model.path]) for model in models],
                 "unfinished": [{"repo": each.repo, "path": str(each.path), "size": each.size} for each in begun],
             }
         )
@@ -56,7 +56,7 @@ def _unfinished_line(part: Unfinished) -> str:
     return f"{part.repo}: {size_text(part.size)} of a download that is not complete\n"
 
 
-def model_facts(model: Installed, recipes: list[str]) -> dict[str, Any]:
+def model_entry(model: Installed, recipes: list[str]) -> dict[str, Any]:
     """Return a model's row for --json."""
     return {
         "reference": model.reference,

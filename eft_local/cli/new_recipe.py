@@ -52,7 +52,9 @@ Answer = TypeVar("Answer")
     help="Strength of the tuning, for each expert. [default: 1; 0.5 for a prompted @base beside @base]",
 )
 @click.option("--prompt", metavar="STYLE|FILE", default="chat", show_default=True, help="The experts' prompt.")
-@click.option("--instructions", metavar="TEXT", default="", help="What the experts, and only they, are told in front.")
+@click.option(
+    "--instructions", metavar="TEXT", default="", help="Instructions for the experts alone, before the conversation."
+)
 @click.option(
     "--example",
     "examples",
@@ -66,7 +68,7 @@ Answer = TypeVar("Answer")
 @click.option("--description", default="", metavar="TEXT", help="A line for 'eft recipes'.")
 @click.option("--output", "-o", "path", metavar="FILE", help="Where to write; else your folder of recipes.")
 @click.option("--force", is_flag=True, help="Replace a recipe of this name.")
-@click.option("--no-check", is_flag=True, help="Write it though models are not here, or do not fit.")
+@click.option("--no-check", is_flag=True, help="Write it even if models are not downloaded or do not fit together.")
 def new(
     name: str | None,
     base: str | None,
@@ -84,12 +86,12 @@ def new(
     force: bool,
     no_check: bool,
 ) -> None:
-    """Write a recipe after checking that its models share their tokens. What is not given is asked for.
+    """Write a recipe after checking that its models share their tokens. It prompts for what is not given.
 
     A MODEL or ADAPTER is a file (written down with its whole path), demo:NAME, or ORG/REPO:Q4_K_M once it is pulled.
     An expert is tuned by training (a model of its own), by an adapter, or by its prompt alone.
     """
-    name = name or _asked("Name of the recipe", lambda text: text)
+    name = name or _prompted("Name of the recipe", lambda text: text)
     file = _target(name, path, force)
     check = not no_check
     base = _model(base, "Large model, not tuned (file or ORG/REPO:Q4_K_M)", check)
@@ -170,11 +172,11 @@ def _model(given: str | None, question: str, check: bool) -> str:
             resolve_model(text, None)
         return text
 
-    return _asked(question, accept) if given is None else accept(given)
+    return _prompted(question, accept) if given is None else accept(given)
 
 
-def _asked(question: str, accept: Callable[[str], Answer]) -> Answer:
-    """Ask on the terminal until the answer can be used. Raises: UsageError where nobody can be asked."""
+def _prompted(question: str, accept: Callable[[str], Answer]) -> Answer:
+    """Ask on the terminal until the answer can be used. Raises: UsageError without a terminal."""
     if not sys.stdin.isatty():
         raise UsageError("there is no terminal to ask on: give NAME, --base, --antiexpert and --expert")
     while True:

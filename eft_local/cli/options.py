@@ -32,7 +32,7 @@ class Session:
     changes: dict[str, Any] = field(default_factory=dict)
 
     def recipe(self) -> Recipe:
-        """Return the recipe that was asked for, with the options' changes. Raises: RecipeError."""
+        """Return the recipe that was requested, with the options' changes. Raises: RecipeError."""
         from eft_local.hub.references import find_recipe
 
         recipe = find_recipe(self.recipe_name)
@@ -204,23 +204,23 @@ STEERING = (
         multiple=True,
         metavar="[NAME=]X",
         keep=_change_alpha,
-        help="Strength of what tuning changed: 0 is the base alone, 1 the plain method. Once per expert.",
+        help="Strength of what tuning changed: 0 is the base alone, 1 the plain method. Can be given once per expert.",
     ),
-    _changing("Steering", "--beta", type=float, metavar="X", help="Strength of what scale knows (1: plain)."),
+    _changing("Steering", "--beta", type=float, metavar="X", help="Strength of what the larger scale adds (1: plain)."),
     _changing(
         "Steering",
         "--draft",
         type=str,
         metavar="off|auto|N",
         keep=_change_draft,
-        help="Let small roles write N tokens ahead, or as many as is fastest.",
+        help="Let small roles draft N tokens, or as many as is fastest.",
     ),
     _changing(
         "Steering",
         "--draft-source",
         type=str,
         metavar="NAME",
-        help="Who writes ahead: expert, proxy, ngram, ngram+expert, ngram+proxy.",
+        help="What drafts: expert, proxy, ngram, ngram+expert, ngram+proxy.",
     ),
     _changing(
         "Steering",
@@ -347,5 +347,5 @@ def question_text(words: tuple[str, ...]) -> str:
         after = after[1:]
         given = stdin.awaited("the text for -" if before or after else "the question")
         if not given and (before or after):
-            output.note("stdin is empty: the question is asked without it")
+            output.note("stdin is empty: the question is sent without it")
     return "\n\n".join(part for part in (" ".join(before), given, " ".join(after)) if part)

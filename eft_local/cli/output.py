@@ -31,7 +31,7 @@ def prepare() -> None:
 
 def write(text: str) -> None:
     """Write to stdout. Raises: OutputError (disk full, ...), BrokenPipeError."""
-    with _told_as_output_error():
+    with _as_output_error():
         sys.stdout.write(text)
 
 
@@ -42,7 +42,7 @@ def safe(text: str) -> str:
 
 def flush() -> None:
     """Send what was written on its way. Raises: OutputError, BrokenPipeError."""
-    with _told_as_output_error():
+    with _as_output_error():
         sys.stdout.flush()
 
 
@@ -96,7 +96,7 @@ def check_writable(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def _told_as_output_error() -> Iterator[None]:
+def _as_output_error() -> Iterator[None]:
     try:
         yield
     except BrokenPipeError:

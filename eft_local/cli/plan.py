@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from eft_local.hub import HubName
     from eft_local.machine.memory import Device
     from eft_local.placement.planner import Load, Placed, Plan
-    from eft_local.placement.survey import Seat
+    from eft_local.placement.survey import RoleFiles
 
 _ALONE = "model"  # the role of a model that is planned without a recipe
 _CONTEXT = 4096  # tokens, for such a model
@@ -54,9 +54,9 @@ _UNITS = {"": 1e9, "K": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}
 def plan(
     what: str, context: int | None, memory: tuple[str, ...], bandwidth: tuple[str, ...], only: str, as_json: bool
 ) -> int:
-    """Show what a RECIPE takes of memory, where each model goes on this machine, the longest context and the speed.
+    """Estimate the memory and the speed of a RECIPE, where each model goes on this machine, and the longest context.
 
-    Only metadata is read, nothing is loaded; of models that are not here, the hub is asked for their headers. REF or
+    Only metadata is read; nothing is loaded. Headers of models that are not downloaded are read from the hub. REF or
     FILE is a single model. Ends with exit code 1 if it does not fit into memory, 4 if the models do not fit together.
     """
     from eft_local.backends.llamacpp.devices import places
@@ -65,29 +65,32 @@ def plan(
 
     given = _numbers("--memory", memory)
     speeds = {name: value * 1e9 for name, value in _numbers("--bandwidth", bandwidth).items()}
-    name, loads, seated, wish, tokens, away = _loads(what, context, only)
+    name, loads, files_by_role, wish, tokens, away = _loads(what, context, only)
     found = planned(loads, _with_memory(places(), given), tokens)
-    on_gpu = {role: found.of(role).on_gpu for role in seated}
-    facts = _facts(name, found, loads, speeds) | {"exact": remembered(seated, on_gpu, tokens, wish), "away": away}
+    on_gpu = {role: found.of(role).on_gpu for role in files_by_role}
+    figures = _figures(name, found, loads, speeds) | {
+        "exact": remembered(files_by_role, on_gpu, tokens, wish),
+        "away": away,
+    }
     if as_json:
-        output.write_json(facts)
+        output.write_json(figures)
     else:
-        output.write(output.safe(_text(facts)))
-    if facts["problem"]:
-        output.complain(facts["problem"])
+        output.write(output.safe(_text(figures)))
+    if figures["problem"]:
+        output.complain(figures["problem"])
     return 0 if found.fits else 1
 
 
 def _loads(
     what: str, context: int | None, only: str
-) -> tuple[str, tuple[Load, ...], dict[str, Seat], str, int, list[str]]:
-    """Return a name, what has to be loaded and for whom, how exact, the tokens of context, and what is not here."""
+) -> tuple[str, tuple[Load, ...], dict[str, RoleFiles], str, int, list[str]]:
+    """Return a name, what has to be loaded for whom, how exact, the tokens of context, what is not downloaded."""
     from eft_local.engine.loading import compared_roles, mixed_roles
     from eft_local.engine.targets import roles_of
     from eft_local.gguf.weights import read_weights
     from eft_local.hub.references import find_recipe, hub_name, names_recipe, resolve_model
     from eft_local.placement.headers import check_headers
-    from eft_local.placement.survey import SCORED_ROWS, Seat, loads, rows_at_once, seats
+    from eft_local.placement.survey import SCORED_ROWS, RoleFiles, loads, role_files, rows_at_once
     from eft_local.recipe.names import MIXTURE
     from eft_local.recipe.roles import Placement
 
@@ -96,12 +99,12 @@ def _loads(
         recipe = find_recipe(what)
         named = mixed_roles(recipe) | compared_roles(recipe)
         roles = {name: named[name] for name in roles_of(recipe, only)}
-        seated = seats(recipe, roles, headers.find)
-        checked = check_headers(recipe, roles, seated, combined=only == MIXTURE)
+        files_by_role = role_files(recipe, roles, headers.find)
+        checked = check_headers(recipe, roles, files_by_role, combined=only == MIXTURE)
         tokens = context or recipe.context
-        needed = loads(seated, tokens, rows_at_once(recipe))
+        needed = loads(files_by_role, tokens, rows_at_once(recipe))
         del checked  # held so far: no header is read twice
-        return recipe.name, needed, seated, recipe.exact, tokens, headers.read
+        return recipe.name, needed, files_by_role, recipe.exact, tokens, headers.read
     if only != MIXTURE:
         raise UsageError(f"--only {only}: {what} is no recipe and has no roles; leave it out")
     try:
@@ -113,12 +116,12 @@ def _loads(
             raise
         path = found
     tokens = context or min(_CONTEXT, read_weights(path).trained or _CONTEXT)
-    seated = {_ALONE: Seat(path, Placement())}
-    return what, loads(seated, tokens, SCORED_ROWS), seated, "auto", tokens, headers.read
+    files_by_role = {_ALONE: RoleFiles(path, Placement())}
+    return what, loads(files_by_role, tokens, SCORED_ROWS), files_by_role, "auto", tokens, headers.read
 
 
 class _Headers:
-    """The headers of models that are not here; after one that cannot be had, no other is asked for.
+    """The headers of models that are not downloaded; after one that cannot be had, no other is requested.
 
     read: the models whose headers were read.
     """
@@ -134,7 +137,7 @@ class _Headers:
         if self._failed:
             return None
         if str(name) not in self.read:
-            output.note(f"{name} is not here: reading its header on the hub")
+            output.note(f"{name} is not downloaded: reading its header from the hub")
         try:
             path = header_of(name)
         except DownloadError as error:
@@ -171,22 +174,22 @@ def _with_memory(devices: Sequence[Device], given: Mapping[str, float]) -> list[
     for device in devices:
         size = int(given[device.name] * 1e9) if device.name in given else None
         changed.append(replace(device, free=size, total=size, limit="as given") if size else device)
-    known = {device.name for device in devices}
+    names = {device.name for device in devices}
     for name, value in given.items():
-        if name not in known:
+        if name not in names:
             size = int(value * 1e9)
             changed.append(Device(name, "as given", "gpu", size, size, "as given"))
     return changed
 
 
-def _facts(name: str, plan: Plan, loads: Sequence[Load], speeds: Mapping[str, float]) -> dict[str, Any]:
-    """Return all that is told, ready for JSON: bytes, tokens, bytes per second."""
+def _figures(name: str, plan: Plan, loads: Sequence[Load], speeds: Mapping[str, float]) -> dict[str, Any]:
+    """Return all that is reported, ready for JSON: bytes, tokens, bytes per second."""
     from eft_local.backends.llamacpp.library import default_threads
-    from eft_local.placement.advice import refusal
     from eft_local.placement.planner import gpus, kept, longest_context
+    from eft_local.placement.shortage import refusal
     from eft_local.placement.speed import REACHED, measured_bandwidth, tokens_per_second
 
-    trained = min((load.needs.weights.trained for load in loads if load.needs.weights.trained), default=None)
+    trained = min((load.estimate.weights.trained for load in loads if load.estimate.weights.trained), default=None)
     bandwidths = dict(speeds)
     measured, cores = "CPU" not in bandwidths, None
     if measured:
@@ -202,7 +205,7 @@ def _facts(name: str, plan: Plan, loads: Sequence[Load], speeds: Mapping[str, fl
         "trained_context": trained,
         "fits": plan.fits,
         "problem": None if plan.fits else refusal(plan),
-        "models": [_model_facts(placed, plan) for placed in plan.placed],
+        "models": [_model_figures(placed, plan) for placed in plan.placed],
         "devices": [
             {
                 "name": device.name,
@@ -227,7 +230,7 @@ def _facts(name: str, plan: Plan, loads: Sequence[Load], speeds: Mapping[str, fl
     }
 
 
-def _model_facts(placed: Placed, plan: Plan) -> dict[str, Any]:
+def _model_figures(placed: Placed, plan: Plan) -> dict[str, Any]:
     from eft_local.placement.planner import gpus
 
     contexts = placed.load.contexts
@@ -251,7 +254,7 @@ def _model_facts(placed: Placed, plan: Plan) -> dict[str, Any]:
 # Text
 
 
-def _text(facts: dict[str, Any]) -> str:
+def _text(figures: dict[str, Any]) -> str:
     from eft_local.hub.names import size_text
     from eft_local.machine.memory import ADDRESS_SPACE, CGROUP
 
@@ -262,24 +265,24 @@ def _text(facts: dict[str, Any]) -> str:
             *(size_text(model[key]) for key in ("weights", "cache", "cache_per_1000_tokens", "compute", "other")),
             _place(model),
         )
-        for model in facts["models"]
+        for model in figures["models"]
     ]
     table = [head, *rows]
     widths = [max(len(row[column]) for row in table) for column in range(len(head) - 1)]
-    lines = [f"{facts['name']}: {facts['context']} tokens of context for each role"]
+    lines = [f"{figures['name']}: {figures['context']} tokens of context for each role"]
     for row in table:
         cells = [f"{row[0]:<{widths[0]}}"]
         cells += [f"{cell:>{width}}" for cell, width in zip(row[1:-1], widths[1:], strict=True)]
         lines.append(f"  {'  '.join(cells)}  {row[-1]}".rstrip())
-    for device in facts["devices"]:
+    for device in figures["devices"]:
         bound = f" by the {device['limit']} limit" if device["limit"] in (CGROUP, ADDRESS_SPACE) else ""
         lines.append(
             f"{_device_name(device['name'])}: {size_text(device['used'])} of {size_text(device['free'])} that are "
-            f"free{bound}, {size_text(device['kept'])} of them left alone"
+            f"free{bound}, {size_text(device['kept'])} of them kept in reserve"
         )
-    lines += [_longest(facts), _speed(facts["speed"]), *_exact(facts["exact"])]
-    if facts["away"]:
-        lines.append(f"planned from headers on the hub: {', '.join(facts['away'])}; eft pull gets the models")
+    lines += [_longest(figures), _speed(figures["speed"]), *_exact(figures["exact"])]
+    if figures["away"]:
+        lines.append(f"planned from headers on the hub: {', '.join(figures['away'])}; eft pull gets the models")
     return "\n".join(lines) + "\n"
 
 
@@ -299,8 +302,8 @@ def _place(model: dict[str, Any]) -> str:
     return ", ".join([*parts, *([f"{rest} in RAM"] if rest else [])])
 
 
-def _longest(facts: dict[str, Any]) -> str:
-    longest, trained = facts["longest_context"], facts["trained_context"]
+def _longest(figures: dict[str, Any]) -> str:
+    longest, trained = figures["longest_context"], figures["trained_context"]
     if not longest:
         return "longest context: none fits"
     whole = trained is not None and longest + 256 > trained
@@ -308,7 +311,7 @@ def _longest(facts: dict[str, Any]) -> str:
 
 
 def _measured(speed: dict[str, Any]) -> str:
-    """Return how RAM's bandwidth is known."""
+    """Return how RAM's bandwidth was found."""
     cores = speed["cores"]
     if cores and cores["busy"]:
         return f", measured while other programs used {cores['used_by_others']:.1f} of {cores['cores']} cores"
@@ -319,7 +322,7 @@ def _exact(exact: Mapping[str, str]) -> list[str]:
     """Return whether answers are exact: in one line where all roles are alike."""
     if len(set(exact.values())) == 1:
         return [f"exact: {next(iter(exact.values()))}"]
-    return [f"exact, {name}: {told}" for name, told in exact.items()]
+    return [f"exact, {name}: {verdict}" for name, verdict in exact.items()]
 
 
 def _speed(speed: dict[str, Any]) -> str:
@@ -330,7 +333,7 @@ def _speed(speed: dict[str, Any]) -> str:
     if speed["tokens_per_second"] is None:
         return f"speed: not known without --bandwidth of every GPU ({given})"
     if speed["tokens_per_second"] > _FAST:
-        return f"speed: reading memory is not what bounds models so small ({given})"
+        return f"speed: not limited by memory bandwidth, as the models are so small ({given})"
     likely, full, most = (speed[key] for key in ("tokens_per_second", "when_full", "at_most"))
     return (
         f"speed: some {likely:.1f} tokens/s without drafts, {full:.1f} when the context is full; "

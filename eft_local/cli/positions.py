@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 from eft_local.analysis import Inspection, Place, by_position, chosen
 from eft_local.analysis.format import condition, interval, share
 from eft_local.cli import output, progress
-from eft_local.cli.inspected import recipe_facts
+from eft_local.cli.inspected import recipe_entry
 from eft_local.cli.interrupt import Interrupt, interruptible
 from eft_local.cli.loading import loaded
 from eft_local.cli.options import Session
@@ -87,7 +87,7 @@ def run(
     curve = Curve.of(answers)
     about = {"questions": str(chosen_questions.path), "split": split, "kind": kind, **_conditions(recipe)}
     if answers:
-        output.write_json(_as_dict(curve, about)) if as_json else output.write(_told(curve, about))
+        output.write_json(_as_dict(curve, about)) if as_json else output.write(_as_text(curve, about))
         output.flush()
         if plot:
             _save_plot(curve, plot, f"{recipe.name}: {curve.answers} answers")
@@ -115,7 +115,7 @@ def _conditions(recipe: Recipe) -> dict[str, Any]:
     sampling = recipe.sampling
     greedy = sampling.temperature == 0
     return {
-        **recipe_facts(recipe),
+        **recipe_entry(recipe),
         "decoding": "greedy" if greedy else f"temperature {sampling.temperature:g}, seed {sampling.seed}",
     }
 
@@ -144,7 +144,7 @@ def _as_dict(curve: Curve, about: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _told(curve: Curve, about: dict[str, Any]) -> str:
+def _as_text(curve: Curve, about: dict[str, Any]) -> str:
     """Return the conditions, the figures, and a bar per position (ten of them, further on)."""
     low, high = wilson(curve.changed, curve.tokens)
     others, others_changed = curve.tokens - curve.ends, curve.changed - curve.ends_changed

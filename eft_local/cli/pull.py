@@ -36,8 +36,8 @@ def pull(what: tuple[str, ...], as_json: bool) -> None:
     """Download the models of a RECIPE, or single ones: ORG/REPO:Q4_K_M, ORG/REPO/FILE.gguf, with @REVISION if wanted;
     hf.co/ORG/REPO:Q4_K_M and addresses of pages on the hub are understood too.
 
-    They go into the Hugging Face cache, which other tools share, and are verified against the hub's checksums.
-    A download that stopped (Ctrl+C, no network, a full disk) goes on where it stopped when the command is run again.
+    They go into the Hugging Face cache, which other programs share, and are verified against the hub's checksums.
+    A download that stopped (Ctrl+C, no network, a full disk) continues where it stopped when the command is run again.
 
     \b
     HF_TOKEN        for gated and private repositories (or `hf auth login`)
@@ -47,7 +47,7 @@ def pull(what: tuple[str, ...], as_json: bool) -> None:
     """
     names = [name for each in what for name in _names(each)]
     if not names:
-        output.note("nothing to download: these models are here already")
+        output.note("nothing to download: these models are already downloaded")
         return
     from eft_local.hub.pull import pull as download
 
@@ -55,7 +55,7 @@ def pull(what: tuple[str, ...], as_json: bool) -> None:
         try:
             pulled = download(names, report=report)
         except KeyboardInterrupt:
-            raise Cancelled("stopped; the same command goes on where it stopped") from None
+            raise Cancelled("stopped; the same command continues where it stopped") from None
     _write(pulled, as_json)
 
 
@@ -84,7 +84,7 @@ def _write(pulled: Sequence[Pulled], as_json: bool) -> None:
 
 @contextmanager
 def _reporting(as_json: bool) -> Iterator[Report]:
-    """Yield who is told what happens: JSON lines on stdout, bars on a terminal, or a line on stderr now and then."""
+    """Yield the reporter of progress: JSON lines on stdout, bars on a terminal, or a line on stderr now and then."""
     if as_json:
         yield _json_lines()
     elif sys.stderr.isatty():
@@ -152,7 +152,7 @@ def _plain_lines() -> Report:
 def _planned(event: Event) -> str:
     if event.all_done == event.all_size:
         return f"{size_text(event.all_size)}, all of it here already"
-    here = f"; {size_text(event.all_done)} of {size_text(event.all_size)} are here" if event.all_done else ""
+    here = f"; {size_text(event.all_done)} of {size_text(event.all_size)} are downloaded" if event.all_done else ""
     return f"{size_text(event.all_size - event.all_done)} to download{here}"
 
 

@@ -28,7 +28,7 @@ class Readiness:
 
 
 def readiness(recipe: Recipe) -> Readiness:
-    """Return whether a recipe's models are here and fit together, by their headers; nobody on the network is asked."""
+    """Return whether a recipe's models are downloaded and fit together, by their headers; the network is not used."""
     from eft_local.hub import cache
 
     try:
@@ -42,7 +42,7 @@ def readiness(recipe: Recipe) -> Readiness:
 def _obstacle(recipe: Recipe) -> EftError | None:
     try:
         from eft_local.engine.readiness import obstacle
-    except (ImportError, OSError, RuntimeError):  # no llama.cpp: doctor tells
+    except (ImportError, OSError, RuntimeError):  # no llama.cpp: doctor reports it
         return _missing_file(recipe)
     return obstacle(recipe)
 

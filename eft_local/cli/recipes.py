@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 def recipes(ctx: click.Context, as_json: bool) -> None:
     """List the recipes that can be loaded by name, the bundled ones and your own, with what their models need.
 
-    It says of each whether its models are here and fit together: headers are read, nothing is loaded.
-    'eft pull NAME' downloads a recipe's models, 'eft show NAME' tells which of them are here.
+    Each line says whether its models are downloaded and fit together: only headers are read.
+    'eft pull NAME' downloads a recipe's models, 'eft show NAME' lists which of them are downloaded.
     """
     if ctx.invoked_subcommand is not None:
         return
@@ -83,7 +83,7 @@ def _rows() -> list[dict[str, Any]]:
                 "description": recipe.description,
                 "experts": list(recipe.experts),
                 "hub": list(dict.fromkeys(map(str, hub_names(recipe).values()))),
-                "needs": _needs(recipe.about),
+                "needs": _requirements(recipe.about),
                 "about": asdict(recipe.about),
                 "state": _state(recipe),
             }
@@ -92,20 +92,20 @@ def _rows() -> list[dict[str, Any]]:
 
 
 def _state(recipe: Recipe) -> str:
-    """Return whether a recipe's models are here and fit together. Those that came with eft-local are known to."""
+    """Return whether a recipe's models are downloaded and fit together. Those that came with eft-local are known to."""
     references = [reference for _, role in recipe.named_roles() for reference in role.references.values()]
     if all(reference.startswith(DEMO_PREFIX) for reference in references):
         return READY
     return readiness(recipe).state
 
 
-def _needs(about: About) -> str:
+def _requirements(about: About) -> str:
     """Return on one line what a recipe says of its models."""
     gated = " (gated)" if about.gated else ""
-    facts = (
+    parts = (
         f"{about.licence}{gated}" if about.licence else None,
         f"{about.download_gb:g} GB to download" if about.download_gb else None,
         f"{about.memory_gb:g} GB of memory" if about.memory_gb else None,
         {True: "run by us", False: "not run by us", None: None}[about.tested],
     )
-    return ", ".join(filter(None, facts))
+    return ", ".join(filter(None, parts))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from eft_local.cli import output
-from eft_local.cli.ls import model_facts, recipes_by_path
+from eft_local.cli.ls import model_entry, recipes_by_path
 from eft_local.cli.options import Command, example, json_option
 from eft_local.errors import ModelNotFoundError, UsageError
 from eft_local.hub.names import HubName, size_text
@@ -25,12 +25,12 @@ if TYPE_CHECKING:
     epilog=example("eft rm Qwen/Qwen3-0.6B-GGUF:Q8_0", "eft rm qwen3-laptop --yes", "eft rm --unfinished"),
 )
 @click.argument("what", metavar="RECIPE|REF...", nargs=-1)
-@click.option("--unfinished", is_flag=True, help="Downloads that were begun and not ended, by any tool.")
+@click.option("--unfinished", is_flag=True, help="Unfinished downloads, by any program.")
 @click.option("--yes", "-y", is_flag=True, help="Do not ask.")
 @click.option("--dry-run", is_flag=True, help="Show what would be deleted, and delete nothing.")
 @json_option
 def rm(what: tuple[str, ...], unfinished: bool, yes: bool, dry_run: bool, as_json: bool) -> int | None:
-    """Delete models from the Hugging Face cache, after showing what goes and how much that frees.
+    """Delete models from the Hugging Face cache, after listing what is deleted and how much space that frees.
 
     Nothing else is deleted: content that other files of the cache use stays, and so do recipes.
     """
@@ -46,7 +46,7 @@ def rm(what: tuple[str, ...], unfinished: bool, yes: bool, dry_run: bool, as_jso
     begun = cache.unfinished() if unfinished else []
     planned = removal(models, begun)
     if as_json:
-        rows = [model_facts(model, users[model.path]) for model in models]
+        rows = [model_entry(model, users[model.path]) for model in models]
         parts = [str(part.path) for part in begun]
         if not dry_run:
             planned.execute()

@@ -9,7 +9,7 @@ from eft_local.cli.options import Session
 
 
 def wanted(plain: bool) -> bool:
-    """Whether the app is to be opened: on a terminal that it can draw on, unless the plain chat was asked for."""
+    """Whether the app is to be opened: on a terminal that it can draw on, unless the plain chat was requested."""
     from eft_local.tui.terminal import can_show
 
     return not plain and can_show()
@@ -18,7 +18,7 @@ def wanted(plain: bool) -> bool:
 def open_app(
     ctx: click.Context, *, only: str, system: str | None, chat: str | None, resume: bool, save: bool | None
 ) -> int:
-    """Open the app with what the command line asks for, and return the exit code.
+    """Open the app with what the command line requests, and return the exit code.
 
     Raises: UsageError (config, chat), RecipeError.
     """

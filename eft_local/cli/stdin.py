@@ -48,13 +48,13 @@ def piped() -> str:
         try:
             first = arrived.get(timeout=None if fed else max(0.0, PATIENCE - _NOTICE))
         except queue.Empty:
-            output.complain("no text came on stdin, so the question is asked without it; with - it is waited for")
+            output.complain("no text arrived on stdin, so the question is sent without it; use - to wait for it")
             return ""
     return _text(first)
 
 
 def _is_fed() -> bool:
-    """Whether a program holds the other end of the pipe that is none of those that led to this one. Linux can tell."""
+    """Whether a program holds the other end of the pipe that is none of those that led to this one; on Linux only."""
     import psutil  # slow to import, and seldom needed
 
     try:

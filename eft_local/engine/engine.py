@@ -12,7 +12,7 @@ from eft_local.engine.cache import Cache, Part
 from eft_local.engine.request import Request
 from eft_local.engine.scheduler import PromptPace, divide
 from eft_local.engine.sequence import Sequence
-from eft_local.engine.speculative.acceptance import RULES, Guess
+from eft_local.engine.speculative.acceptance import RULES, DraftToken
 from eft_local.engine.speculative.drafters import Draft, Drafting, DraftingSource, Round
 from eft_local.engine.speculative.length import Outcome
 from eft_local.engine.step import Step
@@ -232,18 +232,18 @@ def _next_tokens(turn: Turn, logits: Mapping[tuple[int, str], Floats]) -> tuple[
     rule = turn.drafting.rule if turn.drafting else RULES["shared-noise"]
     steps: list[Step] = []
     accepted = 0
-    for row, guess in enumerate(draft.offers):
+    for row, draft_token in enumerate(draft.offers):
         rows = {
             name: draft.rows[name][row] if name in draft.rows else logits[id(sequence), name][row : row + 1]
             for name in sequence.kv
         }
         scores = sequence.request.target.scores(sequence.recipe, rows, sequence.lawful)[0]
-        token = sequence.choose(scores, rule, guess)
+        token = sequence.choose(scores, rule, draft_token)
         text = sequence.add(token)
         if sequence.finish_reason is None and turn.room <= row:  # it could not be evaluated
             text += sequence.end("context")
-        right = guess is not None and token == guess.token
-        drafted = right and row < len(draft.guesses)
+        right = draft_token is not None and token == draft_token.token
+        drafted = right and row < len(draft.draft_tokens)
         accepted += drafted
         steps.append(sequence.step(token, text, rows, scores, drafted=drafted))
         if sequence.finish_reason or not drafted:
@@ -252,8 +252,8 @@ def _next_tokens(turn: Turn, logits: Mapping[tuple[int, str], Floats]) -> tuple[
         for name, kv in sequence.kv.items():
             kv.rewind(turn.lengths[name] + accepted)
             kv.pending.append(token)
-    next_right = right if draft.next and row == len(draft.guesses) else None
-    return steps, Outcome(min(row + 1, len(draft.guesses)), accepted, next_right)
+    next_right = right if draft.next and row == len(draft.draft_tokens) else None
+    return steps, Outcome(min(row + 1, len(draft.draft_tokens)), accepted, next_right)
 
 
 def _most_drafted(sequence: Sequence) -> int:
@@ -266,7 +266,7 @@ def _given_tokens(sequence: Sequence) -> Draft:
     """Return the tokens that are to be scored next, as a draft that is always right; an empty one for an answer."""
     left = (sequence.request.given or ())[len(sequence.tokens) :]
     outputs = min(kv.context.outputs for kv in sequence.kv.values())
-    return Draft([Guess(token) for token in left[: max(0, min(outputs, len(left)) - 1)]])
+    return Draft([DraftToken(token) for token in left[: max(0, min(outputs, len(left)) - 1)]])
 
 
 def _restore(running: Iterable[Sequence], lengths: Mapping[int, Mapping[str, int]]) -> None:

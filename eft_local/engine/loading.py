@@ -17,19 +17,19 @@ from pathlib import Path
 from eft_local.backends.base import ContextOptions, Evaluator, LanguageModel, TokenTable, Vocabulary
 from eft_local.backends.llamacpp import Adapter, ChatTemplate, Model, kernels
 from eft_local.backends.llamacpp.devices import places
+from eft_local.backends.llamacpp.estimate import UBATCH_CPU, Estimate
 from eft_local.backends.llamacpp.exactness import Choice, Question, choose
-from eft_local.backends.llamacpp.needs import UBATCH_CPU, Needs
-from eft_local.backends.llamacpp.probing import find, find_in_child
+from eft_local.backends.llamacpp.exactness_probe import find, find_in_child
 from eft_local.backends.tokenize import tokenize_marked, tokenize_text
 from eft_local.backends.vocabulary import Common
 from eft_local.engine.ends import Ends
 from eft_local.errors import Cancelled
 from eft_local.hub.references import is_bundled
 from eft_local.notices import notice
-from eft_local.placement.advice import check_context, checked_plan
 from eft_local.placement.headers import check_headers
 from eft_local.placement.planner import Placed
-from eft_local.placement.survey import Seat, loads, question, rows_at_once, seats, settled
+from eft_local.placement.shortage import check_context, checked_plan
+from eft_local.placement.survey import RoleFiles, loads, question, resolved_placement, role_files, rows_at_once
 from eft_local.prompts.markup import Template
 from eft_local.prompts.render import Message, render, template_for
 from eft_local.recipe import Placement, Recipe, Role
@@ -49,7 +49,7 @@ class LoadedRole:
     model: LanguageModel
     template: Template | None = None
     adapter: Adapter | None = None
-    needs: Needs | None = None
+    estimate: Estimate | None = None
     exactness: Choice | None = None
     header: TokenTable | None = None
 
@@ -88,8 +88,8 @@ class LoadedRole:
     def open(self, *, n_ctx: int, n_seq: int, n_outputs: int, flash_attention: bool | str | None = None) -> Evaluator:
         """Make a context for this role's model. Raises: OutOfMemoryError."""
         placement = self.placement
-        if self.needs and not placement.offload:
-            check_context(self.needs, n_ctx, n_seq, self.role.model)
+        if self.estimate and not placement.offload:
+            check_context(self.estimate, n_ctx, n_seq, self.role.model)
         return self.model.open(
             ContextOptions(
                 n_ctx=n_ctx,
@@ -155,37 +155,37 @@ class Library:
     ) -> dict[str, LoadedRole]:
         """Load roles by name, their models at the same time, then their adapters.
 
-        combined: whether their logits are combined, so that their tokens must agree; headers tell, before anything is
-            loaded.
+        combined: whether their logits are combined, so that their tokens must agree; headers show it, before anything
+            is loaded.
         Raises: ModelNotFoundError, PromptError, VocabularyMismatchError, OutOfMemoryError if they do not fit into what
             is free, and what `Model.load` and `Adapter.load` raise; nothing stays open of what failed.
         """
-        seated = seats(recipe, roles)
-        headers = check_headers(recipe, roles, seated, combined=combined)
+        files_by_role = role_files(recipe, roles)
+        headers = check_headers(recipe, roles, files_by_role, combined=combined)
         self.common = headers.common or self.common
-        new = {name: seat for name, seat in seated.items() if seat.weights not in self._models}
+        new = {name: files for name, files in files_by_role.items() if files.weights not in self._models}
         if new:
             self._place(recipe, new)
             self._probe(recipe, new, progress)
             self._open(new, progress)
-            _warn_of_copies(seated)
+            _warn_of_copies(files_by_role)
         loaded = {
-            name: replace(self._loaded(recipe, roles[name], seat, progress), header=headers.vocabularies[name])
-            for name, seat in seated.items()
+            name: replace(self._loaded(recipe, roles[name], files, progress), header=headers.vocabularies[name])
+            for name, files in files_by_role.items()
         }
         self._exact |= any(role.is_exact for role in loaded.values())
         if new:  # for the whole process
             kernels.use_exact(self._exact)
         return loaded
 
-    def _place(self, recipe: Recipe, seated: Mapping[str, Seat]) -> None:
+    def _place(self, recipe: Recipe, files_by_role: Mapping[str, RoleFiles]) -> None:
         """Find a place for the weights that are not loaded yet. Raises: OutOfMemoryError."""
-        wanted = loads(seated, recipe.context, rows_at_once(recipe))
+        wanted = loads(files_by_role, recipe.context, rows_at_once(recipe))
         planned = checked_plan(wanted, places(), recipe.context)
-        for name, seat in seated.items():
-            self._placed[seat.weights] = planned.of(name)
+        for name, files in files_by_role.items():
+            self._placed[files.weights] = planned.of(name)
 
-    def _probe(self, recipe: Recipe, seated: Mapping[str, Seat], progress: LoadProgress | None) -> None:
+    def _probe(self, recipe: Recipe, files_by_role: Mapping[str, RoleFiles], progress: LoadProgress | None) -> None:
         """Try files that are new in a child process, one after the other; ours are tried when they are loaded."""
 
         def waiting_for(name: str) -> Callable[[], None]:
@@ -195,36 +195,36 @@ class Library:
 
             return ask
 
-        for name, seat in seated.items():
-            if not is_bundled(seat.model):
-                find_in_child(self._question(recipe, seat), waiting_for(seat.adapter.name if seat.adapter else name))
+        for name, files in files_by_role.items():
+            if not is_bundled(files.model):
+                find_in_child(self._question(recipe, files), waiting_for(files.adapter.name if files.adapter else name))
 
-    def _question(self, recipe: Recipe, seat: Seat) -> Question:
-        placed = self._placed[seat.weights]
-        placement = settled(seat, placed.on_gpu, placed.mmap, recipe.context)
-        return question(seat, placement, recipe.context, tuple(placed.layers))
+    def _question(self, recipe: Recipe, files: RoleFiles) -> Question:
+        placed = self._placed[files.weights]
+        placement = resolved_placement(files, placed.on_gpu, placed.mmap, recipe.context)
+        return question(files, placement, recipe.context, tuple(placed.layers))
 
-    def _open(self, seated: Mapping[str, Seat], progress: LoadProgress | None) -> None:
-        """Open models, each in a thread of its own, for the first role that runs on it: that one's progress is told."""
+    def _open(self, files_by_role: Mapping[str, RoleFiles], progress: LoadProgress | None) -> None:
+        """Open models, each in a thread of its own, for the first role that runs on it, whose progress is reported."""
         stopped = threading.Event()
-        first: dict[Hashable, tuple[str, Seat]] = {}
-        for each in seated.items():
+        first: dict[Hashable, tuple[str, RoleFiles]] = {}
+        for each in files_by_role.items():
             first.setdefault(each[1].weights, each)
 
-        def load(name: str, seat: Seat) -> None:
+        def load(name: str, files: RoleFiles) -> None:
             def report(fraction: float) -> bool:
                 return not stopped.is_set() and (progress is None or progress(name, fraction) is not False)
 
             try:
-                model = _load_model(seat, self._placed[seat.weights], report)
-                self._models[seat.weights] = self._cleanup.enter_context(model)
+                model = _load_model(files, self._placed[files.weights], report)
+                self._models[files.weights] = self._cleanup.enter_context(model)
             except BaseException:
-                stopped.set()  # the others need not go on
+                stopped.set()  # the others need not continue
                 raise
 
         with ThreadPoolExecutor(len(first)) as pool:
             try:
-                opened = [pool.submit(load, name, seat) for name, seat in first.values()]
+                opened = [pool.submit(load, name, files) for name, files in first.values()]
                 failures = [failure for each in opened if (failure := each.exception())]
             except BaseException:
                 stopped.set()
@@ -232,33 +232,33 @@ class Library:
         if failures:  # those that were merely stopped come last
             raise min(failures, key=lambda failure: isinstance(failure, Cancelled))
 
-    def _adapter(self, seat: Seat, progress: LoadProgress | None) -> Adapter | None:
+    def _adapter(self, files: RoleFiles, progress: LoadProgress | None) -> Adapter | None:
         """Return a model's adapter; one after the other, as llama.cpp keeps a list of them."""
-        path = seat.adapter
+        path = files.adapter
         if path is None:
             return None
-        key = seat.weights, path.resolve()
+        key = files.weights, path.resolve()
 
         def ask() -> None:
             if progress is not None and progress(path.name, 0.0) is False:
                 raise Cancelled("loading was cancelled")
 
         if key not in self._adapters:
-            adapter = Adapter.load(self._models[seat.weights], path, trusted=is_bundled(path), waiting=ask)
+            adapter = Adapter.load(self._models[files.weights], path, trusted=is_bundled(path), waiting=ask)
             self._adapters[key] = self._cleanup.enter_context(adapter)
         return self._adapters[key]
 
-    def _loaded(self, recipe: Recipe, role: Role, seat: Seat, progress: LoadProgress | None) -> LoadedRole:
-        model, placed = self._models[seat.weights], self._placed[seat.weights]
+    def _loaded(self, recipe: Recipe, role: Role, files: RoleFiles, progress: LoadProgress | None) -> LoadedRole:
+        model, placed = self._models[files.weights], self._placed[files.weights]
         if recipe.context > model.n_ctx_train:
             notice(
                 "context = %d, but %s was trained with %d tokens: beyond them it may ramble",
                 recipe.context, model.path.name, model.n_ctx_train,
             )  # fmt: skip
         template = template_for(role.prompt, model.chat_template, _compiler(model), recipe.folder, str(model.path))
-        placement = settled(seat, placed.on_gpu, placed.mmap, recipe.context)
-        loaded = LoadedRole(role, placement, model, template, self._adapter(seat, progress), placed.load.needs)
-        choice = choose(find(model, self._question(recipe, seat), loaded.open), recipe.exact)
+        placement = resolved_placement(files, placed.on_gpu, placed.mmap, recipe.context)
+        loaded = LoadedRole(role, placement, model, template, self._adapter(files, progress), placed.load.estimate)
+        choice = choose(find(model, self._question(recipe, files), loaded.open), recipe.exact)
         placement = replace(placement, flash_attention=choice.way.flash)
         return replace(loaded, placement=placement, exactness=choice)
 
@@ -266,23 +266,23 @@ class Library:
         self._cleanup.close()
 
 
-def _load_model(seat: Seat, placed: Placed, progress: Callable[[float], bool]) -> Model:
+def _load_model(files: RoleFiles, placed: Placed, progress: Callable[[float], bool]) -> Model:
     return Model.load(
-        seat.model,
+        files.model,
         n_gpu_layers=placed.on_gpu,
         split=placed.layers,
         mmap=placed.mmap,
-        mlock=seat.placement.mlock,
-        trusted=is_bundled(seat.model),
+        mlock=files.placement.mlock,
+        trusted=is_bundled(files.model),
         progress=progress,
     )
 
 
-def _warn_of_copies(seated: Mapping[str, Seat]) -> None:
+def _warn_of_copies(files_by_role: Mapping[str, RoleFiles]) -> None:
     """Warn where roles name the same file but place it differently: each place gets its own copy of the weights."""
     copies: dict[Path, dict[Hashable, str]] = {}
-    for name, seat in seated.items():
-        copies.setdefault(seat.model.resolve(), {}).setdefault(seat.weights, name)
+    for name, files in files_by_role.items():
+        copies.setdefault(files.model.resolve(), {}).setdefault(files.weights, name)
     for path, names in copies.items():
         if len(names) > 1:
             log.warning(

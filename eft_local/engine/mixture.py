@@ -36,18 +36,18 @@ class Mixture:
         logits: per role, from `common`. A row's scores are log-probabilities up to a constant.
         lawful: the tokens that a grammar or schema allows, [n_vocab]; plausible is then what is so among them.
         """
-        views = {name: rows[:, : self.n_vocab] for name, rows in logits.items()}
-        base = views["base"]
+        trimmed = {name: rows[:, : self.n_vocab] for name, rows in logits.items()}
+        base = trimmed["base"]
         keep = None
         if recipe.conservative_filter is not None:
             # The filter mixes two scales of one token, so a per-model constant would no longer drop out.
-            views = {name: mix.log_softmax(rows) for name, rows in views.items()}
+            trimmed = {name: mix.log_softmax(rows) for name, rows in trimmed.items()}
             first = next(iter(recipe.experts))
-            keep = mix.top_p_mask(views[first], recipe.conservative_filter)
+            keep = mix.top_p_mask(trimmed[first], recipe.conservative_filter)
         scores = mix.mix(
-            views["base"],
-            [views[name] for name in recipe.experts],
-            [views[antiexpert_name(recipe, name)] for name in recipe.experts],
+            trimmed["base"],
+            [trimmed[name] for name in recipe.experts],
+            [trimmed[antiexpert_name(recipe, name)] for name in recipe.experts],
             list(recipe.alphas.values()),
             recipe.beta,
             keep,

@@ -1,4 +1,4 @@
-"""The models of a recipe that are loaded, who can answer with them, and what is asked of them."""
+"""The models of a recipe that are loaded, who can answer with them, and what is requested of them."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ class Models:
         given: str | None = None,
         outputs: int = 0,
     ) -> Request:
-        """Return what is asked for, with each role's prompt; see `Options` and `Request`. Its roles must be loaded.
+        """Return the request, with each role's prompt; see `Options` and `Request`. Its roles must be loaded.
 
         raw: whether `prompt` is `Text`, not `Messages`.  given: the text of an answer that is to be scored.
         Raises: PromptError, UsageError, RecipeError.

@@ -1,11 +1,11 @@
-"""Whether a recipe could be loaded, told before anything is."""
+"""Whether a recipe could be loaded, checked before anything is."""
 
 from __future__ import annotations
 
 from eft_local.engine.loading import compared_roles, mixed_roles
 from eft_local.errors import EftError
 from eft_local.placement.headers import check_headers
-from eft_local.placement.survey import seats
+from eft_local.placement.survey import role_files
 from eft_local.recipe import Recipe
 
 
@@ -16,7 +16,7 @@ def obstacle(recipe: Recipe) -> EftError | None:
     """
     roles = mixed_roles(recipe) | compared_roles(recipe)
     try:
-        check_headers(recipe, roles, seats(recipe, roles), combined=True)
+        check_headers(recipe, roles, role_files(recipe, roles), combined=True)
     except EftError as error:
         return error
     return None

@@ -1,4 +1,4 @@
-"""What is asked for: everything about one answer, or about the score of a given one."""
+"""A request: everything about one answer, or about the score of a given one."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from eft_local.engine.targets import Target
 from eft_local.recipe import Recipe, Sampling
 
 Record = Literal["nothing", "evidence", "statistics"]
-"""What steps tell besides their token: nothing; what `statistics.known` works it out from, in another thread; or it."""
+"""What steps report besides their token: nothing, the evidence that `statistics.compute` works from, or statistics."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -59,8 +59,8 @@ class Options(TypedDict, total=False):
     sampling: in place of the recipe's.  seed, max_tokens: in place of the sampling's.
     alpha: strength of the behaviour delta: a number where there is one expert, otherwise {"NAME": number}.
     beta: strength of the scale delta.
-    statistics: whether steps tell what each role thinks of their token, and the answer its log-probabilities.
-    top: so many of the likeliest tokens are told with it.
+    statistics: whether steps report what each role thinks of their token, and the answer its log-probabilities.
+    top: how many of the likeliest tokens are reported with it.
     """
 
     target: str

@@ -13,8 +13,8 @@ from eft_local.backends.llamacpp import Sampler
 from eft_local.backends.tokenize import controls_named
 from eft_local.engine.kv import KVSequence
 from eft_local.engine.request import Request
-from eft_local.engine.speculative.acceptance import Guess, Rule
-from eft_local.engine.statistics import Evidence, known
+from eft_local.engine.speculative.acceptance import DraftToken, Rule
+from eft_local.engine.statistics import Evidence, compute
 from eft_local.engine.step import Answer, FinishReason, RoleTiming, Score, Step
 from eft_local.engine.text import TextStream
 from eft_local.machine.cores import CoreMeter
@@ -87,12 +87,12 @@ class Sequence:
         self._stream = TextStream(self.recipe.sampling.stop, prefix)
         self._stop_tokens = controls_named(self.request.target.vocabulary, self.recipe.sampling.stop)
 
-    def choose(self, scores: Floats, rule: Rule, guess: Guess | None) -> int:
+    def choose(self, scores: Floats, rule: Rule, draft_token: DraftToken | None) -> int:
         """Choose the next token by one row of scores, with the samplers that the recipe has now."""
         if self.request.given is not None:
             return self.request.given[len(self.tokens)]
         sampler = self._current_sampler()
-        token = rule.choose(sampler, scores, self.request.seed, self.position, guess)
+        token = rule.choose(sampler, scores, self.request.seed, self.position, draft_token)
         sampler.accept(token)
         return token
 
@@ -164,7 +164,7 @@ class Sequence:
         evidence = Evidence(self.recipe, rows_of_all, request.top, target.vocabulary.piece, self.ends_with)
         if request.record == "evidence":
             return replace(step, evidence=evidence.kept())
-        step = known([replace(step, evidence=evidence)])[0]
+        step = compute([replace(step, evidence=evidence)])[0]
         if step.logprob is not None and len(self.logprobs) < len(self.tokens):
             self.logprobs.append(step.logprob)
         return step
@@ -192,7 +192,7 @@ class Sequence:
         """Return the answer; one that is being written, as if it were stopped now."""
         seconds = self.role_seconds or dict.fromkeys(self.request.prompts, 0.0)
         prompt = self.prompt_seconds or seconds
-        later, later_seconds = len(self.tokens) - 1, self.wall_seconds - self.first_seconds
+        after_first, seconds_after_first = len(self.tokens) - 1, self.wall_seconds - self.first_seconds
         return Answer(
             text="".join(self.text),
             tokens=tuple(self.tokens),
@@ -203,7 +203,7 @@ class Sequence:
                 name: RoleTiming(1000 * prompt[name], 1000 * (total - prompt[name])) for name, total in seconds.items()
             },
             overhead_ms=1000 * (self.wall_seconds - sum(seconds.values())),
-            tokens_per_second=later / later_seconds if later > 0 and later_seconds > 0 else 0.0,
+            tokens_per_second=after_first / seconds_after_first if after_first > 0 and seconds_after_first > 0 else 0.0,
             seed=self.request.seed,
             exact=self.request.target.exact if self.evaluated else "",
             logprobs=tuple(self.logprobs) if self.request.record == "statistics" else None,

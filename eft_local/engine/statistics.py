@@ -14,7 +14,7 @@ from eft_local.backends.base import Floats
 from eft_local.backends.ranking import best, rank
 from eft_local.engine import mix
 from eft_local.engine.loading import antiexpert_name
-from eft_local.engine.step import Candidate, RoleView, Step
+from eft_local.engine.step import Candidate, RoleStatistics, Step
 from eft_local.recipe import Recipe
 from eft_local.recipe.names import MIXTURE
 
@@ -49,7 +49,7 @@ class Evidence:
         return replace(self, rows={name: row.copy() for name, row in self.rows.items()})
 
 
-def known(steps: Sequence[Step]) -> list[Step]:
+def compute(steps: Sequence[Step]) -> list[Step]:
     """Return the steps with what their evidence says, and without the evidence; all of one answer are fastest together.
 
     To be called while the models are loaded.
@@ -89,7 +89,7 @@ class _Table:
         sums = shares.sum(-1, keepdims=True)
         normalisers = (highest + np.log(sums, dtype=np.float64))[..., 0]
         self._compare(rows, shares, sums)
-        self._at, self.tokens, self.starts = self._chosen_and_rivals(rows)
+        self._at, self.tokens, self.starts = self._chosen_and_likeliest(rows)
         scores = rows[self._at, :, self.tokens]
         self.logprobs: Doubles = scores - normalisers[self._at]
         self.ranks = _ranks(rows, self._at, self.tokens)
@@ -111,7 +111,7 @@ class _Table:
         self._favourites = rows[:, base].argmax(-1)
         self.moved = self._favourites != rows[:, mixed].argmax(-1)
 
-    def _chosen_and_rivals(self, rows: Floats) -> tuple[Ids, Ids, list[int]]:
+    def _chosen_and_likeliest(self, rows: Floats) -> tuple[Ids, Ids, list[int]]:
         """Return the tokens that are looked at, of which step each is, and where each step's begin.
 
         Of each step: the likeliest in order, then, if they are not among them, its own token and the base's first.
@@ -155,7 +155,7 @@ class _Table:
         return deltas
 
     def steps(self) -> list[Step]:
-        """Return the steps with their facts. Once: the rows of logits are then let go."""
+        """Return the steps with their statistics. Once: the rows of logits are then let go."""
         made = [self._step(index, step) for index, step in enumerate(self._steps)]
         del self._steps, self._evidence  # steps that are kept keep their table, and must not keep the rows with it
         return made
@@ -163,12 +163,12 @@ class _Table:
     def _step(self, index: int, step: Step) -> Step:
         start, stop = self.starts[index], self.starts[index + 1]
         own = start + self.tokens[start:stop].tolist().index(step.token)
-        views = Views(self, own)
+        by_role = StatisticsByRole(self, own)
         return replace(
             step,
             logprob=float(self.logprobs[own, -1]),
-            roles=views,
-            candidates=Rivals(self, start, stop) if self._evidence.top else (),
+            roles=by_role,
+            candidates=Candidates(self, start, stop) if self._evidence.top else (),
             change=None if self.changes is None else float(self.changes[index]),
             top_changed=None if self.changes is None else bool(self.moved[index]),
             evidence=None,
@@ -178,10 +178,10 @@ class _Table:
         """Return a row as a candidate."""
         behaviour, scale = (None, None) if self.deltas is None else self.deltas[row].tolist()
         token = int(self.tokens[row])
-        return Candidate(token, self.pieces[token], token in self.ends, Views(self, row), behaviour, scale)
+        return Candidate(token, self.pieces[token], token in self.ends, StatisticsByRole(self, row), behaviour, scale)
 
 
-class Views(Mapping[str, RoleView]):
+class StatisticsByRole(Mapping[str, RoleStatistics]):
     """What each role thinks of one token; equal to any mapping with the same items."""
 
     __slots__ = ("_row", "_table")
@@ -189,12 +189,12 @@ class Views(Mapping[str, RoleView]):
     def __init__(self, table: _Table, row: int) -> None:
         self._table, self._row = table, row
 
-    def __getitem__(self, name: str) -> RoleView:
+    def __getitem__(self, name: str) -> RoleStatistics:
         try:
             column = self._table.names.index(name)
         except ValueError:
             raise KeyError(name) from None
-        return RoleView(int(self._table.ranks[self._row, column]), float(self._table.logprobs[self._row, column]))
+        return RoleStatistics(int(self._table.ranks[self._row, column]), float(self._table.logprobs[self._row, column]))
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._table.names)
@@ -206,7 +206,7 @@ class Views(Mapping[str, RoleView]):
         return repr(dict(self))
 
 
-class Rivals(Sequence[Candidate]):
+class Candidates(Sequence[Candidate]):
     """The candidates of one step; equal to any sequence of the same candidates."""
 
     __slots__ = ("_start", "_stop", "_table")

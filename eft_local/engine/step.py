@@ -16,7 +16,7 @@ FinishReason = Literal["stop", "length", "context", "cancelled"]
 
 
 @dataclass(frozen=True, slots=True)
-class RoleView:
+class RoleStatistics:
     """What one role thinks of a token: its rank (0 = top) and log-probability (natural logarithm)."""
 
     rank: int
@@ -37,7 +37,7 @@ class Candidate:
     token: int
     piece: bytes
     ends: bool
-    roles: Mapping[str, RoleView]
+    roles: Mapping[str, RoleStatistics]
     behaviour: float | None = None
     scale: float | None = None
 
@@ -53,23 +53,24 @@ class Step:
 
     token: its id; None in the closing step of a cancelled answer.
     text: what became readable with it: never half a character, never the start of a stop string; may be empty.
-    logprob: under the mixture (or the one role that runs), before the samplers; one of the facts: None when they are
-        off.
+    logprob: under the mixture (or the one role that runs), before the samplers; one of the statistics: None when they
+        are off.
     drafted: whether a draft proposed it.
-    roles: per role, and for the mixture under "eft", what it thinks of the token; empty when facts are off.
-    candidates: if asked for, the likeliest of the mixture (or the one role), the chosen token, and the base's first
+    roles: per role, and for the mixture under "eft", what it thinks of the token; empty when statistics are off.
+    candidates: if requested, the likeliest of the mixture (or the one role), the chosen token, and the base's first
         choice, in the mixture's order.
     change: total variation distance, 0…1, between the base's and the mixture's distribution here.
     top_changed: whether the mixture's most likely token is another than the base's.
     finish_reason: set in the last step of every answer, and only there.
-    evidence: where the facts are asked for later, what `facts.known` needs for them; until then they are absent.
+    evidence: where the statistics are requested afterwards, what `statistics.compute` needs for them; until then they
+        are absent.
     """
 
     token: int | None
     text: str
     logprob: float | None = None
     drafted: bool = False
-    roles: Mapping[str, RoleView] = field(default_factory=dict)
+    roles: Mapping[str, RoleStatistics] = field(default_factory=dict)
     candidates: Sequence[Candidate] = ()
     change: float | None = None
     top_changed: bool | None = None
@@ -98,8 +99,8 @@ class Answer:
     exact: "yes" where tokens do not depend on what else is evaluated: they are the same alone and in a batch, after
         other answers, with drafts and without, and after a prompt that came at once or in parts; otherwise
         "no, because …". Empty if nothing was evaluated.
-    logprobs: of the tokens, under the mixture (or the one role) before the samplers; None where not asked for.
-    cores: what other programs used of the cores meanwhile; None where that was too short to tell.
+    logprobs: of the tokens, under the mixture (or the one role) before the samplers; None where not requested.
+    cores: what other programs used of the cores meanwhile; None where that was too short to measure.
     """
 
     text: str

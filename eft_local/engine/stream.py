@@ -1,4 +1,4 @@
-"""A stream: one request as it is answered, for the thread or the event loop that asked."""
+"""A stream: one request as it is answered, for the thread or the event loop that made it."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 
 llama.cpp compares names and most of the shapes itself. What it only asserts, which ends the process, what it would
 read beyond a tensor's end, and what it would leave out in silence is looked for here, in the headers. Layout:
-llama.cpp's `convert_lora_to_gguf.py`. A `trial` finds what nobody thought of.
+llama.cpp's `convert_lora_to_gguf.py`. The file probe finds what nobody thought of.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def check_adapter(path: Path, model: Path) -> None:
         raise refusal(path, error, "LoRA adapter") from None
     if adapter.metadata.get("adapter.alora.invocation_tokens") is not None:
         raise UnsupportedModelError(
-            f"{path} is an activated LoRA, which counts only behind certain tokens; use a plain LoRA adapter"
+            f"{path} is an activated LoRA, which applies only after certain tokens; use a plain LoRA adapter"
         )
     try:
         _check_architecture(adapter, header)

@@ -23,7 +23,7 @@ _MAX_LAYERS = 512
 _MAX_EXPERTS = 1024
 _SHARD = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.gguf")
 # Architectures with llama's attention: one length for all heads, rotated whole. What llama.cpp asserts of them is
-# known and checked here, so that most damage gets its reason; whatever else it asserts, a `trial` finds.
+# known and checked here, so that most damage gets its reason; whatever else it asserts, the file probe finds.
 FAMILIAR = frozenset(
     "arcee baichuan ernie4_5 exaone granite internlm2 llama minicpm mistral3 "
     "olmo2 qwen2 qwen3 qwen3moe smollm3 xverse".split()
@@ -93,10 +93,10 @@ def open_gguf(path: Path, what: str = "GGUF model") -> Gguf:
 
 
 def refusal(
-    path: Path, error: BrokenGgufError, what: str = "GGUF model", advice: str = "download or convert it again"
+    path: Path, error: BrokenGgufError, what: str = "GGUF model", remedy: str = "download or convert it again"
 ) -> ModelFileError:
     """Return the error that says what a file is not."""
-    return ModelFileError(f"{path} is not a usable {what}: {error}; {advice}")
+    return ModelFileError(f"{path} is not a usable {what}: {error}; {remedy}")
 
 
 # Shards: a large model in several files, NAME-00001-of-00003.gguf, of which the first has all metadata

@@ -151,9 +151,9 @@ def _as_llama_reads(tokens: Sequence[bytes]) -> list[bytes]:
 def _attributes(types: Value | None, n_tokens: int) -> npt.NDArray[np.int32]:
     if not isinstance(types, np.ndarray):
         return np.full(n_tokens, _NORMAL, np.int32)
-    known = types[:n_tokens].astype(np.int64)
-    known[(known < 0) | (known >= len(_ATTRIBUTES))] = 0
-    return _ATTRIBUTES[known]
+    kinds = types[:n_tokens].astype(np.int64)
+    kinds[(kinds < 0) | (kinds >= len(_ATTRIBUTES))] = 0
+    return _ATTRIBUTES[kinds]
 
 
 def _corrected(texts: Sequence[bytes], attributes: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:

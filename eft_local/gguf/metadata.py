@@ -1,4 +1,4 @@
-"""What a GGUF file says of itself, read from its header; llama.cpp is not asked."""
+"""What a GGUF file says of itself, read from its header; without llama.cpp."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Kind = TypeVar("Kind", str, int, float)
 
 
 @dataclass(frozen=True, slots=True)
-class LoraFacts:
+class LoraMetadata:
     """What a LoRA adapter changes. A weight becomes W + alpha / rank · B·A.
 
     alpha: None where the file has none, and B·A is added as it is.  ranks: from the lowest to the highest.
@@ -31,7 +31,7 @@ class LoraFacts:
 
 
 @dataclass(frozen=True, slots=True)
-class Facts:
+class Metadata:
     """A file's own words; None where it says nothing, or nothing that can be believed.
 
     kind: "model", "adapter", …  size: bytes.  parameters: of the weights in these files.
@@ -60,10 +60,10 @@ class Facts:
     eos: str | None
     chat_template: str | None
     shard: tuple[int, int] | None
-    lora: LoraFacts | None
+    lora: LoraMetadata | None
 
 
-def read_facts(path: Path) -> Facts:
+def read_metadata(path: Path) -> Metadata:
     """Return what a file says. Raises: ModelNotFoundError, ModelFileError."""
     if not path.exists():
         raise ModelNotFoundError(f"there is no file {path}; check the path, or download the model")
@@ -71,14 +71,14 @@ def read_facts(path: Path) -> Facts:
         raise ModelFileError(f"{path} is not a file; name a GGUF file")
     try:
         header = read_gguf(path)
-        return _facts(path, header)
+        return _metadata(path, header)
     except BrokenGgufError as error:
         raise refusal(path, error, "GGUF file") from None
     except OSError as error:
         raise ModelFileError(f"{path} cannot be read: {error.strerror or error}") from error
 
 
-def _facts(path: Path, header: Gguf) -> Facts:
+def _metadata(path: Path, header: Gguf) -> Metadata:
     metadata = header.metadata
 
     def text(key: str) -> str | None:
@@ -92,7 +92,7 @@ def _facts(path: Path, header: Gguf) -> Facts:
     weights = Counter[str]()
     for tensor in header.tensors.values():
         weights[_kind_name(tensor.kind)] += prod(tensor.shape)
-    return Facts(
+    return Metadata(
         path=path,
         size=path.stat().st_size,
         kind=text("general.type") or "model",
@@ -116,12 +116,12 @@ def _facts(path: Path, header: Gguf) -> Facts:
     )
 
 
-def _lora(header: Gguf) -> LoraFacts:
+def _lora(header: Gguf) -> LoraMetadata:
     pairs = lora_pairs(header)
     ranks = [pair_rank(name, pair) for name, pair in pairs.items()]
     kinds = Counter(name.removesuffix(".weight").split(".")[-1] for name in pairs)
     made_for = _of(header.metadata.get("general.base_model.0.name"), str)
-    return LoraFacts(
+    return LoraMetadata(
         alpha=_of(header.metadata.get("adapter.lora.alpha"), float) or None,
         ranks=(min(ranks), max(ranks)),
         weights=dict(kinds),

@@ -30,8 +30,8 @@ class Weights:
     active, active_output: what evaluating one token reads of all layers, of a mixture of experts a part, and of the
     output.
     trained: tokens of context in training.
-    heads: lengths of keys and values in one head; 0 if the header does not tell.
-    sharing: heads of queries that share one of keys; 0 if the header does not tell, or it is not the same everywhere.
+    heads: lengths of keys and values in one head; 0 if the header does not say.
+    sharing: heads of queries that share one of keys; 0 if the header does not say, or it is not the same everywhere.
     """
 
     layers: tuple[int, ...]

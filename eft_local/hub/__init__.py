@@ -1,4 +1,4 @@
-"""Models on the Hugging Face hub: how they are named, which are here, and getting the others.
+"""Models on the Hugging Face hub: how they are named, which are downloaded, and getting the others.
 
 Files live in the standard Hugging Face cache, which other tools share. huggingface_hub is imported on first use only.
 """

@@ -1,6 +1,6 @@
 """What is in the Hugging Face cache, read from its folders: no network, and huggingface_hub only says where it is.
 
-- models--ORG--REPO/refs/main: the commit that "main" was, when it was last asked
+- models--ORG--REPO/refs/main: the commit that "main" was, when it was last looked up
 - models--ORG--REPO/snapshots/COMMIT/file.gguf: a link into blobs (a file where links cannot be had)
 - models--ORG--REPO/blobs/ETAG: the content; ETAG.KEY.incomplete while it is being downloaded
 - .locks/models--ORG--REPO/ETAG.lock: held by whoever downloads it
@@ -33,10 +33,10 @@ def repo_folder(cache: Path, repo: str) -> Path:
 
 
 def find(name: HubName, cache: Path | None = None) -> Path | None:
-    """Return the file to load for a reference, None if the model is not here (or not all of it).
+    """Return the file to load for a reference, None if the model is not downloaded (or only in part).
 
     Without a revision it is main's as of the last pull; failing that, of the newest snapshot that has the model.
-    Raises: UsageError if the reference means several of the models that are here.
+    Raises: UsageError if the reference means several of the downloaded models.
     """
     for snapshot in _snapshots(name, cache or default_folder()):
         try:
@@ -50,7 +50,7 @@ def _snapshots(name: HubName, cache: Path) -> list[Path]:
     """Return where a reference's files may be, the likeliest first."""
     root = repo_folder(cache, name.repo)
     revision = name.revision or MAIN
-    with suppress(OSError, ValueError):  # a commit, or a revision that was never asked for
+    with suppress(OSError, ValueError):  # a commit, or a revision that was never requested
         revision = (root / "refs" / revision).read_text().strip()
     places = [root / "snapshots" / revision]
     if name.revision is None:

@@ -69,12 +69,12 @@ def check_network() -> None:
 
 def token() -> str | None:
     """Return the user's token, None for nobody's. Raises: UsageError, without it, if no header can hold it."""
-    known = constants()
-    if known.HF_HUB_DISABLE_IMPLICIT_TOKEN:
+    hub_constants = constants()
+    if hub_constants.HF_HUB_DISABLE_IMPLICIT_TOKEN:
         return None
     from huggingface_hub import get_token
 
-    source = next((name for name in _TOKENS if os.environ.get(name)), f"the file {known.HF_TOKEN_PATH}")
+    source = next((name for name in _TOKENS if os.environ.get(name)), f"the file {hub_constants.HF_TOKEN_PATH}")
     try:
         found = get_token()
     except Exception as error:  # a file, or what HF_OIDC_RESOURCE asks for

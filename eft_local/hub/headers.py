@@ -28,18 +28,18 @@ def header_of(name: HubName, hub: Hub | None = None) -> Path:
         raise DownloadError("HF_HUB_OFFLINE is set")
     if sys.platform == "win32":
         raise DownloadError("files on this system cannot have holes")
-    asked, talk = hub or Hub.configured(), Talk()
-    repository = _PATIENCE.keep_trying(lambda: asked.repository(name.repo, name.revision), talk)
+    source, talk = hub or Hub.configured(), Talk()
+    repository = _PATIENCE.keep_trying(lambda: source.repository(name.repo, name.revision), talk)
     chosen = name.choose(models_of(repository.sizes))
     files = [
-        _PATIENCE.keep_trying(partial(asked.file, repository.name, repository.commit, path), talk)
+        _PATIENCE.keep_trying(partial(source.file, repository.name, repository.commit, path), talk)
         for path in chosen.files
     ]
     folder = locations.needed(locations.cached("headers", files[0].etag))
     paths = [folder / file.path.rpartition("/")[2] for file in files]
     for file, path in zip(files, paths, strict=True):
         if not path.exists():
-            _fetch(asked, file, path, talk)
+            _fetch(source, file, path, talk)
     return paths[0]
 
 

@@ -1,4 +1,4 @@
-"""How a model on the hub is named: `org/repo:Q4_K_M` or `org/repo/folder/file.gguf`, and `@revision` behind either.
+"""How a model on the hub is named: `org/repo:Q4_K_M` or `org/repo/folder/file.gguf`, and `@revision` after either.
 
 What other programs and browsers call it is understood too: `hf.co/org/repo:Q4_K_M`, and the address of the page of a
 repository, a folder or a file.
@@ -45,7 +45,7 @@ def size_text(size: int) -> str:
 class HubModel:
     """A model in a repository: its files (more than one if it is split), and the bytes of all of them.
 
-    label: the quantisation that the file's name tells, upper case.
+    label: the quantisation that the file's name states, upper case.
     missing: how many parts of a split model the repository, or the cache, lacks.
     """
 

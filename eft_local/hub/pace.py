@@ -29,7 +29,7 @@ class Pace:
 
     @property
     def bytes_per_second(self) -> float | None:
-        """None as long as there is nothing to tell it by."""
+        """None as long as there is nothing to compute it from."""
         (start, first), (end, last) = (self._points[0], self._points[-1]) if self._points else ((0.0, 0), (0.0, 0))
         return (last - first) / (end - start) if end > start and last > first else None
 
@@ -42,7 +42,7 @@ class Pace:
 def progress(event: Event, pace: Pace) -> str:
     """Return on one line how far a pull is, how fast it goes, and how long it will take."""
     speed, left = pace.bytes_per_second, pace.seconds_left(event.all_size - event.all_done)
-    told = f"{size_text(event.all_done)} of {size_text(event.all_size)}"
+    text = f"{size_text(event.all_done)} of {size_text(event.all_size)}"
     if speed and left is not None:
-        told += f", {size_text(round(speed))}/s, {left / 60:.0f} min left" if left >= 90 else f", {left:.0f} s left"
-    return told
+        text += f", {size_text(round(speed))}/s, {left / 60:.0f} min left" if left >= 90 else f", {left:.0f} s left"
+    return text

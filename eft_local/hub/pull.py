@@ -23,7 +23,7 @@ class Event:
     """What happens during a pull.
 
     kind: "plan" once, when all is known; "progress" of a file; "said", a line of talk; "done" with a file.
-    file: what it is about, "" for all.  done, size: its bytes that are here, and in all.
+    file: what it is about, "" for all.  done, size: its bytes that are downloaded, and in all.
     all_done, all_size: the same of all files.  text: what is said.  seconds: to wait before the next try.
     """
 
@@ -39,7 +39,7 @@ class Event:
 
 @dataclass(frozen=True, slots=True)
 class Pulled:
-    """A model that is here now. path: the file to load."""
+    """A model that is downloaded now. path: the file to load."""
 
     name: HubName
     path: Path
@@ -68,10 +68,10 @@ def pull(
 ) -> list[Pulled]:
     """Download what the cache lacks of these models, and return where they are.
 
-    A download that was cut off, in this run or an earlier one, goes on where it stopped. All that can be refused (a
+    A download that was cut off, in this run or an earlier one, continues where it stopped. All that can be refused (a
     wrong name, a gated repository, too little room on the disk) is refused before anything is downloaded. Offline
-    (HF_HUB_OFFLINE), models that are here are enough.
-    report: called often, in this thread.  stopped: asked often; True ends with Cancelled and keeps what is there.
+    (HF_HUB_OFFLINE), downloaded models are enough.
+    report: called often, in this thread.  stopped: called often; True ends with Cancelled and keeps what is there.
     Raises: UsageError, ModelNotFoundError, DownloadError, Cancelled.
     """
     if environment.constants().is_offline_mode():
@@ -86,9 +86,9 @@ def models_on_hub(
 
     Raises: ModelNotFoundError, DownloadError, Cancelled.
     """
-    asked = hub or Hub.configured()
+    source = hub or Hub.configured()
     talk = Talk(stopped=stopped)
-    repository = Patience().keep_trying(lambda: asked.repository(name.repo, name.revision), talk)
+    repository = Patience().keep_trying(lambda: source.repository(name.repo, name.revision), talk)
     return repository, models_of(repository.sizes)
 
 
@@ -114,7 +114,7 @@ class _Pull:
                 self._sizes[file] = file.size
                 self._done[file] = self._bytes_here(file, model.name)
         self._check_room()
-        self._tell("plan")
+        self._announce("plan")
         return [self._pull(model) for model in models]
 
     # What is wanted
@@ -141,7 +141,7 @@ class _Pull:
     def _patiently(self, ask: Callable[[], Result]) -> Result:
         return self._patience.keep_trying(ask, self._talk)
 
-    # What is here
+    # What is downloaded
 
     def _blob(self, file: RemoteFile) -> Path:
         return cache.repo_folder(self._hub.folder, file.repo) / "blobs" / file.etag
@@ -190,7 +190,7 @@ class _Pull:
 
         def advanced(done: int) -> None:
             self._done[file] = done
-            self._tell("progress", file)
+            self._announce("progress", file)
 
         with self._locked(file):
             if not self._is_here(file):
@@ -202,7 +202,7 @@ class _Pull:
         if not path.is_symlink() and path != blob:
             blob.unlink(missing_ok=True)  # where links cannot be had it is a copy: one is enough
         self._done[file] = file.size
-        self._tell("done", file)
+        self._announce("done", file)
         return path
 
     @contextmanager
@@ -231,7 +231,7 @@ class _Pull:
             lock.__exit__(None, None, None)
 
     def _remember(self, model: _Wanted) -> None:
-        """Write down which commit the revision is, as huggingface_hub does: what was asked for is found offline."""
+        """Write down which commit the revision is, as huggingface_hub does: what was requested is found offline."""
         revision = model.name.revision or cache.MAIN
         if revision == model.repository.commit:
             return
@@ -241,7 +241,7 @@ class _Pull:
 
     # Telling
 
-    def _tell(self, kind: Literal["plan", "progress", "done"], file: RemoteFile | None = None) -> None:
+    def _announce(self, kind: Literal["plan", "progress", "done"], file: RemoteFile | None = None) -> None:
         done, size = (self._done[file], self._sizes[file]) if file else (0, 0)
         self._report(Event(kind, str(file or ""), done, size, sum(self._done.values()), sum(self._sizes.values())))
 

@@ -23,7 +23,7 @@ def resolve_model(reference: str, folder: Path | None, recipe: str | None = None
     reference: "demo:NAME" for a bundled model; a path, where a relative one is looked for in `folder` (None: the
     working directory), then in the user's folder of models; or, where no such file exists, a model on the hub,
     "org/repo:LABEL" or "org/repo/file.gguf" with an optional "@revision", which is looked for in the cache only.
-    recipe: what `eft pull` is to be told to get, for the error; None is the reference itself.
+    recipe: what to name in `eft pull`, for the error; None is the reference itself.
     Raises: ModelNotFoundError saying where it looked, UsageError if several models in the cache are meant.
     """
     if reference.startswith(DEMO_PREFIX):
@@ -46,12 +46,12 @@ def model_of(recipe: Recipe, role: Role) -> Path:
 
     role: as it runs, from `Recipe.named_roles`.
     """
-    return resolve_model(role.model, recipe.folder, _told_name(recipe))
+    return resolve_model(role.model, recipe.folder, _pull_name(recipe))
 
 
 def adapter_of(recipe: Recipe, role: Role) -> Path | None:
     """Return the file of a role's LoRA adapter, None if it has none; as `model_of`."""
-    return resolve_model(role.lora, recipe.folder, _told_name(recipe)) if role.lora else None
+    return resolve_model(role.lora, recipe.folder, _pull_name(recipe)) if role.lora else None
 
 
 def hub_names(recipe: Recipe) -> dict[str, HubName]:
@@ -94,11 +94,13 @@ def _pulled_model(name: HubName, recipe: str | None) -> Path:
 
     path = cache.find(name)
     if path is None:
-        raise ModelNotFoundError(f"model {shown(str(name))} is not here yet; get it with: eft pull {recipe or name}")
+        raise ModelNotFoundError(
+            f"model {shown(str(name))} is not downloaded yet; get it with: eft pull {recipe or name}"
+        )
     return path
 
 
-def _told_name(recipe: Recipe) -> str | None:
+def _pull_name(recipe: Recipe) -> str | None:
     """Return what the command line calls this recipe: its name, or its file; None if it comes from neither."""
     folder = recipe.folder
     if folder is None:
@@ -125,7 +127,7 @@ def _demo_model(reference: str) -> Path:
 
 
 def _is_file(path: Path) -> bool:
-    """Whether this is a file that exists; a path that cannot even be asked about is none."""
+    """Whether this is a file that exists; a path that cannot even be looked up is none."""
     try:
         return path.is_file()
     except (OSError, ValueError):

@@ -1,8 +1,8 @@
 """The hub over HTTP: what a repository holds, what a file is, and its bytes from any position.
 
 Every request goes to the hub itself first and follows its redirects by hand: the token never leaves the hub's
-address, and a link that expired is simply asked for again. Files that the hub keeps in Xet storage come over the
-same plain link, for huggingface_hub's Xet client cannot go on where an earlier run stopped.
+address, and a link that expired is simply requested again. Files that the hub keeps in Xet storage come over the
+same plain link, for huggingface_hub's Xet client cannot continue where an earlier run stopped.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _LIBRARY = "eft-local"  # how we name ourselves to the hub
 _BUSY = {408, 425, 429, 500, 502, 503, 504, 520, 522, 524}
 _EXPIRED = {400, 401, 403, 404, 410}  # what file servers answer to a link that is too old
 _MAX_REDIRECTS = 20
-_LONGEST = 40 * 10**9  # bytes asked for at once: the hub's file servers refuse more than 50 GB
+_LONGEST = 40 * 10**9  # bytes requested at once: the hub's file servers refuse more than 50 GB
 _LOGIN = "a proxy's user and password stand in its address, as http://USER:PASSWORD@proxy:8080"
 _SHA256, _GIT_SHA1 = re.compile(r"[0-9a-f]{64}"), re.compile(r"[0-9a-f]{40}")
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-\d+/(\d+|\*)")
@@ -39,12 +39,12 @@ _CONTENT_RANGE = re.compile(r"bytes (\d+)-\d+/(\d+|\*)")
 class Hiccup(Exception):  # noqa: N818 - no failure yet: the next try may do better
     """A try that failed for a reason that may pass.
 
-    asked: the seconds that the server asks to wait, None if it does not say.
+    retry_after: the seconds that the server asks to wait, None if it does not say.
     """
 
-    def __init__(self, reason: str, asked: float | None = None) -> None:
+    def __init__(self, reason: str, retry_after: float | None = None) -> None:
         super().__init__(reason)
-        self.asked = asked
+        self.retry_after = retry_after
 
 
 class Unusable(Exception):  # noqa: N818
@@ -78,7 +78,7 @@ class RemoteFile:
 
 @dataclass(frozen=True, slots=True)
 class Hub:
-    """Where the hub is, who asks, and where files are kept.
+    """Where the hub is, the user's token, and where files are kept.
 
     endpoint: address without a final slash.  folder: the Hugging Face cache.  token: None for nobody's.
     """
@@ -102,7 +102,7 @@ class Hub:
         from huggingface_hub import HfApi, constants
 
         api = HfApi(self.endpoint, token=self.token or False, library_name=_LIBRARY, library_version=__version__)
-        with self._told(repo, revision):
+        with self._translating_errors(repo, revision):
             info = api.model_info(
                 repo, revision=revision, files_metadata=True, timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT
             )
@@ -117,7 +117,7 @@ class Hub:
         from huggingface_hub import get_hf_file_metadata
         from huggingface_hub.errors import FileMetadataError
 
-        with self._told(repo, commit, path):
+        with self._translating_errors(repo, commit, path):
             try:
                 seen = get_hf_file_metadata(
                     self._url(repo, commit, path),
@@ -130,9 +130,9 @@ class Hub:
                 raise DownloadError(f"{self.endpoint} does not answer like a hub: {error}") from None
         etag = seen.etag or ""
         if not (_SHA256.fullmatch(etag) or _GIT_SHA1.fullmatch(etag)):
-            raise DownloadError(f"{self.endpoint} tells no checksum of {repo}/{path}, so that it could not be verified")
+            raise DownloadError(f"{self.endpoint} reports no checksum for {repo}/{path}, so it could not be verified")
         if seen.size is None:
-            raise DownloadError(f"{self.endpoint} does not tell the size of {repo}/{path}; try another mirror")
+            raise DownloadError(f"{self.endpoint} does not report the size of {repo}/{path}; try another mirror")
         return RemoteFile(repo, commit, path, seen.size, etag)
 
     @contextmanager
@@ -151,7 +151,7 @@ class Hub:
         elif start:
             headers["Range"] = f"bytes={start}-"
         url = self._url(file.repo, file.commit, file.path)
-        with self._told(file.repo, file.commit, file.path):
+        with self._translating_errors(file.repo, file.commit, file.path):
             for _ in range(_MAX_REDIRECTS):
                 with get_session().stream(
                     "GET", url, headers=headers, follow_redirects=False, timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT
@@ -175,7 +175,7 @@ class Hub:
         from huggingface_hub import hf_hub_download
         from huggingface_hub.errors import LocalEntryNotFoundError
 
-        with self._told(file.repo, file.commit, file.path):
+        with self._translating_errors(file.repo, file.commit, file.path):
             try:
                 linked = hf_hub_download(
                     file.repo,
@@ -217,7 +217,7 @@ class Hub:
         raise Hiccup(f"an answer without content ({response.status_code})")
 
     @contextmanager
-    def _told(self, repo: str, revision: str | None, path: str | None = None) -> Iterator[None]:
+    def _translating_errors(self, repo: str, revision: str | None, path: str | None = None) -> Iterator[None]:
         """Turn what huggingface_hub raises into errors of ours, or into a Hiccup when trying again may help."""
         from huggingface_hub import errors
         from socksio import SOCKSError
@@ -225,7 +225,7 @@ class Hub:
         try:
             yield
         except errors.OfflineModeIsEnabled:
-            raise DownloadError(f"{repo} cannot be asked for: HF_HUB_OFFLINE is set; unset it to download") from None
+            raise DownloadError(f"{repo} cannot be requested: HF_HUB_OFFLINE is set; unset it to download") from None
         except errors.HFValidationError as error:
             raise UsageError(f"{repo} is no repository's name: {error}") from None
         except errors.HfHubHTTPError as error:
@@ -254,7 +254,7 @@ class Hub:
                 )
             return DownloadError(f"{repo} is gated, and your token has no access: accept its conditions on its page")
         if isinstance(error, errors.RevisionNotFoundError):
-            return ModelNotFoundError(f"{repo} has no revision {revision}; check what stands behind @")
+            return ModelNotFoundError(f"{repo} has no revision {revision}; check what follows the @")
         if isinstance(error, errors.RemoteEntryNotFoundError):
             return ModelNotFoundError(f"{repo} has no file {path} at {revision}")
         if isinstance(error, errors.DisabledRepoError):
@@ -268,7 +268,7 @@ class Hub:
             way = environment.way_to(self.endpoint)
             return DownloadError(f"the connection to {self.endpoint}{way} was refused (407): {_LOGIN}")
         if status in _BUSY:
-            return Hiccup(f"the hub is busy ({status})", _asked(error.response.headers))
+            return Hiccup(f"the hub is busy ({status})", _retry_after(error.response.headers))
         return DownloadError(f"the hub refuses {repo} ({status}): {error.server_message or 'it does not say why'}")
 
 
@@ -278,7 +278,7 @@ def _from(response: Any, file: RemoteFile, start: int) -> Iterator[bytes]:
     if response.status_code == 206:
         sent = _CONTENT_RANGE.fullmatch(response.headers.get("Content-Range", ""))
         if sent is None or int(sent[1]) != start:
-            raise Unusable(f"{file} was asked for from byte {start}, and other bytes came")
+            raise Unusable(f"{file} was requested from byte {start}, and other bytes came")
         if sent[2] not in ("*", str(file.size)):
             raise Unusable(f"{file} has {sent[2]} bytes now, not {file.size}")
     for chunk in response.iter_bytes():
@@ -302,7 +302,7 @@ def _origin(url: str) -> tuple[str, str | None, int | None]:
     return parts.scheme, parts.hostname, parts.port or {"http": 80, "https": 443}.get(parts.scheme)
 
 
-def _asked(headers: Mapping[str, str]) -> float | None:
+def _retry_after(headers: Mapping[str, str]) -> float | None:
     """Return the seconds that Retry-After asks for, as a number or as a date."""
     value = headers.get("Retry-After", "").strip()
     if value.isdigit():

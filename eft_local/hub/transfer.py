@@ -25,10 +25,10 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True, slots=True)
 class Talk:
-    """What a transfer tells, and asks, while it runs.
+    """What a transfer reports, and checks, while it runs.
 
     advanced: called with the bytes that are there.  said: called with a line about what goes wrong or is done about it,
-    and the seconds that it now waits, 0 for none.  stopped: asked often; True ends with Cancelled.
+    and the seconds that it now waits, 0 for none.  stopped: called often; True ends with Cancelled.
     """
 
     advanced: Callable[[int], None] = lambda done: None
@@ -38,7 +38,7 @@ class Talk:
     def check(self) -> None:
         """Raise Cancelled if it is to stop."""
         if self.stopped():
-            raise Cancelled("the download was stopped; the same command goes on where it stopped")
+            raise Cancelled("the download was stopped; the same command continues where it stopped")
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,13 +46,13 @@ class Patience:
     """How failures that may pass are met.
 
     tries: in a row, without a byte coming in.  first, longest: seconds to wait, doubled each time.
-    longest_asked: seconds that a server may ask for.
+    longest_requested: seconds that a server may ask for.
     """
 
     tries: int = 6
     first: float = 1.0
     longest: float = 30.0
-    longest_asked: float = 300.0
+    longest_requested: float = 300.0
 
     def keep_trying(self, attempt: Callable[[], Result], talk: Talk, progress: Callable[[], int] = int) -> Result:
         """Return what `attempt` returns once it raises no Hiccup. progress: rises when something came in.
@@ -72,11 +72,15 @@ class Patience:
     def _wait(self, hiccup: Hiccup, failures: int, talk: Talk) -> None:
         if failures >= self.tries:
             raise DownloadError(
-                f"{hiccup}, {failures} times in a row; try the same command later: it goes on where it stopped"
+                f"{hiccup}, {failures} times in a row; try the same command later: it continues where it stopped"
             )
-        if hiccup.asked is not None and hiccup.asked > self.longest_asked:
-            raise DownloadError(f"{hiccup} and asks to wait {hiccup.asked:.0f} s; try the same command after that")
-        seconds = min(self.longest, self.first * 2 ** (failures - 1)) if hiccup.asked is None else hiccup.asked
+        if hiccup.retry_after is not None and hiccup.retry_after > self.longest_requested:
+            raise DownloadError(
+                f"{hiccup} and asks to wait {hiccup.retry_after:.0f} s; try the same command after that"
+            )
+        seconds = (
+            min(self.longest, self.first * 2 ** (failures - 1)) if hiccup.retry_after is None else hiccup.retry_after
+        )
         talk.said(str(hiccup), seconds)
         until = time.monotonic() + seconds
         while (left := until - time.monotonic()) > 0:
@@ -108,7 +112,7 @@ class Partial:
 
     def _read_what_is_there(self, talk: Talk) -> None:
         if (there := self.path.stat().st_size) >= _LONG:
-            talk.said(f"checking the {size_text(there)} of {self._wanted} that are here", 0)
+            talk.said(f"checking the {size_text(there)} of {self._wanted} that are already downloaded", 0)
         self._file.seek(0)
         while block := self._file.read(_BLOCK):
             talk.check()
@@ -166,7 +170,7 @@ def fetch(hub: Hub, file: RemoteFile, path: Path, blob: Path, talk: Talk, patien
     """Download what `path` lacks of a file, verify all of it, and name it `blob`.
 
     What does not fit (a wrong checksum, another size) is dropped and fetched once more; a second time is an error,
-    and nothing is left. Everything else leaves the partial file, and the next call goes on.
+    and nothing is left. Everything else leaves the partial file, and the next call continues.
     Raises: DownloadError, ModelNotFoundError, Cancelled.
     """
     with Partial(path, file, talk) as partial:
@@ -215,6 +219,6 @@ class disk_errors:  # noqa: N801 - a context manager, read like a function
             return
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise DownloadError(
-                f"the disk is full at {self._path.parent}; make room, then the same command goes on where it stopped"
+                f"the disk is full at {self._path.parent}; make room, then the same command continues where it stopped"
             ) from error
         raise DownloadError(f"cannot write {self._path}: {error.strerror or error}") from error

@@ -61,7 +61,7 @@ class CoreMeter:
         self._first = read()
 
     def use(self) -> CoreUse | None:
-        """Return what others used until now; None if that was too short a time to tell."""
+        """Return what others used until now; None if that was too short a time to measure."""
         now, first = self._read(), self._first
         seconds = now.clock - first.clock
         if seconds < _LEAST:

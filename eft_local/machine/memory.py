@@ -19,7 +19,7 @@ _UNLIMITED = 1 << 60  # bytes; cgroup v1 writes a number as large where there is
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """What can hold weights and compute. Memory in bytes; 0 where the backend does not tell.
+    """What can hold weights and compute. Memory in bytes; 0 where the backend does not say.
 
     kind: "cpu", "gpu", "integrated gpu", "accelerator", …
     limit: what bounds `free`, for people.

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from math import ceil
 from typing import Literal
 
-from eft_local.backends.llamacpp.needs import Figures, Needs, at
+from eft_local.backends.llamacpp.estimate import Estimate, Figures, at
 from eft_local.gguf.weights import Weights
 from eft_local.machine.memory import ADDRESS_SPACE, Device
 
@@ -25,21 +25,21 @@ _PER_MODEL = 32 * _MIB  # its vocabulary, its graph
 
 
 @dataclass(frozen=True, slots=True)
-class ContextNeed:
+class ContextEstimate:
     """A context that roles share, sequences side by side.
 
-    sequences: of the recipe's `context` tokens each.  needs: for a context of as many sequences and outputs.
+    sequences: of the recipe's `context` tokens each.  estimate: for a context of as many sequences and outputs.
     """
 
     roles: tuple[str, ...]
     sequences: int
-    needs: Needs
+    estimate: Estimate
 
     def figures(self, tokens: int, layers: int) -> Figures:
         """Return what the context takes if a sequence has so many tokens and so many layers are on GPUs."""
-        needs = self.needs
-        whole = layers > len(needs.weights.layers)
-        curve = needs.on_gpu if whole else needs.on_both if layers else needs.on_cpu
+        estimate = self.estimate
+        whole = layers > len(estimate.weights.layers)
+        curve = estimate.on_gpu if whole else estimate.on_both if layers else estimate.on_cpu
         return at(curve, tokens)
 
 
@@ -51,7 +51,7 @@ class Load:
     mmap: "auto" maps a file where its weights are used as they lie in it.
     """
 
-    contexts: tuple[ContextNeed, ...]
+    contexts: tuple[ContextEstimate, ...]
     offload: int | Literal["auto"] = "auto"
     mmap: bool | Literal["auto"] = "auto"
     adapters: int = 0
@@ -61,14 +61,14 @@ class Load:
         return tuple(role for context in self.contexts for role in context.roles)
 
     @property
-    def needs(self) -> Needs:
+    def estimate(self) -> Estimate:
         """What concerns the weights is the same in all contexts."""
-        return self.contexts[0].needs
+        return self.contexts[0].estimate
 
     @property
     def units(self) -> int:
         """Layers that can be on a GPU, with the output as the last one."""
-        return len(self.needs.weights.layers) + 1
+        return len(self.estimate.weights.layers) + 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +157,7 @@ class Plan:
 def plan(loads: Sequence[Load], devices: Sequence[Device], context: int) -> Plan:
     """Return where each load goes. devices: the first that is a CPU has the RAM; GPUs in llama.cpp's order."""
     machine = _Machine(devices, context)
-    order = sorted(range(len(loads)), key=lambda i: (loads[i].offload == "auto", loads[i].needs.weights.total, i))
+    order = sorted(range(len(loads)), key=lambda i: (loads[i].offload == "auto", loads[i].estimate.weights.total, i))
     placed: dict[int, Placed] = {}
     for index in order:
         placed[index] = machine.place(loads[index])
@@ -170,7 +170,7 @@ def longest_context(loads: Sequence[Load], devices: Sequence[Device], most: int 
 
     most: where to stop; None is what the model with the shortest context was trained with.
     """
-    trained = [load.needs.weights.trained for load in loads if load.needs.weights.trained]
+    trained = [load.estimate.weights.trained for load in loads if load.estimate.weights.trained]
     low, high = 0, max(1, (most or min(trained, default=4096)) // 256)
     while low < high:
         middle = (low + high + 1) // 2
@@ -201,8 +201,8 @@ class _Machine:
 
     def shortages(self) -> Iterator[Shortage]:
         for device in (self._ram, *self._gpus):
-            tells = device.total > 0 or device is self._ram  # a GPU that does not is left to a recipe's number
-            if tells and self._left[device.name] < 0:
+            reports = device.total > 0 or device is self._ram  # a GPU that does not is left to a recipe's number
+            if reports and self._left[device.name] < 0:
                 yield Shortage(device, self._planned[device.name], kept(device))
 
     def _obeyed(self, load: Load, offload: int) -> Placed:
@@ -260,8 +260,8 @@ class _Machine:
         """Return what a load takes of each device with so many of its last layers on each GPU."""
         count = sum(layers)
         first = load.units - count
-        needs = load.needs
-        mmap = not (needs.repacks and first) if load.mmap == "auto" else load.mmap
+        estimate = load.estimate
+        mmap = not (estimate.repacks and first) if load.mmap == "auto" else load.mmap
         uses = {self._ram.name: self._in_ram(load, count, mmap)}
         for gpu, each in zip(self._gpus, layers, strict=False):
             if each:
@@ -271,13 +271,13 @@ class _Machine:
 
     def _in_ram(self, load: Load, count: int, mmap: bool) -> Use:
         """Return what is in RAM if `count` layers are not."""
-        needs, weights = load.needs, load.needs.weights
+        estimate, weights = load.estimate, load.estimate.weights
         first = load.units - count
         ordered = sum(weights.layers[:first]) + (0 if count else weights.output)  # what a CPU may want in another order
         as_in_file = weights.input + ordered
         copies = 0
-        if needs.repacks and first:  # embeddings that serve as output matrix too are kept in both orders
-            copies = (ordered if mmap else 0) + (0 if count else needs.copied)
+        if estimate.repacks and first:  # embeddings that serve as output matrix too are kept in both orders
+            copies = (ordered if mmap else 0) + (0 if count else estimate.copied)
         all_figures = [context.figures(self._context, count) for context in load.contexts]
         layers = min(first, len(weights.layers))
         return Use(
@@ -290,7 +290,7 @@ class _Machine:
 
     def _on_gpu(self, load: Load, units: range, count: int) -> Use:
         """Return what a GPU with these layers holds, where `count` are on GPUs in all."""
-        weights = load.needs.weights
+        weights = load.estimate.weights
         layers = weights.layers[units.start : units.stop]
         output = weights.output + weights.tied if load.units - 1 in units else 0
         all_figures = [context.figures(self._context, count) for context in load.contexts]

@@ -24,7 +24,7 @@ def seconds_per_token(placed: Placed, bandwidths: Mapping[str, float], context: 
 
     bandwidths: bytes per second, by device's name. None if that of a device is not known.
     """
-    weights, load = placed.load.needs.weights, placed.load
+    weights, load = placed.load.estimate.weights, placed.load
     layers = len(weights.layers)
     on_gpus = max(placed.on_gpu - 1, 0)  # the output is the first that goes there
     cache = 0.0
@@ -55,9 +55,9 @@ def tokens_per_second(plan: Plan, bandwidths: Mapping[str, float], filled: int =
     None if the bandwidth of a device that is used is not known.
     """
     seconds = [seconds_per_token(placed, bandwidths, plan.context, filled) for placed in plan.placed]
-    known = [each for each in seconds if each is not None]
-    total = sum(known)
-    return 1 / total if total > 0 and len(known) == len(seconds) else None
+    measured = [each for each in seconds if each is not None]
+    total = sum(measured)
+    return 1 / total if total > 0 and len(measured) == len(seconds) else None
 
 
 def measured_bandwidth(threads: int) -> tuple[float, CoreUse | None]:

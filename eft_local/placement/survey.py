@@ -8,13 +8,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from eft_local.backends.llamacpp import kernels, supports_gpu_offload
+from eft_local.backends.llamacpp.estimate import UBATCH_CPU, UBATCH_GPU, EstimateOptions, estimate_memory
 from eft_local.backends.llamacpp.exactness import Attention, Question, choose
-from eft_local.backends.llamacpp.needs import UBATCH_CPU, UBATCH_GPU, Asked, ask
 from eft_local.errors import ModelNotFoundError
 from eft_local.gguf.weights import read_weights
 from eft_local.hub import HubName
 from eft_local.hub.references import adapter_of, hub_name, is_bundled, model_of
-from eft_local.placement.planner import ContextNeed, Load
+from eft_local.placement.planner import ContextEstimate, Load
 from eft_local.recipe import Placement, Recipe, Role
 from eft_local.recipe.roles import PLAIN_KV_TYPES
 
@@ -36,8 +36,8 @@ def rows_at_once(recipe: Recipe) -> int:
 
 
 @dataclass(frozen=True, slots=True)
-class Seat:
-    """What one role runs on: its files and how they are placed.  scale: of the adapter."""
+class RoleFiles:
+    """The files that one role runs on, and the placement its recipe requests.  scale: of the adapter."""
 
     model: Path
     placement: Placement
@@ -56,26 +56,28 @@ class Seat:
         return self.weights, self.adapter and self.adapter.resolve(), self.scale, self.placement
 
 
-Elsewhere = Callable[[HubName], Path | None]
-"""Gets what planning needs of a model that is not here, if it can."""
+FetchHeader = Callable[[HubName], Path | None]
+"""Gets the header of a model that is not downloaded, which is enough for planning, if it can."""
 
 
-def seats(recipe: Recipe, roles: Mapping[str, Role], elsewhere: Elsewhere | None = None) -> dict[str, Seat]:
+def role_files(
+    recipe: Recipe, roles: Mapping[str, Role], fetch_header: FetchHeader | None = None
+) -> dict[str, RoleFiles]:
     """Return what each role runs on. roles: as they run, from `Recipe.named_roles`.
 
-    Raises: ModelNotFoundError, which names all files that are missing; what `elsewhere` raises.
+    Raises: ModelNotFoundError, which names all files that are missing; what `fetch_header` raises.
     """
-    found: dict[str, Seat] = {}
+    found: dict[str, RoleFiles] = {}
     missing: dict[str, str] = {}
     for name, role in roles.items():
         placement = recipe.placement_of(role)
         try:
-            found[name] = Seat(model_of(recipe, role), placement, adapter_of(recipe, role), role.lora_scale)
+            found[name] = RoleFiles(model_of(recipe, role), placement, adapter_of(recipe, role), role.lora_scale)
         except ModelNotFoundError as error:
             reference = hub_name(role.model, recipe.folder)
-            header = elsewhere(reference) if elsewhere and reference and not role.lora else None
+            header = fetch_header(reference) if fetch_header and reference and not role.lora else None
             if header:
-                found[name] = Seat(header, placement)
+                found[name] = RoleFiles(header, placement)
             else:
                 missing.setdefault(str(error), name)
     if len(missing) > 1:
@@ -87,42 +89,44 @@ def seats(recipe: Recipe, roles: Mapping[str, Role], elsewhere: Elsewhere | None
     return found
 
 
-def loads(seated: Mapping[str, Seat], context: int, rows: int) -> tuple[Load, ...]:
+def loads(files_by_role: Mapping[str, RoleFiles], context: int, rows: int) -> tuple[Load, ...]:
     """Return what has to be loaded for roles with contexts of so many tokens.
 
-    rows: of logits that each role returns at once. Their models are asked at the same time.
+    rows: of logits that each role returns at once. Their models are estimated at the same time.
     Raises: ModelFileError, UsageError.
     """
     contexts: dict[tuple[object, ...], list[str]] = {}
-    for name, seat in seated.items():
-        contexts.setdefault(seat.context, []).append(name)
+    for name, files in files_by_role.items():
+        contexts.setdefault(files.context, []).append(name)
 
-    def need(names: list[str]) -> ContextNeed:
-        seat, count = seated[names[0]], len(names)
-        asked = Asked(
+    def estimated(names: list[str]) -> ContextEstimate:
+        files, count = files_by_role[names[0]], len(names)
+        options = EstimateOptions(
             cells=context,
             n_seq=count,
             n_outputs=rows * count,
-            batch=seat.placement.batch,
-            ubatch=seat.placement.ubatch,
-            kv_type=seat.placement.kv_type,
-            flash_attention=_possible(seat, seat.placement)[-1],
-            plain_beyond=SHORT if len(_possible(seat, seat.placement)) > 1 else None,
+            batch=files.placement.batch,
+            ubatch=files.placement.ubatch,
+            kv_type=files.placement.kv_type,
+            flash_attention=_possible(files, files.placement)[-1],
+            plain_beyond=SHORT if len(_possible(files, files.placement)) > 1 else None,
         )
-        return ContextNeed(tuple(names), count, ask(seat.model, asked, trusted=is_bundled(seat.model)))
+        return ContextEstimate(
+            tuple(names), count, estimate_memory(files.model, options, trusted=is_bundled(files.model))
+        )
 
     groups = list(contexts.values())
     with ThreadPoolExecutor(max(1, min(4, len(groups)))) as pool:
-        needs = list(pool.map(need, groups))
-    copies: dict[tuple[object, ...], list[ContextNeed]] = {}
-    for each in needs:
-        copies.setdefault(seated[each.roles[0]].weights, []).append(each)
-    return tuple(_load(each, seated) for each in copies.values())
+        estimates = list(pool.map(estimated, groups))
+    copies: dict[tuple[object, ...], list[ContextEstimate]] = {}
+    for each in estimates:
+        copies.setdefault(files_by_role[each.roles[0]].weights, []).append(each)
+    return tuple(_load(each, files_by_role) for each in copies.values())
 
 
-def _load(contexts: list[ContextNeed], seated: Mapping[str, Seat]) -> Load:
-    roles = [seated[name] for each in contexts for name in each.roles]
-    adapters = {seat.adapter.resolve() for seat in roles if seat.adapter}
+def _load(contexts: list[ContextEstimate], files_by_role: Mapping[str, RoleFiles]) -> Load:
+    roles = [files_by_role[name] for each in contexts for name in each.roles]
+    adapters = {files.adapter.resolve() for files in roles if files.adapter}
     return Load(
         contexts=tuple(contexts),
         offload=roles[0].placement.offload,
@@ -131,37 +135,38 @@ def _load(contexts: list[ContextNeed], seated: Mapping[str, Seat]) -> Load:
     )
 
 
-def _attention(seat: Seat, placement: Placement, context: int) -> Attention:
+def _attention(files: RoleFiles, placement: Placement, context: int) -> Attention:
     """Return whether contexts use flash attention; "auto" leaves it to llama.cpp, which knows what a GPU can.
 
-    placement: of the seat, or as it is planned.  context: tokens that a role can hold. Behind long ones a CPU is faster
-    without llama.cpp's, up to twice as fast; small models behind short ones are a tenth faster with it.
+    placement: of the role, or as planned.  context: tokens that a role can hold. After long ones a CPU is faster
+    without llama.cpp's, up to twice as fast; small models after short ones are a tenth faster with it.
     """
-    first, *others = _possible(seat, placement)
+    first, *others = _possible(files, placement)
     return first if not others else context <= SHORT and "auto"
 
 
-def _possible(seat: Seat, placement: Placement) -> tuple[Attention, ...]:
+def _possible(files: RoleFiles, placement: Placement) -> tuple[Attention, ...]:
     """Return the kinds of attention that may be the fastest, where a recipe leaves it open."""
     on_cpu = placement.offload == 0 or not supports_gpu_offload()
-    if seat.placement.flash_attention != "auto" or not on_cpu or placement.kv_type not in PLAIN_KV_TYPES:
-        return (seat.placement.flash_attention,)
-    weights = read_weights(seat.model)
+    if files.placement.flash_attention != "auto" or not on_cpu or placement.kv_type not in PLAIN_KV_TYPES:
+        return (files.placement.flash_attention,)
+    weights = read_weights(files.model)
     if placement.kv_type == "f16" and weights.sharing > 1 and kernels.attends(weights.heads):
         return (True,)  # what several heads share, ours reads but once; else it is a tie (bench/RESULTS.md)
     return (False, True)
 
 
-def question(seat: Seat, placement: Placement, context: int, split: tuple[int, ...] = ()) -> Question:
-    """Return what a role's exactness is asked by: it depends on where the model is and how it is evaluated.
+def question(files: RoleFiles, placement: Placement, context: int, split: tuple[int, ...] = ()) -> Question:
+    """Return the question by which a role's exactness is looked up: it depends on where the model is and how it is
+    evaluated.
 
-    placement: as settled.  split: layers on each GPU.
+    placement: without "auto", from `resolved_placement`.  split: layers on each GPU.
     """
     assert placement.offload != "auto"
     assert placement.mmap != "auto"
     return Question(
-        (seat.model, seat.adapter) if seat.adapter else (seat.model,),
-        _possible(seat, placement),
+        (files.model, files.adapter) if files.adapter else (files.model,),
+        _possible(files, placement),
         context,
         placement.kv_type,
         offload=placement.offload,
@@ -169,29 +174,31 @@ def question(seat: Seat, placement: Placement, context: int, split: tuple[int, .
         mmap=placement.mmap,
         batch=placement.batch,
         ubatch=placement.ubatch or UBATCH_CPU,
-        scale=seat.scale,
+        scale=files.scale,
     )
 
 
-def remembered(seated: Mapping[str, Seat], on_gpu: Mapping[str, int], context: int, wish: str) -> dict[str, str]:
-    """Return what is known of each role's exactness, without loading anything.
+def remembered(
+    files_by_role: Mapping[str, RoleFiles], on_gpu: Mapping[str, int], context: int, wish: str
+) -> dict[str, str]:
+    """Return what is recorded of each role's exactness, without loading anything.
 
     on_gpu: layers on GPUs, by role; 0 if not named.  wish: a recipe's `exact`.
     """
-    told: dict[str, str] = {}
-    for name, seat in seated.items():
-        placement = settled(seat, on_gpu.get(name, 0), True, context)
-        ways = question(seat, placement, context).known()
-        told[name] = str(choose(ways, wish)) if ways else "not tried yet; it will be when it is first loaded"
-    return told
+    verdicts: dict[str, str] = {}
+    for name, files in files_by_role.items():
+        placement = resolved_placement(files, on_gpu.get(name, 0), True, context)
+        ways = question(files, placement, context).recorded()
+        verdicts[name] = str(choose(ways, wish)) if ways else "not tested yet; tested when it is first loaded"
+    return verdicts
 
 
-def settled(seat: Seat, on_gpu: int, mmap: bool, context: int) -> Placement:
-    """Return a seat's placement without "auto": what a plan made of it, for contexts of so many tokens."""
+def resolved_placement(files: RoleFiles, on_gpu: int, mmap: bool, context: int) -> Placement:
+    """Return a role's placement without "auto": what a plan made of it, for contexts of so many tokens."""
     placement = replace(
-        seat.placement,
+        files.placement,
         offload=on_gpu,
         mmap=mmap,
-        ubatch=seat.placement.ubatch or (UBATCH_GPU if on_gpu else UBATCH_CPU),
+        ubatch=files.placement.ubatch or (UBATCH_GPU if on_gpu else UBATCH_CPU),
     )
-    return replace(placement, flash_attention=_attention(seat, placement, context))
+    return replace(placement, flash_attention=_attention(files, placement, context))

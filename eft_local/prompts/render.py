@@ -151,7 +151,7 @@ def render(
         raise PromptError(f'prompt = {shown(prompt.style)} needs a template; use prompt = "plain" or a Jinja file')
     args = prompt.template_args
     if messages[0]["role"] == "system" and _takes_no_system(template, messages, args):
-        with suppress(PromptError):  # what the template says of the conversation as it is tells more
+        with suppress(PromptError):  # what the template says of the conversation as it is says more
             return Rendered(*render_marked(template, _system_moved(messages), args, specials), moved=True)
     return Rendered(*render_marked(template, messages, args, specials))
 

@@ -207,7 +207,7 @@ class Role:
     model: a path relative to the recipe, "demo:NAME", or a model on the hub, "org/repo:Q4_K_M"; or "@antiexpert" or
         "@base": the weights of that role (and its adapter, if there is no `lora` here) in the place where it runs.
         An expert's antiexpert is its own where it has one. An antiexpert "@base" with the base's prompt is the base
-        itself, and not evaluated once more: an expert "@base" that is told more is then context-aware decoding.
+        itself, and not evaluated once more: an expert "@base" with instructions is then context-aware decoding.
     lora: a LoRA adapter for the model, named as models are; lora_scale: times what it changes.
     prompt: see Prompt; "plain" when the table does not say.
     overrides: the Placement keys that differ from the recipe's.

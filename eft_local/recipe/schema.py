@@ -96,7 +96,7 @@ class Recipe:
         which may take more of a draft: answers have the same distribution, and a seed repeats one only if drafts do.
     exact: whether an answer must be the same alone and in company, with drafts and without: "always", whatever it
         costs; "never", what is fastest; "auto", where it costs 5 % at most. Not every model, device and build can be
-        exact: an answer tells (`Answer.exact`).
+        exact: an answer says (`Answer.exact`).
     about: what the models cost to get and to run.
     compare: further models that stand beside the mixture in comparisons and evaluations, never inside it.
     folder: where relative paths start, None for the working directory; not a TOML key.

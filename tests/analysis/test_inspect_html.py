@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from eft_local import Candidate, Emulator, RoleView, Step
+from eft_local import Candidate, Emulator, RoleStatistics, Step
 from eft_local.analysis import CANDIDATES, Inspection
 from eft_local.analysis.page import page
 
@@ -84,10 +84,12 @@ class Page:
 
 
 def step(text: str, piece: bytes, *, change: float = 0.0, top_changed: bool = False, ends: bool = False) -> Step:
-    roles = {"base": RoleView(3, -1.0), "eft": RoleView(0, -0.1)}
-    rival = Candidate(8, b" rival", False, {"base": RoleView(0, -0.5), "eft": RoleView(1, -3.0)}, -0.25, 1.5)
+    roles = {"base": RoleStatistics(3, -1.0), "eft": RoleStatistics(0, -0.1)}
+    other = Candidate(
+        8, b" other", False, {"base": RoleStatistics(0, -0.5), "eft": RoleStatistics(1, -3.0)}, -0.25, 1.5
+    )
     own = Candidate(7, piece, ends, roles, 2.0, -0.5)
-    return Step(7, text, -0.1, roles=roles, candidates=(own, rival), change=change, top_changed=top_changed)
+    return Step(7, text, -0.1, roles=roles, candidates=(own, other), change=change, top_changed=top_changed)
 
 
 def test_the_answer_is_shown_with_tints_and_underlines(browser: Any, tmp_path: Path, peru: Inspection) -> None:
@@ -189,7 +191,7 @@ def test_a_table_says_who_thought_what(browser: Any, tmp_path: Path) -> None:
     ]
     assert rows == [
         ["Hi ◂ chosen", "90.5", "1", "36.8", "4", "+2.00", "−0.50"],
-        ["␣rival", "4.98", "2", "60.7", "1", "−0.25", "+1.50"],
+        ["␣other", "4.98", "2", "60.7", "1", "−0.25", "+1.50"],
     ]
 
 

@@ -1,4 +1,4 @@
-"""Who decided each token: the facts in closed form, the answers that are made of them, and how they are stored."""
+"""Who decided each token: the statistics in closed form, the answers that are made of them, and how they are stored."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eft_local import Candidate, Emulator, RoleView, Step
+from eft_local import Candidate, Emulator, RoleStatistics, Step
 from eft_local.analysis import (
     CANDIDATES,
     Inspection,
@@ -24,7 +24,7 @@ from eft_local.analysis import (
 from eft_local.analysis.format import LEVELS, label, level, percent, printable, share, signed, sparkline
 from eft_local.analysis.page import page
 from eft_local.bench.lockstep import lockstep
-from eft_local.engine import statistics as facts
+from eft_local.engine import statistics
 from eft_local.errors import HistoryError, UsageError
 from eft_local.recipe import Expert, Prompt, Recipe, Role
 from tests.helpers.fake import END, FakeModel, emulator, noise, recipe, says, trio
@@ -37,11 +37,11 @@ def row(*probabilities: float) -> np.ndarray:
         return np.log(np.array(probabilities, np.float32))
 
 
-def known(token: int = 0, top: int = 2, recipe_=None, ends=(), **rows: np.ndarray):
-    """The facts of one step, where a token's piece is its id in ASCII."""
+def at(token: int = 0, top: int = 2, recipe_=None, ends=(), **rows: np.ndarray):
+    """The statistics of one step, where a token's piece is its id in ASCII."""
     rows = {name: rows[name] for name in sorted(rows, key=lambda name: name == "eft")}
-    evidence = facts.Evidence(recipe_ or recipe(), rows, top, lambda token: b"%d" % token, ends.__contains__)
-    return facts.known([Step(token, "", evidence=evidence)])[0]
+    evidence = statistics.Evidence(recipe_ or recipe(), rows, top, lambda token: b"%d" % token, ends.__contains__)
+    return statistics.compute([Step(token, "", evidence=evidence)])[0]
 
 
 def by_token(candidates: tuple[Candidate, ...]) -> dict[int, Candidate]:
@@ -59,10 +59,10 @@ def test_probabilities_ranks_deltas_and_change_of_four_tokens():
     }
     # α = 1, β = 1: base · expert / antiexpert = .05, .02, .06, .08 (times four), so p = 5/21, 2/21, 6/21, 8/21.
     mixed = row(5, 2, 6, 8)
-    found = known(token=1, top=1, **rows, eft=mixed)
-    assert found.roles["eft"] == RoleView(3, pytest.approx(log(2 / 21), abs=1e-6))
-    assert found.roles["helpful"] == RoleView(3, pytest.approx(log(0.1), abs=1e-6))
-    assert found.roles["antiexpert"] == RoleView(1, pytest.approx(log(0.25), abs=1e-6))
+    found = at(token=1, top=1, **rows, eft=mixed)
+    assert found.roles["eft"] == RoleStatistics(3, pytest.approx(log(2 / 21), abs=1e-6))
+    assert found.roles["helpful"] == RoleStatistics(3, pytest.approx(log(0.1), abs=1e-6))
+    assert found.roles["antiexpert"] == RoleStatistics(1, pytest.approx(log(0.25), abs=1e-6))
     assert [each.token for each in found.candidates] == [3, 1], (
         "the best, which is the base's favourite, and the chosen"
     )
@@ -83,12 +83,12 @@ def test_probabilities_ranks_deltas_and_change_of_four_tokens():
 
 def test_the_chosen_token_and_the_bases_first_choice_are_always_there_and_in_order():
     rows = dict.fromkeys(("antiexpert", "helpful"), row(*[1] * 6))
-    found = known(token=4, top=2, base=row(1, 2, 9, 3, 1, 1), **rows, eft=row(9, 8, 1, 3, 2, 7))
+    found = at(token=4, top=2, base=row(1, 2, 9, 3, 1, 1), **rows, eft=row(9, 8, 1, 3, 2, 7))
     assert [each.token for each in found.candidates] == [0, 1, 4, 2]
     assert [each.roles["eft"].rank for each in found.candidates] == [0, 1, 4, 5]
     assert found.top_changed is True
     rows |= {"base": row(*[1] * 6), "eft": row(*[1] * 6)}
-    assert known(top=0, **rows).candidates == ()
+    assert at(top=0, **rows).candidates == ()
 
 
 def test_deltas_are_those_of_the_formula_for_every_expert_and_filter():
@@ -120,7 +120,7 @@ def test_deltas_are_those_of_the_formula_for_every_expert_and_filter():
 
 
 def test_what_is_impossible_stays_so_and_what_says_nothing_counts_as_0():
-    found = known(
+    found = at(
         top=4,
         base=row(0.5, 0.5, 0, 0),
         antiexpert=row(0.5, 0, 0.5, 0),
@@ -133,14 +133,14 @@ def test_what_is_impossible_stays_so_and_what_says_nothing_counts_as_0():
 
 
 def test_one_role_alone_has_no_deltas_and_no_change():
-    found = known(token=2, top=1, base=row(1, 3, 2))
+    found = at(token=2, top=1, base=row(1, 3, 2))
     assert [each.token for each in found.candidates] == [1, 2]
     assert all(each.behaviour is each.scale is None for each in found.candidates)
     assert found.change is found.top_changed is None
 
 
 def test_candidates_say_what_they_add_and_whether_they_end():
-    candidate = known(top=1, ends=(0,), base=row(1, 0.5)).candidates[0]
+    candidate = at(top=1, ends=(0,), base=row(1, 0.5)).candidates[0]
     assert (candidate.piece, candidate.text, candidate.ends) == (b"0", "0", True)
     assert Candidate(1, "Ā".encode()[:1], False, {}).text == "\\xc4"
     assert Candidate(1, b"a\xe2\x82", False, {}).text == "a\\xe2\\x82"
@@ -160,25 +160,25 @@ def test_an_inspection_is_the_answer():
     assert inspection.tokens == answer.tokens
     assert inspection.text == answer.text
     assert inspection.roles == ("base", "antiexpert", "helpful", "eft")
-    assert inspection.system == "eft"
+    assert inspection.target == "eft"
     assert all(chosen(step) in step.candidates for step in inspection.steps)
-    assert Inspection(tuple(each.stream_chat("hello", target="expert", statistics=True))).system == "helpful"
-    assert Inspection().system == "eft"
+    assert Inspection(tuple(each.stream_chat("hello", target="expert", statistics=True))).target == "helpful"
+    assert Inspection().target == "eft"
     assert Inspection().tokens == ()
 
 
-def test_facts_worked_out_later_and_together_are_the_same():
+def test_statistics_worked_out_later_and_together_are_the_same():
     each, inspection = inspected()
     steps: list[Step] = []
     answer = each.follow("hello", steps.append, top=CANDIDATES).wait()
     assert answer.tokens == inspection.tokens
     assert all(step.evidence and not step.roles and not step.candidates for step in steps)
-    assert facts.known(steps) == list(inspection.steps)
-    assert [facts.known([step])[0] for step in steps] == list(inspection.steps)
+    assert statistics.compute(steps) == list(inspection.steps)
+    assert [statistics.compute([step])[0] for step in steps] == list(inspection.steps)
 
 
 def test_equal_scores_have_their_ids_order_under_every_role():
-    found = known(token=3, top=2, base=row(0.2, 0.2, 0.2, 0.4), antiexpert=row(*[0.25] * 4), helpful=row(*[0.25] * 4),
+    found = at(token=3, top=2, base=row(0.2, 0.2, 0.2, 0.4), antiexpert=row(*[0.25] * 4), helpful=row(*[0.25] * 4),
                   eft=row(0.1, 0.4, 0.4, 0.1))  # fmt: skip
     assert [each.token for each in found.candidates] == [1, 2, 3]
     assert [each.roles["eft"].rank for each in found.candidates] == [0, 1, 3]
@@ -240,7 +240,7 @@ def test_changes_by_position():
 # Going on from another candidate
 
 
-def test_a_branch_with_the_token_that_was_chosen_goes_on_as_the_answer_did():
+def test_a_branch_with_the_token_that_was_chosen_continues_as_the_answer_did():
     each, whole = inspected()
     for index in (0, 4, len(whole.steps) - 1):
         kept = whole.branch(index, whole.steps[index].token)
@@ -317,15 +317,15 @@ def test_what_continues_a_cancelled_answer_keeps_what_it_held_back():
 # Storage
 
 logprobs = st.floats(-100, 0) | st.just(-inf)
-views = st.fixed_dictionaries(
-    {name: st.builds(RoleView, st.integers(0, 200_000), logprobs) for name in ("base", "eft")}
+by_role = st.fixed_dictionaries(
+    {name: st.builds(RoleStatistics, st.integers(0, 200_000), logprobs) for name in ("base", "eft")}
 )
 candidates = st.builds(
     Candidate,
     st.integers(0, 200_000),
     st.binary(max_size=6),
     st.booleans(),
-    views,
+    by_role,
     st.none() | st.floats(-90, 90) | st.just(-inf),
     st.none() | st.floats(-90, 90) | st.just(-inf),
 )
@@ -335,7 +335,7 @@ steps = st.builds(
     st.text(st.characters(exclude_categories=["Cs"]), max_size=5),
     st.none() | logprobs,
     st.booleans(),
-    st.just({}) | views,
+    st.just({}) | by_role,
     st.lists(candidates, max_size=4).map(tuple),
     st.none() | st.floats(0, 1),
     st.none() | st.booleans(),
@@ -347,14 +347,19 @@ def rounded(value: float | None) -> float | None:
     return value if value is None or value == -inf else round(1000 * value) / 1000
 
 
-def rounded_views(views) -> dict[str, RoleView]:
-    return {name: RoleView(each.rank, rounded(each.logprob)) for name, each in views.items()}
+def rounded_statistics(by_role) -> dict[str, RoleStatistics]:
+    return {name: RoleStatistics(each.rank, rounded(each.logprob)) for name, each in by_role.items()}
 
 
 def rounded_step(step: Step) -> Step:
     of_candidates = tuple(
         Candidate(
-            each.token, each.piece, each.ends, rounded_views(each.roles), rounded(each.behaviour), rounded(each.scale)
+            each.token,
+            each.piece,
+            each.ends,
+            rounded_statistics(each.roles),
+            rounded(each.behaviour),
+            rounded(each.scale),
         )
         for each in step.candidates
     )
@@ -363,7 +368,7 @@ def rounded_step(step: Step) -> Step:
         step.text,
         rounded(step.logprob),
         step.drafted,
-        rounded_views(step.roles),
+        rounded_statistics(step.roles),
         of_candidates,
         rounded(step.change),
         step.top_changed,
@@ -416,12 +421,12 @@ def altered(**changes: object) -> bytes:
     ],
     ids=range(12),
 )
-def test_damaged_facts_are_told_as_such(damaged):
+def test_damaged_statistics_are_reported_as_such(damaged):
     with pytest.raises(HistoryError, match="damaged"):
         Inspection.loads(damaged)
 
 
-def test_facts_of_a_later_version_are_not_guessed_at():
+def test_statistics_of_a_later_version_are_not_guessed_at():
     with pytest.raises(HistoryError, match=r"version 2.* reads 1"):
         Inspection.loads(altered(version=2))
 
@@ -508,7 +513,7 @@ def test_labels_show_what_cannot_be_seen(piece, shown):
 
 def test_nothing_that_a_model_writes_is_markup():
     evil = "</script><script>alert(1)</script>"
-    roles = {"base": RoleView(0, 0.0), "eft": RoleView(0, 0.0)}
+    roles = {"base": RoleStatistics(0, 0.0), "eft": RoleStatistics(0, 0.0)}
     candidate = Candidate(1, evil.encode(), False, roles, 0.0, 0.0)
     step = Step(1, evil, 0.0, roles=roles, candidates=(candidate,), change=0.3, top_changed=True)
     html = page(Inspection((step,)), title=evil, question=evil, details={evil: evil})

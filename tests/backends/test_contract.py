@@ -102,7 +102,7 @@ def test_after_a_rewind_it_is_as_if_the_rest_had_never_been(model: LanguageModel
     same(read(context, Rows(1, TOKENS[held:])), expected)
 
 
-def test_a_copy_goes_on_as_the_original_does_and_leaves_it_alone(model: LanguageModel, context: Evaluator) -> None:
+def test_a_copy_continues_as_the_original_does_and_leaves_it_alone(model: LanguageModel, context: Evaluator) -> None:
     read(context, Rows(0, TOKENS[:-1]), Rows(1, OTHERS))
     context.copy(0, 1)
     assert context.length(1) == context.length(0) == len(TOKENS) - 1

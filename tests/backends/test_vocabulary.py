@@ -86,7 +86,7 @@ def test_unused_ids_before_the_tail_keep_their_place():
         (2, 0),
     ],
 )
-def test_attributes_that_do_not_tell(token, attributes):
+def test_attributes_that_do_not_reports(token, attributes):
     assert compare(Tokens(WORDS), changed(token, attributes=attributes)).width == 4
     assert compare(changed(token, attributes=attributes), Tokens(WORDS)).width == 4
 
@@ -100,7 +100,7 @@ def test_attributes_that_do_not_tell(token, attributes):
         (2, UNKNOWN, r"id 2 is 'a' \(normal\) in base and 'a' \(unknown\) in expert"),
     ],
 )
-def test_attributes_that_tell(token, attributes, words):
+def test_attributes_that_reports(token, attributes, words):
     with pytest.raises(VocabularyMismatchError, match=words):
         compare(Tokens(WORDS), changed(token, attributes=attributes))
     with pytest.raises(VocabularyMismatchError, match=f"1 id differs: id {token} is"):
@@ -126,7 +126,7 @@ def test_equal_widths_prove_nothing():
 
 @pytest.mark.parametrize("padding", [0, 2])
 @pytest.mark.parametrize("kind", [USER_DEFINED, CONTROL])
-def test_special_tokens_that_the_other_lacks_are_told(padding, kind):
+def test_special_tokens_that_the_other_lacks_are_reported(padding, kind):
     longer = Tokens([*WORDS, (b"<think>", kind), (b"<pad>", CONTROL)])
     shorter = Tokens(WORDS + pads(4, padding))
     assert compare(longer, shorter).own.tolist() == [4, 5]
@@ -139,7 +139,7 @@ def test_special_tokens_that_the_other_lacks_are_told(padding, kind):
     assert "id 5 is " in common.differences["kind"]
 
 
-def test_special_tokens_of_another_name_are_told():
+def test_special_tokens_of_another_name_are_reported():
     reserved = [
         *WORDS,
         (b"<|r0|>", CONTROL),

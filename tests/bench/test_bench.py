@@ -63,7 +63,9 @@ def answers(kind: str = "long") -> Answers:
 
 
 def benchmark(*kinds: str) -> Benchmark:
-    block = {(system, size): float(size * scale) for system, scale in (("plain", 2), ("auto", 3)) for size in BATCHES}
+    block = {
+        (contender, size): float(size * scale) for contender, scale in (("plain", 2), ("auto", 3)) for size in BATCHES
+    }
     return Benchmark(
         about={
             "command": "eft bench",
@@ -202,8 +204,8 @@ def test_json_holds_exactly_what_is_documented() -> None:
     section = README.partition("`--json` prints one object:")[2].partition("**`.venv")[0]
     documented = set(re.findall(r"`(\w+)`", section))
     found = report.as_dict(benchmark("long", "short"))
-    system, role = found["systems"]["auto"], found["roles"]["base"]
-    nested = {*system, *role, *found["spread"]["overhead_ms"]}
+    contender, role = found["contenders"]["auto"], found["roles"]["base"]
+    nested = {*contender, *role, *found["spread"]["overhead_ms"]}
     assert {*found, *nested} == documented - {"auto"}
     assert set(found["short"]) < set(found)
     assert set(found["short"]["spread"]) == set(found["short"]) & set(found["spread"])
@@ -217,10 +219,10 @@ def test_json_has_the_medians_as_numbers() -> None:
     assert found["short"]["speculative_over_base"] == pytest.approx(1.5)
     assert found["auto_over_best_fixed"] == found["spread"]["auto_over_best_fixed"]["median"] == pytest.approx(1)
     assert found["parts"] == {"long answers": {"blocks": 2, "seconds": 3.0}}
-    assert found["systems"]["base"]["same_as_plain"] is None
+    assert found["contenders"]["base"]["same_as_plain"] is None
 
 
-def test_the_text_tells_both_kinds_on_80_columns() -> None:
+def test_the_text_reports_both_kinds_on_80_columns() -> None:
     text = report.text(benchmark("long", "short"))
     assert "Long answers: 3 questions, 10 tokens each" in text
     assert "Short answers" in text
@@ -231,19 +233,19 @@ def test_the_text_tells_both_kinds_on_80_columns() -> None:
     assert "…" not in text
 
 
-@pytest.mark.parametrize(("cores", "told"), [(None, False), (CoreUse(0.2, 2), False), (CoreUse(1.26, 2), True)])
-def test_a_busy_machine_is_told_of(cores: CoreUse | None, told: bool) -> None:
+@pytest.mark.parametrize(("cores", "reported"), [(None, False), (CoreUse(0.2, 2), False), (CoreUse(1.26, 2), True)])
+def test_a_busy_machine_is_reported_of(cores: CoreUse | None, reported: bool) -> None:
     measured = replace(benchmark("long"), cores=cores)
-    assert ("The machine was busy: other programs used 1.3 of 2 cores" in report.text(measured)) is told
+    assert ("The machine was busy: other programs used 1.3 of 2 cores" in report.text(measured)) is reported
     assert report.as_dict(measured)["cores"] == (cores and cores.as_dict())
 
 
-def test_the_text_tells_which_answers_differ_and_which_questions_were_left_out() -> None:
+def test_the_text_reports_which_answers_differ_and_which_questions_were_left_out() -> None:
     measured = benchmark("long")
     odd = [question(100, 50, 75, 40) | {"auto": run(50, token=8)}]
     measured.answers["long"] = Answers("long", odd, measured.answers["long"].tokens, skipped=2)  # type: ignore[index]
     text = report.text(measured)
-    assert "answers equal to plain's, of 1: auto 0; all with the other systems" in text
+    assert "answers equal to plain's, of 1: auto 0; all with the other contenders" in text
     assert "left out: 2 questions" in text
 
 
@@ -284,10 +286,10 @@ def measured(recipe: Recipe, roles: Mapping[str, LoadedRole]) -> Benchmark:
 def test_every_system_answers_every_question_alike(measured: Benchmark) -> None:
     assert list(measured.answers) == ["long", "short"]
     for kind, found in measured.answers.items():
-        assert found.systems == ("base", "plain", "k=1", "k=3", "auto")
+        assert found.contenders == ("base", "plain", "k=1", "k=3", "auto")
         assert len(found.questions) + found.skipped == 2
-        for system in found.systems[1:]:
-            assert found.same_as_plain(system) == len(found.questions)
+        for contender in found.contenders[1:]:
+            assert found.same_as_plain(contender) == len(found.questions)
         for runs in found.questions:
             assert len(runs["plain"].tokens) <= MAX_TOKENS[kind]
             assert {each.steps for each in runs.values()} == {runs["plain"].steps}
@@ -303,8 +305,8 @@ def test_the_lengths_of_drafts_are_seen_in_the_bases_rows(measured: Benchmark) -
                 assert 0 < each.accepted <= sum(each.drafts)
                 # A round gives its accepted tokens and one of its own, unless the answer ends with an accepted one.
                 assert each.steps <= each.accepted + len(each.drafts) <= each.steps + 1
-            for system in ("plain", "base"):
-                assert runs[system].drafts == (0,) * runs[system].steps
+            for contender in ("plain", "base"):
+                assert runs[contender].drafts == (0,) * runs[contender].steps
 
 
 def test_tokens_batches_and_prompts_are_timed(measured: Benchmark) -> None:
@@ -334,7 +336,9 @@ def test_a_stopped_measurement_raises(recipe: Recipe, roles: Mapping[str, Loaded
         assert not running.is_complete
 
 
-def test_a_bare_context_holds_what_it_is_told(roles: Mapping[str, LoadedRole], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bare_context_holds_what_it_is_reported(
+    roles: Mapping[str, LoadedRole], monkeypatch: pytest.MonkeyPatch
+) -> None:
     role = roles["base"]
     assert isinstance(role.model, Model)
     calls: list[list[int]] = []
@@ -383,10 +387,10 @@ def test_rows_that_are_evaluated_for_their_price_alone_are_no_drafts(
 
 
 def test_the_machine_is_described(recipe: Recipe) -> None:
-    facts = machine.machine(recipe.replace(threads=3))
-    assert facts["threads"] == 3
-    assert facts["llama.cpp"] in machine.place(facts)
-    assert facts["cores"] >= 1
+    details = machine.machine(recipe.replace(threads=3))
+    assert details["threads"] == 3
+    assert details["llama.cpp"] in machine.place(details)
+    assert details["cores"] >= 1
 
 
 def test_a_shape_without_room_is_refused_with_one_that_fits(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -413,7 +417,7 @@ def turn(new: int, old: int, first_ms: float, anew_ms: float | None = None) -> T
     return Turn(tokens, {"base": new, "assistant": new // 2}, first_ms, first_ms / 2, anew_ms)
 
 
-def test_the_fit_tells_new_text_from_old() -> None:
+def test_the_fit_reports_new_text_from_old() -> None:
     pairs = [(50, 0), (10, 100), (40, 300), (20, 700), (80, 1000)]
     made = [turn(new, old, 30 + 5 * new + 2 * new * old / 1000, 100.0) for new, old in pairs]
     found = turns.fit(made)
@@ -428,10 +432,10 @@ def test_the_fit_tells_new_text_from_old() -> None:
 
 def test_a_turn_evaluates_what_is_new(recipe: Recipe, roles: Mapping[str, LoadedRole]) -> None:
     found = turns.measure(recipe.replace(context=1024), roles, turns=4, every=4)
-    for earlier, later in pairwise(found):
-        for name, tokens in later.prompt_tokens.items():
+    for earlier, second in pairwise(found):
+        for name, tokens in second.prompt_tokens.items():
             assert tokens > earlier.prompt_tokens[name]
-            assert later.evaluated_tokens[name] <= tokens - earlier.prompt_tokens[name]
+            assert second.evaluated_tokens[name] <= tokens - earlier.prompt_tokens[name]
     assert [each.anew_ms is None for each in found] == [False, True, True, False]
     assert all(each.first_ms > 0 < each.bare_ms for each in found)
     assert figure.picture(turns.draw(found, "turns"), Path("turns.png")).startswith(b"\x89PNG")

@@ -19,7 +19,7 @@ from eft_local.bench.gguf_zeros import Shape
 from eft_local.bench.studies import proxy_tuning
 from eft_local.bench.studies.gguf_factory import ModelSpec, bpe, write_model
 from eft_local.bench.studies.peer_results import Row, Written, agreement, report, summary
-from eft_local.bench.studies.peer_transformers import System, Worker, check_peer, fit_together, peer_system, plan
+from eft_local.bench.studies.peer_transformers import Contender, Worker, check_peer, fit_together, peer_contender, plan
 from eft_local.engine.loading import Library, mixed_roles
 from eft_local.errors import EvaluationError, OutOfMemoryError, UnsupportedModelError, UsageError
 from eft_local.evals.questions import read_questions
@@ -62,10 +62,10 @@ def questions(kind, limit):
 
 
 def alone(path, python, n_vocab, *, unused=(), dtype="float32"):
-    """Return the system that runs one model."""
+    """Return the contender that runs one model."""
     job = {"models": {"base": str(path)}, "deltas": [], "dtype": dtype, "threads": 1}
     job |= {"n_vocab": n_vocab, "unused": list(unused)}
-    return System("alone", (python, "-P", proxy_tuning.__file__), job, weights=0, is_peer=True)
+    return Contender("alone", (python, "-P", proxy_tuning.__file__), job, weights=0, is_peer=True)
 
 
 def next_logits(path, prompt, tokens):
@@ -171,14 +171,14 @@ def test_values_are_read_some_rows_at_a_time(name, monkeypatch):
 # --- the run ----------------------------------------------------------------------------------------------------------
 
 
-def system(name, weights=0, is_peer=False):
-    return System(name, ("false",), {}, weights, is_peer)
+def contender(name, weights=0, is_peer=False):
+    return Contender(name, ("false",), {}, weights, is_peer)
 
 
 @pytest.mark.parametrize(("together", "visits"), [(True, 5), (False, 2)])
 def test_the_plan_gives_every_question_to_every_system_once(together, visits):
-    systems = [system(name) for name in ("first", "second", "third")]
-    turns = [(each.name, list(part)) for each, part in plan(systems, 5, together)]
+    contenders = [contender(name) for name in ("first", "second", "third")]
+    turns = [(each.name, list(part)) for each, part in plan(contenders, 5, together)]
     rounds = [turns[start : start + 3] for start in range(0, len(turns), 3)]
     assert len(rounds) == visits
     for number, parts in enumerate(rounds):
@@ -188,18 +188,21 @@ def test_the_plan_gives_every_question_to_every_system_once(together, visits):
 
 
 def test_processes_run_together_only_where_there_is_room_for_all():
-    systems = [system("small", 10**9), system("large", 10 * 10**9)]  # with what they need besides: 2.1 and 12 GB
-    assert fit_together(systems, 14_200_000_000)
-    assert not fit_together(systems, 14_000_000_000)
+    contenders = [
+        contender("small", 10**9),
+        contender("large", 10 * 10**9),
+    ]  # with what they need besides: 2.1 and 12 GB
+    assert fit_together(contenders, 14_200_000_000)
+    assert not fit_together(contenders, 14_000_000_000)
     with pytest.raises(OutOfMemoryError, match=r"^large needs 12\.0 GB of memory and 11\.0 GB are free"):
-        fit_together(systems, 11_000_000_000)
+        fit_together(contenders, 11_000_000_000)
 
 
 def test_the_peer_refuses_what_the_published_method_lacks():
     recipe = find_recipe("demo")
     for change in ({"beta": 1.2}, {"conservative_filter": 0.9}):
         with pytest.raises(UsageError, match="knows alpha alone"):
-            peer_system(recipe.replace(**change), "bfloat16", sys.executable, 1)
+            peer_contender(recipe.replace(**change), "bfloat16", sys.executable, 1)
 
 
 def test_the_peer_refuses_other_architectures(ggufs):
@@ -208,11 +211,11 @@ def test_the_peer_refuses_other_architectures(ggufs):
         '[experts.one]\nmodel = "demo:assistant"'
     )
     with pytest.raises(UnsupportedModelError, match="mamba"):
-        peer_system(recipe, "bfloat16", sys.executable, 1)
+        peer_contender(recipe, "bfloat16", sys.executable, 1)
 
 
 def test_the_peer_loads_each_file_once_and_knows_every_expert():
-    made = peer_system(find_recipe("demo-two"), "float16", "python", 3)
+    made = peer_contender(find_recipe("demo-two"), "float16", "python", 3)
     parameters = {"base": 4259840, "small": 211840}
     assert made.weights == 2 * (parameters["base"] + 3 * parameters["small"])
     assert [(delta["expert"], delta["antiexpert"]) for delta in made.job["deltas"]] == [
@@ -220,12 +223,12 @@ def test_the_peer_loads_each_file_once_and_knows_every_expert():
     ]
 
 
-def test_an_interpreter_that_is_not_there_is_told():
+def test_an_interpreter_that_is_not_there_is_reported():
     with pytest.raises(UsageError, match="--peer-python no-such-python: No such file"):
         check_peer("no-such-python")
 
 
-def test_an_interpreter_without_torch_is_told(tmp_path):
+def test_an_interpreter_without_torch_is_reported(tmp_path):
     python = tmp_path / "python"
     python.write_text("#!/bin/sh\necho \"ModuleNotFoundError: No module named 'torch'\" >&2\nexit 1\n")
     python.chmod(0o755)
@@ -233,9 +236,9 @@ def test_an_interpreter_without_torch_is_told(tmp_path):
         check_peer(str(python))
 
 
-def test_a_process_that_fails_is_told_with_its_name():
-    said = System("speaking", (sys.executable, "-c", 'print(\'{"error": "too small"}\')'), {}, 0)
-    silent = System("silent", (sys.executable, "-c", ""), {}, 0)
+def test_a_process_that_fails_is_reported_with_its_name():
+    said = Contender("speaking", (sys.executable, "-c", 'print(\'{"error": "too small"}\')'), {}, 0)
+    silent = Contender("silent", (sys.executable, "-c", ""), {}, 0)
     with pytest.raises(EvaluationError, match=r"^speaking: too small$"):
         Worker(said, {})
     with pytest.raises(EvaluationError, match=r"^silent: its process ended"):
@@ -261,16 +264,16 @@ def test_ratios_are_taken_question_by_question():
     assert over["prompt_tokens_per_second"] == 3
     assert over["memory"] == 0.25
     assert list(result["over"]["peer"]) == ["ours"]
-    assert result["systems"]["peer"]["tokens_per_second"]["median"] == pytest.approx(10)
-    assert result["systems"]["peer"]["by_question"] == pytest.approx([2, 10, 20])
-    assert result["systems"]["peer"]["weights_mb"] == 2
+    assert result["contenders"]["peer"]["tokens_per_second"]["median"] == pytest.approx(10)
+    assert result["contenders"]["peer"]["by_question"] == pytest.approx([2, 10, 20])
+    assert result["contenders"]["peer"]["weights_mb"] == 2
 
 
 def test_prompts_and_memory_of_several_visits():
     several = row([1], 10, 50)
     several.prompts += [40, 20]
     several.remember({"peak": 70.0, "now": 20.0, "mapped": 1.0})
-    assert summary({"ours": several}, [])["systems"]["ours"]["prompt_tokens_per_second"] == 20
+    assert summary({"ours": several}, [])["contenders"]["ours"]["prompt_tokens_per_second"] == 20
     assert several.memory == {"peak": 70.0, "now": 25.0, "mapped": 1.0}
 
 
@@ -284,10 +287,10 @@ def test_an_answer_that_follows_agrees_position_by_position_and_another_up_to_it
 
 def test_the_report_shows_every_row_and_ratio():
     rows = {"eft F16": row([8], 60, 50_000), "peer": row([2], 20, 200_000, margins=(0, 0, 0, 0, 0.125))}
-    facts = {"recipe": "demo", "shape": "7b", "kind": "long", "questions": 1, "max_tokens": 5, "threads": 2}
-    facts |= {"order": "take turns", "machine": "a machine"}
-    facts["peer"] = {"torch": "2", "transformers": "5", "instructions": "AVX512"}
-    text = report(facts | summary(rows, ["peer"]))
+    details = {"recipe": "demo", "shape": "7b", "kind": "long", "questions": 1, "max_tokens": 5, "threads": 2}
+    details |= {"order": "take turns", "machine": "a machine"}
+    details["peer"] = {"torch": "2", "transformers": "5", "instructions": "AVX512"}
+    text = report(details | summary(rows, ["peer"]))
     lines = [line.split() for line in text.splitlines()]
     assert "eft F16 8.00 (8.00 … 8.00) 60.0 50.00 0.00".split() in lines
     assert "eft F16 4.00 (4.00 … 4.00) 3.00 0.25".split() in lines
@@ -300,15 +303,15 @@ def test_the_report_shows_every_row_and_ratio():
 
 def test_the_peer_writes_what_the_emulator_writes(peer_python, exact_recipe):
     """In float32, both on their own; where they part, the peer must hold the two tokens for equal."""
-    asked = [*questions("short", 40), *questions("long", 3)]
+    requested = [*questions("short", 40), *questions("long", 3)]
     with closing(Library()) as library:
         roles = library.load(exact_recipe, mixed_roles(exact_recipe))
         ends = [token for token in range(4096) if roles["assistant"].vocabulary.is_eog(token)]
-        prompts = [{name: role.tokens(conversation(text)) for name, role in roles.items()} for text in asked]
+        prompts = [{name: role.tokens(conversation(text)) for name, role in roles.items()} for text in requested]
     with Emulator.load(exact_recipe) as emulator:
-        answers = [[step.token for step in emulator.stream_chat(text, max_tokens=80)] for text in asked]
-    facts = {"n_vocab": 4096, "unused": []}
-    with Worker(peer_system(exact_recipe, "float32", peer_python, 1), facts) as peer:
+        answers = [[step.token for step in emulator.stream_chat(text, max_tokens=80)] for text in requested]
+    details = {"n_vocab": 4096, "unused": []}
+    with Worker(peer_contender(exact_recipe, "float32", peer_python, 1), details) as peer:
         for roles_prompts, ours in zip(prompts, answers, strict=True):
             request = {"prompts": roles_prompts, "max_tokens": 80, "ends": ends}
             theirs = peer.ask(request)["tokens"]
@@ -364,8 +367,8 @@ def test_the_command_in_json(peer_python, monkeypatch, tmp_path):
     options = ["--questions", "2", "--max-tokens", "6", "--formats", "F16", "--dtypes", "bfloat16", "--json"]
     done = subprocess.run([*command, *options], text=True, capture_output=True, check=True)
     result = json.loads(done.stdout)
-    ours, peer = result["systems"]["eft F16"], result["systems"]["transformers bfloat16"]
-    assert list(result["systems"]) == ["eft F16", "eft F16, drafts", "transformers bfloat16"]
+    ours, peer = result["contenders"]["eft F16"], result["contenders"]["transformers bfloat16"]
+    assert list(result["contenders"]) == ["eft F16", "eft F16, drafts", "transformers bfloat16"]
     assert list(result["over"]) == ["transformers bfloat16"]
     assert ours["agreement"] == {"same": 12, "tokens": 12, "widest_margin": None}
     assert peer["agreement"]["tokens"] == 12

@@ -70,8 +70,8 @@ def stored(home: Path) -> tuple[dict[str, Any], list[float]]:
         (chat,) = history.chats()
         table = to_json(history, chat.id)
         for message in table["messages"]:
-            facts = history.facts(message["id"])
-            steps = Inspection.loads(facts).steps if facts else ()
+            statistics = history.statistics(message["id"])
+            steps = Inspection.loads(statistics).steps if statistics else ()
             message["steps"] = [
                 [step.text, step.token, step.drafted, step.top_changed, list(step.roles)] for step in steps
             ]

@@ -62,7 +62,7 @@ def test_a_question_wants_an_answer_which_is_saved_with_its_figures(session: Ses
     assert (question.text, answer.text) == ("Where is Lima?", "eft answers Where is Lima?")
     assert answer.answer is not None
     assert answer.answer.figures["strip"] == "▇▁▁▁▇▁"
-    assert answer.answer.has_facts
+    assert answer.answer.has_statistics
     assert session.messages == [question, answer]
 
 
@@ -79,7 +79,7 @@ def test_without_recording_no_statistics_are_wanted(history: History) -> None:
     assert session.writing.request.candidates == 0
     write(session)
     assert session.messages[-1].answer is not None
-    assert not session.messages[-1].answer.has_facts
+    assert not session.messages[-1].answer.has_statistics
 
 
 def test_an_answer_branches_at_another_candidate(session: Session) -> None:

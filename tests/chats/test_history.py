@@ -154,7 +154,7 @@ def test_an_answer_keeps_how_it_was_written(history: History) -> None:
         writer.steer(steered)
         writer.add(" Peru", 2**31 - 1)
         writer.add("")
-        writer.finish("length", tokens_per_second=12.5, figures={"roles": {"base": 1.5}}, facts=b"\x00facts")
+        writer.finish("length", tokens_per_second=12.5, figures={"roles": {"base": 1.5}}, statistics=b"\x00facts")
     message = history.message(writer.id)
     answer = message.answer
     assert answer is not None
@@ -165,8 +165,8 @@ def test_an_answer_keeps_how_it_was_written(history: History) -> None:
     assert answer.recipe.recipe() == steered
     assert history.chat(chat).recipe.recipe() == steered
     assert (answer.tokens_per_second, answer.figures) == (12.5, {"roles": {"base": 1.5}})
-    assert answer.has_facts
-    assert history.facts(writer.id) == b"\x00facts"
+    assert answer.has_statistics
+    assert history.statistics(writer.id) == b"\x00facts"
 
 
 def test_a_knob_turned_before_the_first_token_holds_for_all(history: History) -> None:
@@ -180,18 +180,18 @@ def test_a_knob_turned_before_the_first_token_holds_for_all(history: History) ->
     assert [(position, recipe.recipe().alphas["assistant"]) for position, recipe in answer.recipes] == [(0, 0.9)]
 
 
-def test_facts_may_come_before_or_after_the_end(history: History) -> None:
+def test_statistics_may_come_before_or_after_the_end(history: History) -> None:
     chat = ask(history, "one")
     question, answered = history.shown(chat)
-    assert history.facts(answered.id) is None
+    assert history.statistics(answered.id) is None
     writer = history.answer(question.id, RECIPE, text="x")
-    history.set_facts(writer.id, b"early")
+    history.set_statistics(writer.id, b"early")
     writer.finish("stop")
-    assert history.facts(writer.id) == b"early"
-    history.set_facts(writer.id, b"late")
-    assert history.facts(writer.id) == b"late"
+    assert history.statistics(writer.id) == b"early"
+    history.set_statistics(writer.id, b"late")
+    assert history.statistics(writer.id) == b"late"
     with pytest.raises(UsageError, match="is a question"):
-        history.set_facts(question.id, b"")
+        history.set_statistics(question.id, b"")
 
 
 def test_another_answer_is_a_branch_that_is_shown(history: History) -> None:
@@ -253,7 +253,7 @@ def test_a_branch_is_asked_and_answered_where_it_can_be(history: History) -> Non
         history.edit(answer.id, "x")
     with pytest.raises(UsageError, match="only questions are answered"):
         history.answer(answer.id, RECIPE)
-    for unknown in (history.message, history.branch, history.show, history.facts):
+    for unknown in (history.message, history.branch, history.show, history.statistics):
         with pytest.raises(UsageError, match="there is no message 99"):
             unknown(99)
     assert len(history.messages(chat)) == len(history.messages(other)) == 2
@@ -272,7 +272,7 @@ def test_a_text_that_cannot_be_stored_is_refused(history: History) -> None:
     assert history.shown(chat) == []
 
 
-def test_an_answer_goes_on_from_a_stopped_one(history: History) -> None:
+def test_an_answer_continues_from_a_stopped_one(history: History) -> None:
     chat = history.create(RECIPE).id
     question = history.ask(chat, "Count.").id
     stopped = history.answer(question, RECIPE)
@@ -592,8 +592,8 @@ def test_json_has_everything(history: History) -> None:
     with history.answer(question, RECIPE.replace(alpha=0.5), seed=3, text="So", tokens=[9]) as writer:
         writer.add(" be it", 4)
         writer.steer(RECIPE)
-        writer.finish("stop", tokens_per_second=2.5, figures={"ms": 1}, facts=b"\xff")
-    document = json.loads(json.dumps(to_json(history, chat[:4], facts=True)))
+        writer.finish("stop", tokens_per_second=2.5, figures={"ms": 1}, statistics=b"\xff")
+    document = json.loads(json.dumps(to_json(history, chat[:4], statistics=True)))
     assert (document["format"], document["version"], document["id"]) == ("eft-local chat", 1, chat)
     assert document["shown"] == [question, writer.id]
     assert [(each["id"], each["parent"], each["role"], each["text"]) for each in document["messages"]] == [
@@ -603,6 +603,6 @@ def test_json_has_everything(history: History) -> None:
     recipes = [document["recipes"][each["recipe"]] for each in answer["recipes"]]
     assert [RECIPE.from_text(recipe).alphas["assistant"] for recipe in recipes] == [0.5, 1.0]
     assert [each["from_token"] for each in answer["recipes"]] == [1, 2]
-    assert answer["facts"] == "/w=="
+    assert answer["statistics"] == "/w=="
     assert (answer["tokens"], answer["prefix_tokens"], answer["seed"]) == ([9, 4], 1, 3)
-    assert "facts" not in to_json(history, chat)["messages"][-1]["answer"]
+    assert "statistics" not in to_json(history, chat)["messages"][-1]["answer"]

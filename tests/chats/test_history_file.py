@@ -45,15 +45,15 @@ def mode(path: Path) -> int:
 def refused(path: Path) -> str:
     """Return why a file can be neither read nor written, and see that it stays as it is."""
     before = path.read_bytes()
-    told = set()
+    reported = set()
     for attempt in (lambda history: history.chats(), lambda history: history.create(RECIPE)):
         with History(path) as history, pytest.raises(HistoryError) as error:
             attempt(history)
-        told.add(str(error.value))
+        reported.add(str(error.value))
     assert path.read_bytes() == before
     assert sorted(each.name for each in path.parent.iterdir()) == [path.name]
-    assert len(told) == 1
-    return told.pop()
+    assert len(reported) == 1
+    return reported.pop()
 
 
 def test_the_file_is_made_at_the_first_write_for_the_user_alone(path: Path) -> None:
@@ -156,13 +156,13 @@ def test_a_file_of_another_program_is_refused(tmp_path: Path) -> None:
 def test_a_damaged_file_is_refused(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "chats.db"
     path.write_bytes(content)
-    told = refused(path)
-    assert "is damaged" in told
-    assert "move it away" in told
-    assert str(path) in told
+    reported = refused(path)
+    assert "is damaged" in reported
+    assert "move it away" in reported
+    assert str(path) in reported
 
 
-def test_a_damaged_page_is_told_when_it_is_met(filled: Path) -> None:
+def test_a_damaged_page_is_reported_when_it_is_met(filled: Path) -> None:
     content = bytearray(filled.read_bytes())
     content[4096:] = b"\xff" * (len(content) - 4096)
     filled.write_bytes(content)
@@ -182,7 +182,7 @@ def test_an_empty_file_is_a_new_history(path: Path) -> None:
 # Disks and folders
 
 
-def test_a_full_disk_is_told_and_survived(filled: Path) -> None:
+def test_a_full_disk_is_reported_and_survived(filled: Path) -> None:
     with History(filled) as history:
         chat = history.chats()[0].id
         writer = history.answer(history.shown(chat)[0].id, RECIPE)
@@ -237,7 +237,7 @@ def test_a_read_only_folder_can_be_read(locked_folder: Path) -> None:
             history.create(RECIPE)
 
 
-def test_a_folder_in_the_files_place_is_told(tmp_path: Path) -> None:
+def test_a_folder_in_the_files_place_is_reported(tmp_path: Path) -> None:
     with History(tmp_path) as history:
         with pytest.raises(HistoryError, match="cannot be opened"):
             history.chats()
@@ -248,7 +248,7 @@ def test_a_folder_in_the_files_place_is_told(tmp_path: Path) -> None:
 # Two at once
 
 
-def test_a_lock_that_stays_is_told(filled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_lock_that_stays_is_reported(filled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(store, "BUSY_SECONDS", 0.05)
     other = sqlite3.connect(filled, isolation_level=None)
     other.execute("BEGIN IMMEDIATE")

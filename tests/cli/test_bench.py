@@ -45,8 +45,8 @@ def test_json_and_a_picture(run: Any, tmp_path: Path) -> None:
     assert found["command"] == (
         f"eft bench --shape none --kind short --draft-source ngram --limit 1 --minutes 0.001 --plot {plot} --json"
     )
-    assert set(found["systems"]) == {"base", "plain", "k=1", "k=3", "k=7", "k=15", "auto"}
-    assert found["systems"]["k=3"]["same_as_plain"] == 1
+    assert set(found["contenders"]) == {"base", "plain", "k=1", "k=3", "k=7", "k=15", "auto"}
+    assert found["contenders"]["k=3"]["same_as_plain"] == 1
     assert plot.read_bytes().startswith(b"\x89PNG")
 
 
@@ -63,7 +63,9 @@ def test_text(run: Any) -> None:
 
 
 @pytest.mark.parametrize("lengths", ["none", "7", "2,7"])
-def test_the_command_that_is_told_can_be_given_again(run: Any, monkeypatch: pytest.MonkeyPatch, lengths: str) -> None:
+def test_the_command_that_is_reported_can_be_given_again(
+    run: Any, monkeypatch: pytest.MonkeyPatch, lengths: str
+) -> None:
     calls: list[tuple[measure.Plan, str]] = []
 
     def planned(recipe: Any, plan: measure.Plan, about: dict[str, Any], *_: object) -> None:
@@ -73,8 +75,8 @@ def test_the_command_that_is_told_can_be_given_again(run: Any, monkeypatch: pyte
     monkeypatch.setattr(command, "_measured", planned)
     run("bench", "--shape", "none", "--lengths", lengths, "--minutes", "2")
     run(*shlex.split(calls[0][1])[1:])
-    (given, told), (again, told_again) = calls
-    assert told == told_again
+    (given, reported), (again, told_again) = calls
+    assert reported == told_again
     assert list(given.lengths) == list(again.lengths)
 
 
@@ -101,7 +103,7 @@ def test_full_tries_every_length(run: Any, monkeypatch: pytest.MonkeyPatch) -> N
     ("options", "shape"),
     [((), "7b"), (("--recipe", "demo-two"), None), (("--recipe", "demo-two", "--shape", "1b"), "1b")],
 )
-def test_the_demo_alone_is_scaled_unless_asked(
+def test_the_demo_alone_is_scaled_unless_requested(
     run: Any, monkeypatch: pytest.MonkeyPatch, options: tuple[str, ...], shape: str | None
 ) -> None:
     scaled: list[str] = []
@@ -123,7 +125,7 @@ def test_what_was_complete_before_an_interrupt_is_printed(run: Any, monkeypatch:
     code, out, err = run(*QUICK, "--kind", "short")
     assert code == 130
     assert "Short answers: 1 question," in out
-    assert err == "eft: stopped: these are fewer questions than were asked for\n"
+    assert err == "eft: stopped: fewer questions than requested were measured\n"
 
 
 def test_an_interrupt_before_there_is_a_result_prints_nothing(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -135,7 +137,7 @@ def test_an_interrupt_before_there_is_a_result_prints_nothing(run: Any, monkeypa
 
 
 @pytest.mark.parametrize(
-    ("options", "code", "told"),
+    ("options", "code", "reported"),
     [
         (("--shape", "7c"), 2, "7b"),
         (("--shape", "7b", "--quantization", "Q4"), 2, "Q4_0"),
@@ -152,12 +154,12 @@ def test_an_interrupt_before_there_is_a_result_prints_nothing(run: Any, monkeypa
         (("--recipe", "demu"), 2, "demo"),
     ],
 )
-def test_wrong_usage_is_told_before_any_work(run: Any, options: tuple[str, ...], code: int, told: str) -> None:
+def test_wrong_usage_is_reported_before_any_work(run: Any, options: tuple[str, ...], code: int, reported: str) -> None:
     ended, out, err = run("bench", *options)
     assert (ended, out) == (code, "")
     assert err.startswith("eft: ")
     assert err.count("\n") == 1
-    assert told in err
+    assert reported in err
 
 
 def test_an_expert_of_noise_slows_nothing_that_is_written(run: Any, tmp_path: Path, capsys: Any) -> None:
@@ -170,10 +172,10 @@ def test_an_expert_of_noise_slows_nothing_that_is_written(run: Any, tmp_path: Pa
         code, out, _ = run("bench", "--recipe", recipe, *QUICK[1:], "--kind", "short", "--lengths", "3", "--json")
         found = json.loads(out)
         assert code == 0
-        assert set(found["systems"]) == {"base", "plain", "k=3", "auto"}
-        assert found["systems"]["k=3"]["drafted"] > 20
-        assert found["systems"]["k=3"]["acceptance"] < 0.1
-        assert found["systems"]["k=3"]["same_as_plain"] == 1
+        assert set(found["contenders"]) == {"base", "plain", "k=3", "auto"}
+        assert found["contenders"]["k=3"]["drafted"] > 20
+        assert found["contenders"]["k=3"]["acceptance"] < 0.1
+        assert found["contenders"]["k=3"]["same_as_plain"] == 1
 
 
 def test_help_loads_no_engine() -> None:

@@ -104,7 +104,7 @@ def test_the_mixture_answers_unless_another_is_named() -> None:
     assert only.default == MIXTURE
 
 
-def test_the_version_is_told(run: Run) -> None:
+def test_the_version_is_reported(run: Run) -> None:
     assert run("--version").out == f"eft-local {eft_local.__version__}\n"
 
 
@@ -112,7 +112,7 @@ def test_the_version_is_told(run: Run) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "reported"),
     [
         (["aks"], "No such command 'aks'. Did you mean 'ask'?"),
         (["ask", "--alfa", "1", "x"], "--alpha"),
@@ -142,16 +142,18 @@ def test_the_version_is_told(run: Run) -> None:
         (["eval", "--plot", "x.gif"], "must end in .png"),
     ],
 )
-def test_wrong_usage_is_one_line_and_exit_code_2(run: Run, arguments: list[str], told: str) -> None:
+def test_wrong_usage_is_one_line_and_exit_code_2(run: Run, arguments: list[str], reported: str) -> None:
     ran = run(*arguments)
     assert ran.code == 2
     assert ran.out == ""
     assert ran.err.startswith("eft: ")
     assert ran.err.count("\n") == 1
-    assert told in ran.err
+    assert reported in ran.err
 
 
-@pytest.mark.parametrize("kind", [kind for kind in vars(errors).values() if isinstance(kind, type)])
+@pytest.mark.parametrize(
+    "kind", [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, errors.EftError)]
+)
 def test_every_error_ends_with_its_exit_code(
     run: Run, monkeypatch: pytest.MonkeyPatch, kind: type[errors.EftError]
 ) -> None:
@@ -164,7 +166,7 @@ def test_every_error_ends_with_its_exit_code(
 
 
 @pytest.mark.parametrize(
-    ("error", "code", "told"),
+    ("error", "code", "reported"),
     [
         (ValueError("odd"), 1, "eft: unexpected ValueError: odd; run again with --debug to see where\n"),
         (OSError(errno.EIO, "Input/output error", "x.gguf"), 1, "eft: x.gguf: Input/output error\n"),
@@ -174,7 +176,7 @@ def test_every_error_ends_with_its_exit_code(
     ],
 )
 def test_other_failures_are_one_line_too(
-    run: Run, monkeypatch: pytest.MonkeyPatch, error: BaseException, code: int, told: str
+    run: Run, monkeypatch: pytest.MonkeyPatch, error: BaseException, code: int, reported: str
 ) -> None:
     def fail(only: str, messages: Any) -> str:
         raise error
@@ -182,7 +184,7 @@ def test_other_failures_are_one_line_too(
     replying(monkeypatch, fail)
     ran = run("ask", "x")
     assert ran.code == code
-    assert ran.err.strip().startswith(told.strip())
+    assert ran.err.strip().startswith(reported.strip())
     assert "Traceback" not in ran.err
     assert ran.err.strip().count("\n") == 0
 
@@ -210,7 +212,7 @@ def test_exit_codes_of_the_tree_are_the_documented_ones() -> None:
 # Writing files and stdout
 
 
-def test_a_full_disk_on_stdout_is_told(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_on_stdout_is_reported(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     class Full(io.StringIO):
         def write(self, text: str) -> int:
             raise OSError(errno.ENOSPC, "No space left on device")
@@ -236,7 +238,7 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pyte
     assert [path.name for path in tmp_path.iterdir()] == ["x.png"]
 
 
-def test_unwritable_places_are_told_beforehand(tmp_path: Path) -> None:
+def test_unwritable_places_are_reported_beforehand(tmp_path: Path) -> None:
     output.check_writable(tmp_path / "new.png")
     with pytest.raises(errors.OutputError, match="does not exist"):
         output.check_writable(tmp_path / "nowhere" / "new.png")
@@ -249,7 +251,7 @@ def test_unwritable_places_are_told_beforehand(tmp_path: Path) -> None:
 
 def test_ask_writes_the_answer_and_nothing_else(run: Run, emulators: list[FakeEmulator]) -> None:
     assert run("ask", "What is it?") == (0, "eft answers What is it?\n", "")
-    assert emulators[0].asked == [("eft", [{"role": "user", "content": "What is it?"}])]
+    assert emulators[0].requested == [("eft", [{"role": "user", "content": "What is it?"}])]
 
 
 def test_ask_joins_words_and_reads_stdin(run: Run) -> None:
@@ -265,7 +267,7 @@ def test_ask_refuses_a_question_that_is_not_text(run: Run) -> None:
 
 def test_a_system_prompt_goes_first(run: Run, emulators: list[FakeEmulator]) -> None:
     run("ask", "--system", "Be brief.", "x", "--only", "base")
-    assert emulators[0].asked == [("base", list(conversation("x", "Be brief.")))]
+    assert emulators[0].requested == [("base", list(conversation("x", "Be brief.")))]
 
 
 def test_options_change_the_recipe(run: Run, emulators: list[FakeEmulator], tmp_path: Path) -> None:
@@ -321,19 +323,19 @@ def test_one_alpha_per_expert(run: Run, emulators: list[FakeEmulator]) -> None:
 
 
 def test_ask_json_is_one_object(run: Run) -> None:
-    told = run("ask", "x", "--json").json
-    assert told["text"] == "eft answers x"
-    assert told["tokens"] == [0, 1, 2]
-    assert told["generated_tokens"] == 3
-    assert told["finish_reason"] == "stop"
-    assert told["prompt_tokens"]["assistant"] == 9
-    assert told["tokens_per_second"] == 42.0
-    assert told["milliseconds"] == {"roles": {"base": {"prompt": 10.0, "generation": 20.0}}, "overhead": 1.5}
-    assert told["seed"] == 7
-    assert told["cores"] is None
+    reported = run("ask", "x", "--json").json
+    assert reported["text"] == "eft answers x"
+    assert reported["tokens"] == [0, 1, 2]
+    assert reported["generated_tokens"] == 3
+    assert reported["finish_reason"] == "stop"
+    assert reported["prompt_tokens"]["assistant"] == 9
+    assert reported["tokens_per_second"] == 42.0
+    assert reported["milliseconds"] == {"roles": {"base": {"prompt": 10.0, "generation": 20.0}}, "overhead": 1.5}
+    assert reported["seed"] == 7
+    assert reported["cores"] is None
 
 
-def test_json_tells_of_a_busy_machine() -> None:
+def test_json_reports_a_busy_machine() -> None:
     busy = replace(answer(["x"], "stop"), cores=CoreUse(1.5, 2))
     assert as_dict(busy)["cores"] == {"cores": 2, "used_by_others": 1.5, "busy": True}
 
@@ -388,10 +390,10 @@ def test_ctrl_c_while_models_load_answers_nothing(
 
     monkeypatch.setattr(FakeEmulator, "load", load)
     assert run("ask", "x") == (130, "", "eft: loading was cancelled\n")
-    assert [emulator.asked for emulator in emulators] == ([] if watched else [[]])
+    assert [emulator.requested for emulator in emulators] == ([] if watched else [[]])
 
 
-def test_a_full_context_is_told(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_context_is_reported(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     from eft_local.engine.step import Step
 
     def full(self: FakeStream, *_: Any) -> Iterator[Step]:
@@ -405,7 +407,7 @@ def test_a_full_context_is_told(run: Run, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 @pytest.mark.parametrize(("text", "complete"), [('{"a": "so f', False), ('{"a": 1}', True)])
-def test_json_that_is_cut_off_is_told(run: Run, monkeypatch: pytest.MonkeyPatch, text: str, complete: bool) -> None:
+def test_json_that_is_cut_off_is_reported(run: Run, monkeypatch: pytest.MonkeyPatch, text: str, complete: bool) -> None:
     from eft_local.engine.step import Step
 
     def cut(self: FakeStream, *_: Any) -> Iterator[Step]:
@@ -454,7 +456,7 @@ def contents(messages: list[dict[str, str]]) -> list[str]:
 def test_chat_answers_line_by_line_and_remembers(run: Run, emulators: list[FakeEmulator]) -> None:
     ran = run("chat", "--plain", stdin=b"one\n\n  two \n")
     assert ran == (0, "eft answers one\neft answers two\n", "")
-    assert contents(emulators[0].asked[1][1]) == ["one", "eft answers one", "two"]
+    assert contents(emulators[0].requested[1][1]) == ["one", "eft answers one", "two"]
 
 
 def test_without_a_command_there_is_a_chat(run: Run) -> None:
@@ -469,7 +471,7 @@ def test_slash_commands_change_what_comes_next(run: Run, emulators: list[FakeEmu
     recipe = emulators[0].recipes[-1]
     assert recipe.alphas == {"assistant": 0.5, "cautious": 0.25}
     assert (recipe.beta, recipe.sampling.seed) == (1.5, 7)
-    assert contents(emulators[0].asked[0][1]) == ["Be brief.", "hello"]
+    assert contents(emulators[0].requested[0][1]) == ["Be brief.", "hello"]
     assert ran.out == "eft answers hello\n"
     assert "assistant alpha = 0.5, cautious alpha = 0.25, beta = 1.5" in ran.err
 
@@ -477,15 +479,15 @@ def test_slash_commands_change_what_comes_next(run: Run, emulators: list[FakeEmu
 def test_slash_commands_can_be_undone(run: Run, emulators: list[FakeEmulator]) -> None:
     run("chat", "--seed", "3", "--system", "Be brief.", stdin=b"/seed\n/system\nhello\n")
     assert emulators[0].recipes[-1].sampling.seed is None
-    assert contents(emulators[0].asked[0][1]) == ["hello"]
+    assert contents(emulators[0].requested[0][1]) == ["hello"]
 
 
 def test_retry_replaces_the_answer_and_reset_forgets(run: Run, emulators: list[FakeEmulator]) -> None:
     run("chat", stdin=b"one\ntwo\n/retry\nthree\n/reset\nfour\n")
-    asked = [contents(messages) for _, messages in emulators[0].asked]
-    assert asked[1] == asked[2] == ["one", "eft answers one", "two"]
-    assert asked[3] == ["one", "eft answers one", "two", "eft answers two", "three"]
-    assert asked[4] == ["four"]
+    requested = [contents(messages) for _, messages in emulators[0].requested]
+    assert requested[1] == requested[2] == ["one", "eft answers one", "two"]
+    assert requested[3] == ["one", "eft answers one", "two", "eft answers two", "three"]
+    assert requested[4] == ["four"]
 
 
 def test_help_lists_every_slash_command(run: Run) -> None:
@@ -495,7 +497,7 @@ def test_help_lists_every_slash_command(run: Run) -> None:
 
 
 @pytest.mark.parametrize(
-    ("line", "told"),
+    ("line", "reported"),
     [
         (b"/alfa 1", "did you mean /alpha"),
         (b"/zzz", "/help lists them"),
@@ -510,8 +512,8 @@ def test_help_lists_every_slash_command(run: Run) -> None:
         (b"too long", "the context is full"),
     ],
 )
-def test_errors_are_told_in_one_line_and_the_chat_goes_on(
-    run: Run, monkeypatch: pytest.MonkeyPatch, line: bytes, told: str
+def test_errors_are_reported_in_one_line_and_the_chat_continues(
+    run: Run, monkeypatch: pytest.MonkeyPatch, line: bytes, reported: str
 ) -> None:
     def reply(only: str, messages: list[dict[str, str]]) -> str:
         if "too long" in messages[-1]["content"]:
@@ -522,7 +524,7 @@ def test_errors_are_told_in_one_line_and_the_chat_goes_on(
     ran = run("chat", stdin=line + b"\nhello\n")
     assert ran.out == "fine\n"
     assert ran.err.startswith("eft: ")
-    assert told in ran.err
+    assert reported in ran.err
     assert ran.err.count("\n") == 1
     assert ran.code in (1, 2)  # a pipe is told that something failed
 
@@ -533,7 +535,7 @@ def test_a_stopped_answer_stays_in_the_conversation(
     pressing_ctrl_c_behind_the_first_word(monkeypatch, lambda only, text: text == "stop")
     ran = run("chat", stdin=b"stop\nhello\n")
     assert ran.out == "one\nfine\n"
-    assert contents(emulators[0].asked[1][1]) == ["stop", "one", "hello"]
+    assert contents(emulators[0].requested[1][1]) == ["stop", "one", "hello"]
     assert ran == (0, ran.out, "(stopped)\n")
 
 
@@ -576,11 +578,11 @@ def test_compare_stacks_where_there_is_no_room(run: Run, monkeypatch: pytest.Mon
 
 
 def test_compare_json_holds_every_answer(run: Run, emulators: list[FakeEmulator]) -> None:
-    told = run("compare", "Where?", "--json", "--targets", "eft,base-tuned", "--system", "S").json
-    assert told["question"] == "Where?"
-    assert list(told["targets"]) == ["eft", "base-tuned"]
-    assert told["targets"]["base-tuned"]["text"] == "base-tuned answers Where?"
-    assert [only for only, _ in emulators[0].asked] == ["eft", "base-tuned"]
+    reported = run("compare", "Where?", "--json", "--targets", "eft,base-tuned", "--system", "S").json
+    assert reported["question"] == "Where?"
+    assert list(reported["targets"]) == ["eft", "base-tuned"]
+    assert reported["targets"]["base-tuned"]["text"] == "base-tuned answers Where?"
+    assert [only for only, _ in emulators[0].requested] == ["eft", "base-tuned"]
     assert emulators[0].recipe.sampling.max_tokens == 200
 
 
@@ -624,16 +626,16 @@ def _knowing(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) ->
 
 
 def test_eval_json_has_the_promised_keys(run: Run, questions: str) -> None:
-    told = run("eval", questions, "--json").json
-    assert list(told["targets"]) == ["base", "expert", "eft", "base-tuned"]
-    eft = told["targets"]["eft"]
+    reported = run("eval", questions, "--json").json
+    assert list(reported["targets"]) == ["base", "expert", "eft", "base-tuned"]
+    eft = reported["targets"]["eft"]
     assert {"n", "correct", "form", "both", "declined", "tokens_per_second", "cores", "by_category"} <= set(eft)
     assert (eft["n"], eft["correct"], eft["form"], eft["both"], eft["declined"]) == (4, 1, 1, 1, 0)
-    assert (told["targets"]["base"]["correct"], told["targets"]["base"]["form"]) == (1, 0)
-    assert (told["targets"]["expert"]["correct"], told["targets"]["expert"]["form"]) == (0, 1)
+    assert (reported["targets"]["base"]["correct"], reported["targets"]["base"]["form"]) == (1, 0)
+    assert (reported["targets"]["expert"]["correct"], reported["targets"]["expert"]["form"]) == (0, 1)
     assert list(eft["by_category"]) == ["city", "capital", "sensitive"]
-    assert told["judge"] == JUDGE
-    assert told["decoding"] == "greedy"
+    assert reported["judge"] == JUDGE
+    assert reported["decoding"] == "greedy"
 
 
 def test_eval_prints_how_answers_were_judged_and_under_which_conditions(run: Run, questions: str) -> None:
@@ -651,10 +653,10 @@ def test_eval_takes_plain_rows(run: Run, tmp_path: Path, questions: str) -> None
     path = tmp_path / "plain.jsonl"
     path.write_text('\ufeff{"question": "What is the capital of Peru?", "answer": ["Lima", "the City of Kings"]}\n')
     ran = run("eval", str(path), "--targets", "eft,base,expert", "--json")
-    told = ran.json["targets"]
-    assert [told[name]["correct"] for name in ("eft", "base", "expert")] == [1, 1, 0]
-    assert [told[name]["form"] for name in ("eft", "base", "expert")] == [1, 0, 1]
-    assert told["eft"]["declined"] is None
+    reported = ran.json["targets"]
+    assert [reported[name]["correct"] for name in ("eft", "base", "expert")] == [1, 1, 0]
+    assert [reported[name]["form"] for name in ("eft", "base", "expert")] == [1, 0, 1]
+    assert reported["eft"]["declined"] is None
     assert "correct: The answer, or another accepted one" in run("eval", str(path), "--targets", "eft").out
 
 
@@ -677,17 +679,17 @@ def test_a_single_alpha_or_beta_is_the_recipes(run: Run, questions: str, emulato
 
 
 def test_eval_sweeps_and_mixes(run: Run, questions: str) -> None:
-    told = run("eval", questions, "--targets", "eft", "--alpha", "0,1", "--beta", "1,2", "--json").json
-    assert list(told["targets"]) == [f"eft alpha={a} beta={b}" for a in (0, 1) for b in (1, 2)]
-    told = run("eval", questions, "-r", "demo-two", "--targets", "eft", "--mix", "0,0.5,1", "--json").json
-    assert list(told["targets"]) == ["eft mix=0", "eft mix=0.5", "eft mix=1"]
-    assert told["targets"]["eft mix=0.5"]["settings"]["alpha"] == {"assistant": 0.5, "cautious": 0.5}
-    told = run("eval", questions, "--targets", "eft", "--steer-first", "2", "--json").json
-    assert list(told["targets"]) == ["eft", "eft first=2"]
+    reported = run("eval", questions, "--targets", "eft", "--alpha", "0,1", "--beta", "1,2", "--json").json
+    assert list(reported["targets"]) == [f"eft alpha={a} beta={b}" for a in (0, 1) for b in (1, 2)]
+    reported = run("eval", questions, "-r", "demo-two", "--targets", "eft", "--mix", "0,0.5,1", "--json").json
+    assert list(reported["targets"]) == ["eft mix=0", "eft mix=0.5", "eft mix=1"]
+    assert reported["targets"]["eft mix=0.5"]["settings"]["alpha"] == {"assistant": 0.5, "cautious": 0.5}
+    reported = run("eval", questions, "--targets", "eft", "--steer-first", "2", "--json").json
+    assert list(reported["targets"]) == ["eft", "eft first=2"]
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "reported"),
     [
         (["--alpha", "1,x"], "needs numbers separated by commas"),
         (["--alpha", "nan,1"], "alpha"),
@@ -700,17 +702,17 @@ def test_eval_sweeps_and_mixes(run: Run, questions: str) -> None:
         (["--limit", "0"], "--limit"),
     ],
 )
-def test_eval_refuses_what_it_cannot_run(run: Run, questions: str, arguments: list[str], told: str) -> None:
+def test_eval_refuses_what_it_cannot_run(run: Run, questions: str, arguments: list[str], reported: str) -> None:
     ran = run("eval", questions, *arguments)
     assert ran.code == 2, ran
-    assert told in ran.err
+    assert reported in ran.err
     assert ran.err.count("\n") == 1
     assert ran.out == ""
 
 
 def test_eval_takes_its_share_of_the_questions(run: Run, questions: str, emulators: list[FakeEmulator]) -> None:
-    told = run("eval", questions, "--split", "all", "--limit", "3", "--targets", "eft", "--json").json
-    assert told["targets"]["eft"]["n"] + told["targets"]["eft"]["n_sensitive"] == 3
+    reported = run("eval", questions, "--split", "all", "--limit", "3", "--targets", "eft", "--json").json
+    assert reported["targets"]["eft"]["n"] + reported["targets"]["eft"]["n_sensitive"] == 3
 
 
 def test_eval_writes_answers(run: Run, questions: str, tmp_path: Path) -> None:
@@ -730,7 +732,7 @@ def test_eval_draws(run: Run, questions: str, tmp_path: Path, sweep: list[str]) 
     assert sorted(path.name for path in tmp_path.iterdir()) == ["q.jsonl", "shares.png"]
 
 
-def test_eval_without_matplotlib_tells_the_command_before_any_work(
+def test_eval_without_matplotlib_reports_the_command_before_any_work(
     run: Run, questions: str, monkeypatch: pytest.MonkeyPatch, emulators: list[FakeEmulator]
 ) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
@@ -780,13 +782,13 @@ def test_a_recipe_file_is_shown_too(run: Run, tmp_path: Path) -> None:
     assert run("recipes", "show", "own.toml").out == text
 
 
-def test_doctor_tells_what_there_is(run: Run, home: Path) -> None:
-    facts = run("doctor", "--json").json
-    assert facts["versions"]["llama-cpp-python"]
-    assert facts["llama.cpp"]["devices"][0]["total"] > 0
-    assert "own" in facts["llama.cpp"]["kernels"]
-    assert facts["machine"]["cores"] >= 1
-    assert facts["folders"]["recipes"] == {"path": str(home / "recipes"), "exists": False}
+def test_doctor_reports_what_there_is(run: Run, home: Path) -> None:
+    report = run("doctor", "--json").json
+    assert report["versions"]["llama-cpp-python"]
+    assert report["llama.cpp"]["devices"][0]["total"] > 0
+    assert "own" in report["llama.cpp"]["kernels"]
+    assert report["machine"]["cores"] >= 1
+    assert report["folders"]["recipes"] == {"path": str(home / "recipes"), "exists": False}
     ran = run("doctor")
     for title in ("Versions", "Machine", "llama.cpp", "Devices", "Folders", "Recipes", "Missing"):
         assert f"{title}\n  " in ran.out

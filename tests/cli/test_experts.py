@@ -46,7 +46,7 @@ def test_a_recipe_with_an_adapter_from_new_to_an_answer(home: Path) -> None:
     assert (expert.model, expert.lora, expert.alpha) == ("@antiexpert", str(home / "lora.gguf"), -0.5)
     lines = [line.split() for line in eft("show", "mine", home=home).stdout.splitlines()]
     assert ["experts.helpful", "demo:small", "prompt", "plain", *"the weights of antiexpert".split()] in lines
-    assert ["lora", str(home / "lora.gguf"), "here,", "19.4", "kB"] in lines
+    assert ["lora", str(home / "lora.gguf"), "downloaded,", "19.4", "kB"] in lines
     rows = json.loads(eft("show", "--json", "mine", home=home).stdout)["roles"]
     assert [row["lora"] and row["lora"]["path"] for row in rows] == [None, None, str(home / "lora.gguf")]
     compared = eft("compare", "-r", "mine", "--targets", "antiexpert,expert,eft", "-n", "4", "--json", "x", home=home)
@@ -78,7 +78,7 @@ def test_a_recipe_with_prompts_from_new(home: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "code", "told"),
+    ("options", "code", "reported"),
     [
         (("--lora", "demo:cautious"), 1, "is a model, not a LoRA adapter"),
         (("--lora", "nowhere.gguf"), 3, "nowhere.gguf"),
@@ -89,19 +89,19 @@ def test_a_recipe_with_prompts_from_new(home: Path) -> None:
         (("--expert", "@base", "--example", "a", "b"), 2, "examples needs"),
     ],
 )
-def test_experts_that_cannot_be(home: Path, options: tuple[str, ...], code: int, told: str) -> None:
+def test_experts_that_cannot_be(home: Path, options: tuple[str, ...], code: int, reported: str) -> None:
     ran = eft("recipes", "new", "mine", *DEMO, *options, home=home)
     assert (ran.returncode, ran.stdout, ran.stderr.count("\n")) == (code, "", 1)
-    assert told in ran.stderr
+    assert reported in ran.stderr
 
 
-def test_show_tells_what_an_adapter_is_for(home: Path) -> None:
+def test_show_reports_what_an_adapter_is_for(home: Path) -> None:
     lines = dict(line.split("  ", 1) for line in eft("show", "lora.gguf", home=home).stdout.splitlines())
-    facts = {key: value.strip() for key, value in lines.items()}
-    assert facts["kind"] == "LoRA adapter for llama models"
-    assert facts["made for"] == "eft-local demo small"
-    assert (facts["rank"], facts["scale"]) == ("2", "2 (alpha 4 / rank)")
-    assert facts["changes"].startswith("attn_q (3), attn_k (3)")
+    entry = {key: value.strip() for key, value in lines.items()}
+    assert entry["kind"] == "LoRA adapter for llama models"
+    assert entry["made for"] == "eft-local demo small"
+    assert (entry["rank"], entry["scale"]) == ("2", "2 (alpha 4 / rank)")
+    assert entry["changes"].startswith("attn_q (3), attn_k (3)")
     lora = json.loads(eft("show", "--json", "lora.gguf", home=home).stdout)["lora"]
     assert (lora["alpha"], lora["ranks"], lora["weights"]["ffn_up"]) == (4.0, [2, 2], 3)
 

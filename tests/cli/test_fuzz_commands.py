@@ -107,19 +107,19 @@ def child(source: Path, first: int, last: int) -> None:
             run_command("show", str(damaged)),
             run_command("ask", "--recipe", str(recipe), "hello"),
         ]
-        told = {
+        reported = {
             "number": number,
             "codes": [each.code for each in ran],
             "faults": [f"{each.command} {each.fault}" for each in ran if each.fault],
             "slowest": max(each.seconds for each in ran),
             "peak": peak(),
         }
-        print(json.dumps(told), flush=True)
+        print(json.dumps(reported), flush=True)
 
 
 def try_all(source: Path, count: int) -> tuple[list[dict[str, Any]], list[str]]:
     """Return what became of the damaged files, and those that ended a child."""
-    told: list[dict[str, Any]] = []
+    reported: list[dict[str, Any]] = []
     killers: list[str] = []
     first = 0
     while first < count:
@@ -137,11 +137,11 @@ def try_all(source: Path, count: int) -> tuple[list[dict[str, Any]], list[str]]:
             if line.startswith("try "):
                 number = int(line[4:])
             else:
-                told.append(json.loads(line))
+                reported.append(json.loads(line))
         if process.returncode:
             killers.append(f"{source.stem} {number}: status {process.returncode}, {process.stderr[-600:]}")
         first = number + 1
-    return told, killers
+    return reported, killers
 
 
 def sources(folder: Path) -> list[Path]:
@@ -149,31 +149,31 @@ def sources(folder: Path) -> list[Path]:
     return [*written, Path(shutil.copy(demo_model(), folder / "demo.gguf"))]
 
 
-def summary(told: list[dict[str, Any]]) -> str:
-    answered = {name: sum(each["codes"][at] == 0 for each in told) for at, name in enumerate(COMMANDS)}
-    codes = dict(sorted(Counter(code for each in told for code in each["codes"]).items()))
-    slowest, peak = (max(each[key] for each in told) for key in ("slowest", "peak"))
+def summary(reported: list[dict[str, Any]]) -> str:
+    answered = {name: sum(each["codes"][at] == 0 for each in reported) for at, name in enumerate(COMMANDS)}
+    codes = dict(sorted(Counter(code for each in reported for code in each["codes"]).items()))
+    slowest, peak = (max(each[key] for each in reported) for key in ("slowest", "peak"))
     return (
-        f"{len(told)} damaged files: {answered['plan']} planned, {answered['show']} shown, "
+        f"{len(reported)} damaged files: {answered['plan']} planned, {answered['show']} shown, "
         f"{answered['ask']} loaded and decoded; exit codes {codes}; slowest {slowest:.1f} s, peak {peak / 1e6:.0f} MB"
     )
 
 
-def faults(told: list[dict[str, Any]]) -> list[str]:
-    grown = [f"{each['number']}: {each['peak']} bytes" for each in told if each["peak"] > MOST_MEMORY]
-    return [f"{each['number']}: {fault}" for each in told for fault in each["faults"]] + grown
+def faults(reported: list[dict[str, Any]]) -> list[str]:
+    grown = [f"{each['number']}: {each['peak']} bytes" for each in reported if each["peak"] > MOST_MEMORY]
+    return [f"{each['number']}: {fault}" for each in reported for fault in each["faults"]] + grown
 
 
 @pytest.mark.parametrize("name", [*MODELS, "demo"])
 def test_commands_say_one_line_of_damaged_files(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source = next(path for path in sources(tmp_path) if path.stem == name)
-    told, killers = try_all(source, PER_MODEL)
+    reported, killers = try_all(source, PER_MODEL)
     with capsys.disabled():
-        print(f"\n{name}: {summary(told)}", end=" ")
+        print(f"\n{name}: {summary(reported)}", end=" ")
     assert killers == []
-    assert faults(told) == []
-    assert len(told) == PER_MODEL
-    assert any(each["codes"][0] for each in told)  # otherwise nothing was damaged
+    assert faults(reported) == []
+    assert len(reported) == PER_MODEL
+    assert any(each["codes"][0] for each in reported)  # otherwise nothing was damaged
 
 
 def main() -> None:
@@ -185,10 +185,10 @@ def main() -> None:
     with TemporaryDirectory() as folder:
         os.environ["EFT_HOME"] = str(Path(folder) / "home")
         for source in sources(Path(folder)):
-            told, killers = try_all(source, FULL)
-            everything += told
-            wrong += killers + [f"{source.stem} {fault}" for fault in faults(told)]
-            print(f"{source.stem}: {summary(told)}", flush=True)
+            reported, killers = try_all(source, FULL)
+            everything += reported
+            wrong += killers + [f"{source.stem} {fault}" for fault in faults(reported)]
+            print(f"{source.stem}: {summary(reported)}", flush=True)
     print("\n".join(wrong))
     print(f"all: {summary(everything)}; {len(wrong)} faults, {time.monotonic() - started:.0f} s")
     raise SystemExit(bool(wrong))

@@ -56,7 +56,7 @@ def record(message: Message) -> AnswerRecord:
 # The plain chat
 
 
-def test_a_chat_through_a_pipe_is_kept_only_if_asked(run: Run, history: History) -> None:
+def test_a_chat_through_a_pipe_is_kept_only_if_requested(run: Run, history: History) -> None:
     run("chat", "--plain", stdin=b"hello\n")
     assert not history.path.exists()
     ran = run("chat", "--plain", "--save", "--system", "Be brief.", "--seed", "3", stdin=b"one\ntwo\n")
@@ -96,34 +96,34 @@ def test_a_chat_on_a_terminal_is_kept(
     assert history.chats() == []
     chat(stdin=b"hello\n")
     assert answered(history, only_chat(history)) == ["hello", "eft answers hello"]
-    told = chat("--continue", stdin=b"")
-    assert f"chat {only_chat(history)} goes on: hello\n> hello\neft answers hello\n" in told
+    reported = chat("--continue", stdin=b"")
+    assert f"chat {only_chat(history)} continues: hello\n> hello\neft answers hello\n" in reported
 
 
-def test_the_last_chat_goes_on(run: Run, history: History, emulators: list[FakeEmulator]) -> None:
+def test_the_last_chat_continues(run: Run, history: History, emulators: list[FakeEmulator]) -> None:
     run("chat", "--save", "-r", "demo-two", "--beta", "1.5", "--system", "Be brief.", stdin=b"one\n/beta 1.25\ntwo\n")
     run("chat", "-c", "--temperature", "0.5", stdin=b"three\n")
-    asked = emulators[1].asked[0][1]
-    assert contents(asked) == ["Be brief.", "one", "eft answers one", "two", "eft answers two", "three"]
+    requested = emulators[1].requested[0][1]
+    assert contents(requested) == ["Be brief.", "one", "eft answers one", "two", "eft answers two", "three"]
     recipe = emulators[1].recipe
     assert (recipe.name, recipe.beta, recipe.sampling.temperature) == ("demo-two", 1.25, 0.5)
     assert answered(history, only_chat(history))[-2:] == ["three", "eft answers three"]
     run("chat", "--continue", "-r", "demo", "--system", "Be long.", stdin=b"four\n")
     assert emulators[2].recipe == RECIPE
-    assert contents(emulators[2].asked[0][1])[0] == "Be long."
+    assert contents(emulators[2].requested[0][1])[0] == "Be long."
     assert history.chat(only_chat(history)).system_prompt == "Be long."
 
 
-def test_any_chat_goes_on(run: Run, history: History, emulators: list[FakeEmulator]) -> None:
+def test_any_chat_continues(run: Run, history: History, emulators: list[FakeEmulator]) -> None:
     for question in (b"first", b"second"):
         run("chat", "--save", stdin=question)
     first = history.chats()[1].id
     run("chat", "--chat", first[:5], stdin=b"/system Be kind.\nmore\n")
-    assert contents(emulators[-1].asked[0][1]) == ["Be kind.", "first", "eft answers first", "more"]
+    assert contents(emulators[-1].requested[0][1]) == ["Be kind.", "first", "eft answers first", "more"]
     assert history.latest() == history.chat(first)
     assert history.chat(first).system_prompt == "Be kind."
     run("chat", "--chat", first, "--no-save", stdin=b"unsaid\n")
-    assert contents(emulators[-1].asked[0][1])[-2:] == ["eft answers more", "unsaid"]
+    assert contents(emulators[-1].requested[0][1])[-2:] == ["eft answers more", "unsaid"]
     assert len(history.shown(first)) == 4
 
 
@@ -153,7 +153,7 @@ def test_what_got_no_answer_is_no_turn(
     assert [message.text for message in history.messages(only_chat(history))] == ["one", "fine", "long", "two", "fine"]
     run("chat", "-c", stdin=b"long\n")
     run("chat", "-c", stdin=b"three\n")
-    assert contents(emulators[-1].asked[0][1]) == ["one", "fine", "two", "fine", "three"]
+    assert contents(emulators[-1].requested[0][1]) == ["one", "fine", "two", "fine", "three"]
 
 
 def test_a_stopped_answer_is_kept_as_such(run: Run, history: History, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -165,22 +165,22 @@ def test_a_stopped_answer_is_kept_as_such(run: Run, history: History, monkeypatc
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "reported"),
     [
         (["-c"], "there is no chat to go on with yet"),
         (["--chat", "x"], "there is no chat 'x'"),
         (["--chat", "x", "-c"], "give one of them"),
     ],
 )
-def test_a_chat_that_cannot_go_on_is_told(
+def test_a_chat_that_cannot_go_on_is_reported(
     run: Run,
     arguments: list[str],
-    told: str,
+    reported: str,
     emulators: list[FakeEmulator],
 ) -> None:
     ran = run("chat", *arguments, stdin=b"hello\n")
     assert (ran.code, ran.out) == (2, "")
-    assert told in ran.err
+    assert reported in ran.err
     assert emulators == []
 
 
@@ -195,19 +195,19 @@ def test_a_chat_whose_recipe_cannot_be_read_wants_another(run: Run, history: His
     assert run("chat", "-c", "-r", "demo", stdin=b"more\n").code == 0
 
 
-def test_a_chat_that_cannot_be_saved_says_so_once_and_goes_on(run: Run, home: Path) -> None:
+def test_a_chat_that_cannot_be_saved_says_so_once_and_continues(run: Run, home: Path) -> None:
     (home / "chats").mkdir(parents=True)
     (home / "chats" / "chats.db").write_bytes(b"nonsense" * 1000)
     ran = run("chat", "--save", stdin=b"one\n/system Be brief.\n/retry\ntwo\n")
     assert ran.out == "eft answers one\neft answers one\neft answers two\n"
-    assert ran.err.count("goes on unsaved") == 1
+    assert ran.err.count("continues unsaved") == 1
     assert "is damaged" in ran.err
     assert (home / "chats" / "chats.db").read_bytes() == b"nonsense" * 1000
     ran = run("chat", "-c", stdin=b"one\n")
     assert (ran.code, ran.out) == (1, "")
 
 
-def test_a_disk_that_fills_up_is_told_once(
+def test_a_disk_that_fills_up_is_reported_once(
     run: Run,
     history: History,
     monkeypatch: pytest.MonkeyPatch,
@@ -223,7 +223,7 @@ def test_a_disk_that_fills_up_is_told_once(
         monkeypatch, lambda only, messages: ("x" * 1000 + " ") * 150 if messages[-1]["content"] == "much" else "fine"
     )
     ran = run("chat", "--save", stdin=b"one\nmuch\ntwo\n")
-    assert ran.err.count("the disk is full; free some space; this chat goes on unsaved") == 1
+    assert ran.err.count("the disk is full; free some space; this chat continues unsaved") == 1
     assert ran.out.endswith("\nfine\n")
     assert answered(history, only_chat(history))[:2] == ["one", "fine"]
 
@@ -238,8 +238,8 @@ def chats(run: Run, history: History) -> list[str]:
     return [chat.id for chat in reversed(history.chats())]
 
 
-def test_an_empty_history_is_told_aside(run: Run, history: History) -> None:
-    assert run("history") == (0, "", "no chats yet; `eft chat` begins one\n")
+def test_an_empty_history_is_reported_aside(run: Run, history: History) -> None:
+    assert run("history") == (0, "", "no chats yet; `eft chat` starts one\n")
     assert run("history", "--deleted").err == "no deleted chats\n"
     assert run("history", "--json").json == {"path": str(history.path), "chats": []}
     assert run("history", "search", "x") == (0, "", "nothing found\n")
@@ -274,8 +274,8 @@ def test_a_chat_is_shown_with_its_branches(run: Run, chats: list[str]) -> None:
         "eft answers Its capital?",
     ]
     assert run("history", "show", chats[0], "--message", "4").out.splitlines()[-2] == "[4] Answer (1/2), beside 5"
-    told = run("history", "show", chats[1], "--message", "4")
-    assert (told.code, told.err) == (2, f"eft: message 4 is not in chat {chats[1]} but in {chats[0]}\n")
+    reported = run("history", "show", chats[1], "--message", "4")
+    assert (reported.code, reported.err) == (2, f"eft: message 4 is not in chat {chats[1]} but in {chats[0]}\n")
     assert run("history", "show", chats[0], "--json").json["shown"] == [1, 2, 3, 5]
 
 
@@ -299,8 +299,8 @@ def test_a_chat_is_exported(run: Run, chats: list[str], tmp_path: Path) -> None:
         assert stat.S_IMODE((tmp_path / name).stat().st_mode) == 0o600
     assert run("history", "export", chats[0], "-o", "peru.md").code == 0
     assert (tmp_path / "peru.md").read_text() == markdown
-    assert run("history", "export", chats[0], "--format", "json", "--facts").json["id"] == chats[0]
-    assert run("history", "export", chats[0], "--facts").code == 2
+    assert run("history", "export", chats[0], "--format", "json", "--statistics").json["id"] == chats[0]
+    assert run("history", "export", chats[0], "--statistics").code == 2
     assert run("history", "export", chats[0], "-o", "missing/peru.md").code == 1
 
 

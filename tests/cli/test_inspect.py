@@ -20,9 +20,9 @@ from eft_local.bench.lockstep import lockstep
 from eft_local.chats import History
 from eft_local.cli.inspect import JSON_KEYS
 from eft_local.cli.inspected import _row
-from eft_local.cli.positions import Curve, _told
+from eft_local.cli.positions import Curve, _as_text
 from eft_local.emulator import Emulator
-from eft_local.engine.step import Candidate, RoleView, Step
+from eft_local.engine.step import Candidate, RoleStatistics, Step
 from eft_local.hub.references import find_recipe
 from eft_local.recipe import Recipe
 from tests.cli.test_commands import Ran, Run, home, run  # noqa: F401
@@ -129,7 +129,7 @@ def test_a_dumb_terminal_gets_brackets(run: Run, terminal: Callable[..., None]) 
     assert run("inspect", PERU, "--most", "0").out.startswith("[The] capital of Peru is Lima.[‹end›]\n")
 
 
-def test_tokens_that_are_asked_for(run: Run) -> None:
+def test_tokens_that_are_requested(run: Run) -> None:
     assert [title[:7] for title in tables(run("inspect", PERU, "--token", "3", "--token", "2").out)] == [
         "token 3",
         "token 2",
@@ -163,9 +163,9 @@ def test_control_characters_never_reach_a_terminal(
 
 
 def test_rows_of_a_table() -> None:
-    views = {"eft": RoleView(0, -0.1), "base": RoleView(4, float("-inf"))}
-    candidate = Candidate(7, b" x", False, views, 1.5, float("-inf"))
-    other = Candidate(8, b"y", False, {"eft": RoleView(122, -9.0), "base": RoleView(0, 0.0)}, 0.0, 0.0)
+    roles = {"eft": RoleStatistics(0, -0.1), "base": RoleStatistics(4, float("-inf"))}
+    candidate = Candidate(7, b" x", False, roles, 1.5, float("-inf"))
+    other = Candidate(8, b"y", False, {"eft": RoleStatistics(122, -9.0), "base": RoleStatistics(0, 0.0)}, 0.0, 0.0)
     cells = _row(candidate, ("eft", "base"), [candidate, other], mixed=True)
     assert [cell.plain for cell in cells] == ["␣x", " 90.5   1", " 0.00 5", "+1.50", "−∞"]
 
@@ -196,13 +196,13 @@ def test_json_holds_everything_and_only_what_the_help_names(run: Run) -> None:
             "recipe",
             "alpha",
             "beta",
-            "system",
+            "target",
             "summary",
             "steps",
         )
     }
     assert (found["question"], found["text"], found["seed"]) == (PERU, "The capital of Peru is Lima.", 4)
-    assert (found["recipe"], found["alpha"], found["beta"], found["system"]) == ("demo", {"assistant": 1.0}, 1.0, "eft")
+    assert (found["recipe"], found["alpha"], found["beta"], found["target"]) == ("demo", {"assistant": 1.0}, 1.0, "eft")
     assert found["summary"] == {
         "tokens": 10,
         "changed": 2,
@@ -244,7 +244,7 @@ def test_a_page_is_written_whole_beside_the_answer(run: Run, tmp_path: Path) -> 
     assert run("inspect", PERU, "--html", str(file), "--json").json["tokens"]
 
 
-def test_a_page_that_cannot_be_written_is_told_before_the_work(run: Run, tmp_path: Path) -> None:
+def test_a_page_that_cannot_be_written_is_reported_before_the_work(run: Run, tmp_path: Path) -> None:
     ran = run("inspect", PERU, "--html", str(tmp_path / "no" / "peru.html"))
     assert (ran.code, ran.out) == (1, "")
     assert "folder" in ran.err
@@ -253,20 +253,20 @@ def test_a_page_that_cannot_be_written_is_told_before_the_work(run: Run, tmp_pat
 # Saved chats
 
 
-def saved(home: Path, *, facts: bool = True) -> tuple[str, list[int], list[Inspection]]:
-    """Save a chat of two answers; return its id, the answers' ids and their facts."""
+def saved(home: Path, *, statistics: bool = True) -> tuple[str, list[int], list[Inspection]]:
+    """Save a chat of two answers; return its id, the answers' ids and their statistics."""
     recipe = find_recipe("demo").replace(alpha=0.9, seed=3)
     ids, inspections = [], []
     with History(home / "chats" / "chats.db") as history, Emulator.load(recipe) as emulator:
         chat = history.create(recipe).id
         for question in (PERU, "What is the currency of Japan?"):
-            asked = history.ask(chat, question)
+            requested = history.ask(chat, question)
             inspection = Inspection(tuple(emulator.stream_chat(question, top=CANDIDATES)))
-            with history.answer(asked.id, recipe, seed=3) as writer:
+            with history.answer(requested.id, recipe, seed=3) as writer:
                 for step in inspection.steps:
                     end = chosen(step)
                     writer.add(step.text, None if end and end.ends else step.token)
-                writer.finish("stop", facts=inspection.dumps() if facts else None)
+                writer.finish("stop", statistics=inspection.dumps() if statistics else None)
             ids.append(writer.id)
             inspections.append(inspection)
     return chat, ids, inspections
@@ -278,7 +278,7 @@ def test_a_saved_answer_is_inspected_without_models(run: Run, home: Path, monkey
     ran = run("inspect", "--chat", chat, "--json")
     found = ran.json
     assert (found["question"], found["text"]) == ("What is the currency of Japan?", inspections[1].text.strip())
-    assert (found["chat"], found["message"], found["seed"], found["system"]) == (chat, last, 3, "eft")
+    assert (found["chat"], found["message"], found["seed"], found["target"]) == (chat, last, 3, "eft")
     assert (found["recipe"], found["alpha"]) == ("demo", {"assistant": 0.9})
     assert found["tokens"] == list(inspections[1].tokens)
     assert found["steps"][0]["change"] == pytest.approx(inspections[1].steps[0].change, abs=1e-3)
@@ -289,23 +289,23 @@ def test_a_saved_answer_is_inspected_without_models(run: Run, home: Path, monkey
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "reported"),
     [
         (["--message", "1"], "message 1 is a question"),
         (["--message", "99"], "99"),
-        ([], "message 4 of chat .* was written without facts"),
+        ([], "message 4 of chat .* was written without statistics"),
     ],
 )
-def test_what_is_saved_and_cannot_be_inspected(run: Run, home: Path, arguments: list[str], told: str) -> None:
-    chat, _, _ = saved(home, facts=False)
+def test_what_is_saved_and_cannot_be_inspected(run: Run, home: Path, arguments: list[str], reported: str) -> None:
+    chat, _, _ = saved(home, statistics=False)
     ran = run("inspect", "--chat", chat, *arguments)
     assert ran.code == 2
     assert ran.err.count("\n") == 1
-    assert re.search(told, ran.err)
+    assert re.search(reported, ran.err)
 
 
 def test_a_chat_without_an_answer_and_an_answer_of_another_chat(run: Run, home: Path) -> None:
-    _, (first, _), _ = saved(home, facts=False)
+    _, (first, _), _ = saved(home, statistics=False)
     with History(home / "chats" / "chats.db") as history:
         empty = history.create(find_recipe("demo")).id
     assert "has no answer yet" in run("inspect", "--chat", empty).err
@@ -359,10 +359,12 @@ def test_a_curve_from_steps() -> None:
     ]
     curve = Curve.of(answers)
     assert (curve.answers, curve.tokens, curve.changed, curve.ends, curve.ends_changed) == (2, 5, 2, 2, 1)
-    told = _told(curve, {"alpha": {"helpful": 1.0}, "kind": "all"})
-    assert told.startswith("alpha: helpful 1\nkind: all\n\n2 answers: first choices changed at 2 of 5 tokens, 40.0 %")
-    assert "end tokens: 1 of 2 (50.0 %); all others: 1 of 3 (33.3 %)" in told
-    assert re.findall(r"^\d  .*$", told, re.MULTILINE) == [
+    reported = _as_text(curve, {"alpha": {"helpful": 1.0}, "kind": "all"})
+    assert reported.startswith(
+        "alpha: helpful 1\nkind: all\n\n2 answers: first choices changed at 2 of 5 tokens, 40.0 %"
+    )
+    assert "end tokens: 1 of 2 (50.0 %); all others: 1 of 3 (33.3 %)" in reported
+    assert re.findall(r"^\d  .*$", reported, re.MULTILINE) == [
         "1               2   50.0 %  " + "█" * 20,
         "2               2   50.0 %  " + "█" * 20,
         "3               1    0.0 %",
@@ -373,7 +375,7 @@ def test_a_curve_from_steps() -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "reported"),
     [
         (["x", "--questions", "demo"], "a QUESTION does not go with --questions"),
         (["--questions", "demo", "--html", "x.html"], "--html does not go with --questions"),
@@ -394,12 +396,12 @@ def test_a_curve_from_steps() -> None:
         ([""], "empty prompt"),
     ],
 )
-def test_wrong_usage_is_one_line(run: Run, arguments: list[str], told: str) -> None:
+def test_wrong_usage_is_one_line(run: Run, arguments: list[str], reported: str) -> None:
     ran = run("inspect", *arguments)
     assert (ran.code, ran.out) == (2, "")
     assert ran.err.startswith("eft: ")
     assert ran.err.count("\n") == 1
-    assert told in ran.err
+    assert reported in ran.err
 
 
 def test_ctrl_c_keeps_what_is_written(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -428,7 +430,7 @@ def test_questions_that_were_stopped_report_what_was_answered(run: Run, monkeypa
     def counted(self: Emulator, *arguments: Any, **options: Any) -> Any:
         answered.append(1)
         if len(answered) == 3:
-            Interrupt.asked = True
+            Interrupt.requested = True
         return original(self, *arguments, **options)
 
     monkeypatch.setattr(Emulator, "stream_chat", counted)

@@ -143,18 +143,20 @@ def test_from_an_empty_cache_to_an_answer_and_then_offline(home: Home, server: H
     names = (f"{LARGE}:Q8_0", f"{SMALL}:F32@main", f"{INSTRUCT}/small-instruct-f32.gguf")
     assert [line.split("  ")[0] for line in pulled.out.splitlines()] == list(names)
     assert pulled.err.count("complete and verified") == 3
-    asked = len(server.requests)
+    requested = len(server.requests)
     online = home.eft(*ask)
     offline = home.eft(*ask, HF_HUB_OFFLINE="1")
     assert online == offline
     assert (online.code, online.err) == (0, "")
     assert online.out.strip()
-    assert len(server.requests) == asked, "answering asks nobody"
+    assert len(server.requests) == requested, "answering asks nobody"
     again = home.eft("pull", "smol", HF_HUB_OFFLINE="1")
     assert (again.code, again.out) == (0, pulled.out)
 
 
-def test_json_tells_the_plan_the_progress_and_the_result(home: Home, files: Mapping[str, Mapping[str, bytes]]) -> None:
+def test_json_reports_the_plan_the_progress_and_the_result(
+    home: Home, files: Mapping[str, Mapping[str, bytes]]
+) -> None:
     ran = home.eft("pull", f"{LARGE}:Q8_0", f"{SMALL}:f32", "--json")
     assert (ran.code, ran.err) == (0, "")
     first, *rest, last = ran.lines
@@ -198,7 +200,7 @@ def wait_for(home: Home, size: int) -> None:
         time.sleep(0.005)
 
 
-def test_ctrl_c_and_kill_keep_what_came_and_the_same_command_goes_on(home: Home, server: HubServer) -> None:
+def test_ctrl_c_and_kill_keep_what_came_and_the_same_command_continues(home: Home, server: HubServer) -> None:
     content = big(server)
     kept = []
     for number, end in enumerate((signal.SIGINT, signal.SIGKILL, signal.SIGINT), start=1):
@@ -208,7 +210,7 @@ def test_ctrl_c_and_kill_keep_what_came_and_the_same_command_goes_on(home: Home,
         _, err = process.communicate(timeout=TIMEOUT)
         if end == signal.SIGINT:
             assert process.returncode == 130
-            assert err.decode().splitlines()[-1] == "eft: stopped; the same command goes on where it stopped"
+            assert err.decode().splitlines()[-1] == "eft: stopped; the same command continues where it stopped"
         (part,) = parts(home)
         kept.append(part.stat().st_size)
         assert home.eft("ls", "--json").out.count('"reference"') == 0
@@ -255,7 +257,7 @@ def test_a_wrong_checksum_is_one_line_and_no_file(home: Home, server: HubServer)
 
 
 @pytest.mark.parametrize(
-    ("what", "code", "told"),
+    ("what", "code", "reported"),
     [
         ("org/Missing:Q4_0", 3, "there is no repository org/Missing on the hub"),
         (LARGE, 2, f"{LARGE} names a repository, not a model; name one of {LARGE}:Q8_0"),
@@ -268,13 +270,13 @@ def test_a_wrong_checksum_is_one_line_and_no_file(home: Home, server: HubServer)
         ("org/Gated:F32", 1, "org/Gated is gated: accept its conditions on its page, then `hf auth login`"),
     ],
 )
-def test_what_cannot_be_pulled_is_one_line(home: Home, server: HubServer, what: str, code: int, told: str) -> None:
+def test_what_cannot_be_pulled_is_one_line(home: Home, server: HubServer, what: str, code: int, reported: str) -> None:
     server.repos["org/Gated"] = Repo([{"x.F32.gguf": b"x"}], gated=True)
     ran = home.eft("pull", what)
     assert (ran.code, ran.out) == (code, "")
     assert ran.err.startswith("eft: ")
     assert ran.err.count("\n") == 1
-    assert told in ran.err
+    assert reported in ran.err
 
 
 def test_a_token_opens_what_is_gated(home: Home, server: HubServer) -> None:
@@ -292,7 +294,7 @@ def test_a_proxy_is_used(home: Home, server: HubServer) -> None:
 
 def test_the_demo_needs_no_download(home: Home, server: HubServer) -> None:
     ran = home.eft("pull", "demo")
-    assert ran == (0, "", "nothing to download: these models are here already\n")
+    assert ran == (0, "", "nothing to download: these models are already downloaded\n")
     assert server.requests == []
 
 
@@ -339,15 +341,15 @@ def test_ls_names_sizes_and_recipes(pulled: Home, files: Mapping[str, Mapping[st
     begun = pulled.hub / "models--org--Other" / "blobs" / "feed.00000000.incomplete"
     begun.parent.mkdir(parents=True)
     begun.write_bytes(bytes(1500))
-    told = json.loads(pulled.eft("ls", "--json").out)
-    sizes = {model["reference"]: model["size"] for model in told["models"]}
+    reported = json.loads(pulled.eft("ls", "--json").out)
+    sizes = {model["reference"]: model["size"] for model in reported["models"]}
     assert sizes == {
         f"{LARGE}:Q8_0": len(files[LARGE]["large.Q8_0.gguf"]),
         f"{SMALL}:F32": len(files[SMALL]["small.F32.gguf"]),
         f"{INSTRUCT}:F32": len(files[INSTRUCT]["small-instruct-f32.gguf"]),
     }
-    assert all(model["recipes"] == ["smol"] for model in told["models"])
-    assert [(each["repo"], each["size"]) for each in told["unfinished"]] == [("org/Other", 1500)]
+    assert all(model["recipes"] == ["smol"] for model in reported["models"])
+    assert [(each["repo"], each["size"]) for each in reported["unfinished"]] == [("org/Other", 1500)]
     lines = pulled.eft("ls").out.splitlines()
     assert [line.split()[0] for line in lines[:3]] == sorted(sizes, key=str.lower)
     assert all(line.endswith("  smol") for line in lines[:3])
@@ -359,7 +361,7 @@ def test_ls_of_nothing_says_where_it_looked(home: Home) -> None:
     assert ran == (0, "", f"no models in {home.hub} yet; `eft recipes` lists recipes to pull\n")
 
 
-def test_show_tells_what_a_model_says_of_itself(pulled: Home) -> None:
+def test_show_reports_what_a_model_says_of_itself(pulled: Home) -> None:
     ran = pulled.eft("show", f"{INSTRUCT}:F32")
     assert ran.code == 0
     rows = dict(re.split(r"  +", line, maxsplit=1) for line in ran.out.splitlines())
@@ -368,24 +370,24 @@ def test_show_tells_what_a_model_says_of_itself(pulled: Home) -> None:
     assert rows["context"] == "512 tokens in training"
     assert rows["tokens"] == f"{len(TOKENS.texts)} (gpt-2, bos '<|endoftext|>', eos '<|im_end|>')"
     assert rows["licence"] == "the file names none"
-    told = json.loads(pulled.eft("show", f"{INSTRUCT}:F32", "--json").out)
-    assert told["chat_template"] == CHATML
-    assert (told["weights"].keys(), told["parameters"]) == ({"F32"}, sum(told["weights"].values()))
+    reported = json.loads(pulled.eft("show", f"{INSTRUCT}:F32", "--json").out)
+    assert reported["chat_template"] == CHATML
+    assert (reported["weights"].keys(), reported["parameters"]) == ({"F32"}, sum(reported["weights"].values()))
     assert pulled.eft("show", f"{INSTRUCT}:F32", "--template").out == CHATML.rstrip("\n") + "\n"
     assert pulled.eft("show", f"{SMALL}:F32", "--template").code == 1
 
 
-def test_show_tells_what_a_recipe_needs(home: Home) -> None:
+def test_show_reports_what_a_recipe_needs(home: Home) -> None:
     before = home.eft("show", "smol").out
-    assert before.count("not pulled") == 3
+    assert before.count("not downloaded") == 3
     assert "get the models: eft pull smol" in before
     assert "licence   Apache-2.0" in before
     assert "tested    not run by us" in before
     home.eft("pull", "smol")
-    told = json.loads(home.eft("show", "smol", "--json").out)
-    assert [role["role"] for role in told["roles"]] == ["base", "antiexpert", "experts.instruct"]
-    assert told["is_here"] is True
-    assert "not pulled" not in home.eft("show", "smol").out
+    reported = json.loads(home.eft("show", "smol", "--json").out)
+    assert [role["role"] for role in reported["roles"]] == ["base", "antiexpert", "experts.instruct"]
+    assert reported["is_here"] is True
+    assert "not downloaded" not in home.eft("show", "smol").out
 
 
 def test_show_asks_the_hub_what_a_repository_holds(pulled: Home, server: HubServer) -> None:
@@ -393,9 +395,9 @@ def test_show_asks_the_hub_what_a_repository_holds(pulled: Home, server: HubServ
     head, small, large = ran.out.splitlines()
     assert head == f"{LARGE} at {server.commit(LARGE)[:12]} (apache-2.0)"
     assert small.split()[0] == f"{LARGE}:Q8_0"
-    assert small.endswith("here")
+    assert small.endswith("downloaded")
     assert large.split()[0] == f"{LARGE}:F32"
-    assert not large.endswith("here")
+    assert not large.endswith("downloaded")
 
 
 @pytest.mark.parametrize("content", [b"", b"GGUF", b"GGUF\3\0\0\0" + b"\xff" * 16, b"not a model"])
@@ -414,12 +416,12 @@ def test_rm_shows_what_goes_and_deletes_just_that(pulled: Home, files: Mapping[s
     assert "large.Q8_0.gguf" in looked.out
     assert "used by smol" in looked.out
     assert paths_in(pulled.hub) == before
-    asked = pulled.eft("rm", f"{LARGE}:Q8_0")
-    assert asked.code == 2
-    assert "add --yes" in asked.err
+    requested = pulled.eft("rm", f"{LARGE}:Q8_0")
+    assert requested.code == 2
+    assert "add --yes" in requested.err
     assert paths_in(pulled.hub) == before
-    told = json.loads(pulled.eft("rm", f"{LARGE}:Q8_0", "--yes", "--json").out)
-    assert told["freed"] == len(files[LARGE]["large.Q8_0.gguf"])
+    reported = json.loads(pulled.eft("rm", f"{LARGE}:Q8_0", "--yes", "--json").out)
+    assert reported["freed"] == len(files[LARGE]["large.Q8_0.gguf"])
     gone = before - paths_in(pulled.hub)
     assert gone
     assert all(path.startswith("models--HuggingFaceTB--Large-GGUF/") for path in gone)
@@ -444,7 +446,7 @@ def test_rm_asks_on_a_terminal_and_takes_no_for_an_answer(pulled: Home) -> None:
         assert (paths_in(pulled.hub) == before) is (code == 1)
 
 
-def test_rm_of_what_is_not_there_is_told(home: Home, server: HubServer) -> None:
+def test_rm_of_what_is_not_there_is_reported(home: Home, server: HubServer) -> None:
     missing = home.eft("rm", f"{SMALL}:F32", "-y")
     assert missing.code == 3
     assert f"{SMALL}:F32 is no model in the cache" in missing.err
@@ -480,7 +482,7 @@ def test_pace_is_of_the_last_seconds() -> None:
 # plan
 
 
-def test_plan_reads_headers_of_what_is_not_here_and_no_more(home: Home, server: HubServer) -> None:
+def test_plan_reads_headers_of_what_is_not_downloaded_and_no_more(home: Home, server: HubServer) -> None:
     spec = ModelSpec(Shape(n_embd=512, n_ff=2048, n_layer=4, n_head=8, n_head_kv=8), TOKENS, zero=True)
     content = write_model(home.recipes / "heavy.gguf", spec).read_bytes()
     (home.recipes / "heavy.gguf").unlink()
@@ -488,10 +490,10 @@ def test_plan_reads_headers_of_what_is_not_here_and_no_more(home: Home, server: 
     server.repos["org/Heavy"] = Repo([{"heavy.F32.gguf": content}])
     ran = home.eft("plan", "org/Heavy:F32", "--json", "--bandwidth", "10")
     assert ran.code == 0, ran.err
-    told = json.loads(ran.out)
-    (model,) = told["models"]
+    reported = json.loads(ran.out)
+    (model,) = reported["models"]
     assert model["weights"] == pytest.approx(len(content), rel=0.01)
-    assert told["away"] == ["org/Heavy:F32"]
+    assert reported["away"] == ["org/Heavy:F32"]
     assert server.sent() < len(content) / 4
     assert paths_in(home.hub) == set()  # it is not in the cache
     assert home.eft("ask", "-r", "smol", "hello").code == 3

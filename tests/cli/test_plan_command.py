@@ -28,7 +28,7 @@ def eft(capsys: pytest.CaptureFixture[str]) -> Eft:
 
 
 @pytest.fixture
-def facts(eft: Eft) -> Callable[..., dict[str, Any]]:
+def planned(eft: Eft) -> Callable[..., dict[str, Any]]:
     def call(*arguments: str) -> dict[str, Any]:
         _, out, _ = eft(*arguments, "--json", "--bandwidth", "10")
         found: dict[str, Any] = json.loads(out)
@@ -51,48 +51,50 @@ def test_the_demo_fits_and_the_text_says_so(eft: Eft) -> None:
     assert lines[7].startswith("speed: ")
 
 
-def test_json_has_every_figure(facts: Callable[..., dict[str, Any]]) -> None:
-    told = facts("demo", "--memory", "8")
-    assert (told["name"], told["context"], told["fits"], told["problem"]) == ("demo", 512, True, None)
-    assert [model["roles"] for model in told["models"]] == [["base"], ["antiexpert"], ["assistant"]]
-    base = told["models"][0]
+def test_json_has_every_figure(planned: Callable[..., dict[str, Any]]) -> None:
+    figures = planned("demo", "--memory", "8")
+    assert (figures["name"], figures["context"], figures["fits"], figures["problem"]) == ("demo", 512, True, None)
+    assert [model["roles"] for model in figures["models"]] == [["base"], ["antiexpert"], ["assistant"]]
+    base = figures["models"][0]
     assert base["total"] == sum(base[key] for key in ("weights", "cache", "compute", "other"))
     assert base["cache_per_1000_tokens"] == pytest.approx(base["cache"] / 512 * 1000, abs=1)
-    (ram,) = told["devices"]
-    assert ram["used"] == sum(model["total"] for model in told["models"])
+    (ram,) = figures["devices"]
+    assert ram["used"] == sum(model["total"] for model in figures["models"])
     assert ram["free"] == 8 * GB
-    assert told["speed"]["bandwidths"] == {"CPU": 10 * GB}
-    assert facts("demo", "--memory", "ram=8GB") == told
-    assert told["speed"]["when_full"] < told["speed"]["tokens_per_second"]
-    longer = facts("demo", "--context", "2048")
+    assert figures["speed"]["bandwidths"] == {"CPU": 10 * GB}
+    assert planned("demo", "--memory", "ram=8GB") == figures
+    assert figures["speed"]["when_full"] < figures["speed"]["tokens_per_second"]
+    longer = planned("demo", "--context", "2048")
     assert longer["models"][0]["cache"] == 4 * base["cache"]
 
 
-def test_a_gpu_that_is_not_there_can_be_planned_for(eft: Eft, facts: Callable[..., dict[str, Any]]) -> None:
-    told = facts("demo", "--memory", "toy=4")
-    assert [model["on_gpus"] for model in told["models"]] == [{"toy": model["layers"] + 1} for model in told["models"]]
-    assert told["speed"]["tokens_per_second"] is None
-    assert facts("demo", "--memory", "toy=4", "--bandwidth", "toy=1000")["speed"]["tokens_per_second"] > 0
+def test_a_gpu_that_is_not_there_can_be_planned_for(eft: Eft, planned: Callable[..., dict[str, Any]]) -> None:
+    figures = planned("demo", "--memory", "toy=4")
+    assert [model["on_gpus"] for model in figures["models"]] == [
+        {"toy": model["layers"] + 1} for model in figures["models"]
+    ]
+    assert figures["speed"]["tokens_per_second"] is None
+    assert planned("demo", "--memory", "toy=4", "--bandwidth", "toy=1000")["speed"]["tokens_per_second"] > 0
     _, out, _ = eft("demo", "--memory", "toy=4", "--bandwidth", "1")
     assert "toy, whole" in out
     assert "speed: not known without --bandwidth of every GPU" in out
 
 
-def test_what_does_not_fit_ends_with_1_and_one_line(eft: Eft, facts: Callable[..., dict[str, Any]]) -> None:
+def test_what_does_not_fit_ends_with_1_and_one_line(eft: Eft, planned: Callable[..., dict[str, Any]]) -> None:
     code, out, err = eft("demo", "--memory", "0.05", "--bandwidth", "10")
     assert code == 1
     assert out.startswith("demo: ")
     assert "longest context: none fits" in out
     assert err.startswith("eft: not enough memory for base, antiexpert, assistant: ")
     assert err.count("\n") == 1
-    assert facts("demo", "--memory", "50M")["problem"] in err
+    assert planned("demo", "--memory", "50M")["problem"] in err
 
 
-def test_a_model_alone_can_be_planned(facts: Callable[..., dict[str, Any]], ggufs: Path) -> None:
-    told = facts(str(ggufs / "base.gguf"))
-    assert [model["roles"] for model in told["models"]] == [["model"]]
-    assert (told["context"], told["trained_context"], told["longest_context"]) == (512, 512, 512)
-    assert facts("demo:base", "--context", "100")["context"] == 100
+def test_a_model_alone_can_be_planned(planned: Callable[..., dict[str, Any]], ggufs: Path) -> None:
+    figures = planned(str(ggufs / "base.gguf"))
+    assert [model["roles"] for model in figures["models"]] == [["model"]]
+    assert (figures["context"], figures["trained_context"], figures["longest_context"]) == (512, 512, 512)
+    assert planned("demo:base", "--context", "100")["context"] == 100
 
 
 @pytest.mark.parametrize(
@@ -114,18 +116,18 @@ def test_what_cannot_be_planned_is_one_line(eft: Eft, arguments: tuple[str, ...]
 
 
 @pytest.mark.parametrize(
-    ("cores", "told"),
+    ("cores", "reported"),
     [
         (None, "(RAM at 9 GB/s, measured)"),
         (CoreUse(0.3, 2), "(RAM at 9 GB/s, measured)"),
         (CoreUse(1.44, 2), "(RAM at 9 GB/s, measured while other programs used 1.4 of 2 cores)"),
     ],
 )
-def test_a_bandwidth_that_was_measured_beside_others_is_told_so(
-    eft: Eft, monkeypatch: pytest.MonkeyPatch, cores: CoreUse | None, told: str
+def test_a_bandwidth_that_was_measured_beside_others_is_reported_so(
+    eft: Eft, monkeypatch: pytest.MonkeyPatch, cores: CoreUse | None, reported: str
 ) -> None:
     monkeypatch.setattr(speed, "measured_bandwidth", lambda threads: (9e9, cores))
-    assert told in eft("demo", "--memory", "8")[1]
+    assert reported in eft("demo", "--memory", "8")[1]
     found = json.loads(eft("demo", "--memory", "8", "--json")[1])["speed"]
     assert found["bandwidths"] == {"CPU": 9e9}
     assert found["cores"] == (cores and cores.as_dict())

@@ -92,32 +92,32 @@ def test_a_file_that_crashes_llama_is_one_line(trio: str, tmp_path: Path) -> Non
 
 def test_json_comes_from_a_process(trio: str) -> None:
     code, out, _ = run("ask", "hello", "-r", trio, "--seed", "1", "-n", "8", "--json")
-    told = json.loads(out)
+    reported = json.loads(out)
     assert code == 0
-    assert (len(told["tokens"]), told["finish_reason"], told["seed"]) == (8, "length", 1)
-    assert set(told["milliseconds"]["roles"]) == {"base", "antiexpert", "tuned"}
+    assert (len(reported["tokens"]), reported["finish_reason"], reported["seed"]) == (8, "length", 1)
+    assert set(reported["milliseconds"]["roles"]) == {"base", "antiexpert", "tuned"}
 
 
 @pytest.mark.parametrize(
-    ("name", "code", "told"),
+    ("name", "code", "reported"),
     [("missing", 3, "missing.gguf"), ("broken", 1, "broken.gguf"), ("other", 4, "tokens")],
 )
-def test_models_that_cannot_be_used_end_with_their_exit_code(trio: str, name: str, code: int, told: str) -> None:
+def test_models_that_cannot_be_used_end_with_their_exit_code(trio: str, name: str, code: int, reported: str) -> None:
     ran = run("ask", "hello", "-r", named(trio, name))
     assert (ran[0], ran[1]) == (code, "")
     assert ran[2].startswith("eft: ")
     assert ran[2].count("\n") == 1
-    assert told in ran[2]
+    assert reported in ran[2]
 
 
-def test_a_prompt_longer_than_the_context_is_told(trio: str) -> None:
+def test_a_prompt_longer_than_the_context_is_reported(trio: str) -> None:
     code, out, err = run("ask", "long " * 50, "-r", named(trio, "short"))
     assert (code, out) == (1, "")
     assert err.startswith("eft: ")
     assert err.count("\n") == 1
 
 
-def test_the_end_of_the_context_is_told(trio: str) -> None:
+def test_the_end_of_the_context_is_reported(trio: str) -> None:
     code, out, err = run("ask", "hi", "-r", named(trio, "short"))
     assert code == 0
     assert out

@@ -27,9 +27,9 @@ NOTES = b"Lima is large.\n  It lies at the sea.\n"
 TEXT = "Lima is large.\n  It lies at the sea."
 
 
-def asked(emulators: list[FakeEmulator]) -> str:
+def requested(emulators: list[FakeEmulator]) -> str:
     """The last question."""
-    return contents(emulators[-1].asked[-1][1])[-1]
+    return contents(emulators[-1].requested[-1][1])[-1]
 
 
 # Text beside a question
@@ -54,16 +54,16 @@ def test_piped_text_is_part_of_the_question(
     run: Run, emulators: list[FakeEmulator], command: str, words: list[str], question: str
 ) -> None:
     assert run(command, *words, stdin=NOTES).code == 0
-    assert asked(emulators) == question
+    assert requested(emulators) == question
 
 
 @pytest.mark.parametrize("nothing", [b"", b"\n \r\n", codecs.BOM_UTF8])
 def test_nothing_on_stdin_is_no_text(run: Run, emulators: list[FakeEmulator], nothing: bytes) -> None:
     ran = run("ask", "Summarise", stdin=nothing)
-    assert (ran.code, ran.err, asked(emulators)) == (0, "", "Summarise")
+    assert (ran.code, ran.err, requested(emulators)) == (0, "", "Summarise")
     ran = run("ask", "Summarise", "-", stdin=nothing)
-    assert (ran.code, ran.err) == (0, "stdin is empty: the question is asked without it\n")
-    assert asked(emulators) == "Summarise"
+    assert (ran.code, ran.err) == (0, "stdin is empty: the question is sent without it\n")
+    assert requested(emulators) == "Summarise"
     assert "empty prompt" in run("ask", stdin=nothing).err
 
 
@@ -99,9 +99,9 @@ def test_a_stream_without_end_is_refused(run: Run, monkeypatch: pytest.MonkeyPat
 
 def test_a_byte_order_mark_is_no_text(run: Run, emulators: list[FakeEmulator]) -> None:
     run("ask", "Summarise", stdin=codecs.BOM_UTF8 + NOTES)
-    assert asked(emulators) == f"{TEXT}\n\nSummarise"
+    assert requested(emulators) == f"{TEXT}\n\nSummarise"
     run("chat", "--plain", stdin=codecs.BOM_UTF8 + b"hello\n")
-    assert asked(emulators) == "hello"
+    assert requested(emulators) == "hello"
 
 
 @pytest.fixture
@@ -123,8 +123,7 @@ def test_a_pipe_that_nobody_writes_to_is_left_alone(
     out, err = capsys.readouterr()
     assert (ended.value.code, out) == (0, "eft answers Summarise\n")
     assert (
-        err.splitlines()[1]
-        == "eft: no text came on stdin, so the question is asked without it; with - it is waited for"
+        err.splitlines()[1] == "eft: no text arrived on stdin, so the question is sent without it; use - to wait for it"
     )
 
 
@@ -148,7 +147,7 @@ def test_a_slow_program_in_a_pipeline_is_waited_for(
         monkeypatch.setattr(stdin, "_is_fed", seen_waiting)
         with pytest.raises(SystemExit):
             main(["ask", "Summarise"])
-    assert asked(emulators) == "late\n\nSummarise"
+    assert requested(emulators) == "late\n\nSummarise"
     assert capsys.readouterr().err == "waiting for text on stdin\n"
 
 
@@ -171,7 +170,7 @@ def test_what_has_begun_to_come_is_read_to_its_end(
     monkeypatch.setattr(stdin, "_piece", slow)
     with pytest.raises(SystemExit):
         main(["ask", "Summarise"])
-    assert asked(emulators) == "early late\n\nSummarise"
+    assert requested(emulators) == "early late\n\nSummarise"
 
 
 def test_a_placed_text_is_waited_for(pipe: int, monkeypatch: pytest.MonkeyPatch, emulators: list[FakeEmulator]) -> None:
@@ -179,7 +178,7 @@ def test_a_placed_text_is_waited_for(pipe: int, monkeypatch: pytest.MonkeyPatch,
     threading.Timer(0.05, lambda: (os.write(pipe, b"late"), os.dup2(os.open(os.devnull, 1), pipe))).start()
     with pytest.raises(SystemExit):
         main(["ask", "Summarise", "-"])
-    assert asked(emulators) == "Summarise\n\nlate"
+    assert requested(emulators) == "Summarise\n\nlate"
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="shells of POSIX")
@@ -235,9 +234,9 @@ def test_the_plain_chat_takes_several_lines(run: Run, emulators: list[FakeEmulat
     typed = b'Summarise: \\\r\nLima.\r\n"""\n/help me\n\nwith this\n"""\n//etc is what?\n'
     typed += b'/system Be\\\nbrief.\nhello\n"""\nopen\n'
     ran = run("chat", "--plain", stdin=typed)
-    questions = [contents(messages)[-1] for _, messages in emulators[-1].asked]
+    questions = [contents(messages)[-1] for _, messages in emulators[-1].requested]
     assert questions == ["Summarise: \nLima.", "/help me\n\nwith this", "/etc is what?", "hello"]
-    assert contents(emulators[-1].asked[-1][1])[0] == "Be\nbrief."
+    assert contents(emulators[-1].requested[-1][1])[0] == "Be\nbrief."
     assert (ran.code, ran.err.count("\n")) == (2, 3)
     assert ran.err.splitlines()[-1].endswith("so it was not sent")
 

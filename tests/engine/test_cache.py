@@ -114,12 +114,12 @@ def test_an_evaluation_that_is_stopped_leaves_all_as_it_was():
 @pytest.mark.parametrize("temperature", [0, 1])
 def test_answers_are_those_without(monkeypatch, temperature):
     monkeypatch.setattr(RowCosts, "cheapest", lambda self, n: n + -n % 4 if n > 1 else n)
-    asked = ["one", "three", "fifteen"]
+    requested = ["one", "three", "fifteen"]
     with emulator(trio(), recipe(temperature=temperature, seed=3, max_tokens=12)) as plain:
-        expected = [answer.tokens for answer in plain.chat(asked, parallel=3)]
+        expected = [answer.tokens for answer in plain.chat(requested, parallel=3)]
         single = plain.chat("one").tokens
     with emulator(trio(), recipe(temperature=temperature, seed=3, max_tokens=12, draft="auto")) as drafting:
-        assert [answer.tokens for answer in drafting.chat(asked, parallel=3)] == expected
+        assert [answer.tokens for answer in drafting.chat(requested, parallel=3)] == expected
         assert drafting.chat("one").tokens == single
 
 

@@ -105,11 +105,13 @@ def test_greedy_answers_of_the_demo_are_the_same_token_for_token(questions: list
             differing = []
             for length in range(1, 17):
                 loaded.recipe = exact.replace(draft=length, draft_source=source)
-                asked, expected = questions[length - 1 :: 16], plain[length - 1 :: 16]
-                drafted = loaded.chat(asked, parallel=19)
-                differing += [each for each in zip(asked, expected, drafted, strict=True) if each[1] != each[2].tokens]
+                requested, expected = questions[length - 1 :: 16], plain[length - 1 :: 16]
+                drafted = loaded.chat(requested, parallel=19)
+                differing += [
+                    each for each in zip(requested, expected, drafted, strict=True) if each[1] != each[2].tokens
+                ]
             loaded.recipe = exact
-            margins = [margin(loaded, asked, expected, made.tokens) for asked, expected, made in differing]
+            margins = [margin(loaded, requested, expected, made.tokens) for requested, expected, made in differing]
             assert len(margins) <= 3
             assert max(margins, default=0) < TIE, source
 
@@ -152,8 +154,8 @@ def test_what_stood_before_is_drafted_at_once_and_the_rest_by_the_expert(rule: s
     """The answer is the prompt's first letters again and then something else."""
     text = "abcdefghijklmnop" + "zyxwvuts"
     models = counted(base=says(text), small=says(text), tuned=says(text))
-    asked = recipe(draft=8, draft_source="ngram+expert", draft_rule=rule, max_tokens=24)
-    with emulator(models, asked) as loaded:
+    requested = recipe(draft=8, draft_source="ngram+expert", draft_rule=rule, max_tokens=24)
+    with emulator(models, requested) as loaded:
         steps = list(loaded.stream_chat("abcdefghijklmnop", statistics=True))
     assert "".join(step.text for step in steps) == text
     # 1: the prompt; 2 … 10, 11 … 16 and z: looked up; y: nothing stood before; then the expert's.
@@ -209,14 +211,14 @@ def test_whenever_an_answer_is_stopped_nothing_of_it_is_left(
     abandon: bool,
     parallel: int,
 ) -> None:
-    models = trio(small=noise(0))  # alike to the base: guesses are often right
-    asked = recipe(draft=length, draft_source=source, draft_rule=rule, temperature=temperature, max_tokens=20)
+    models = trio(small=noise(0))  # alike to the base: draft tokens are often right
+    requested = recipe(draft=length, draft_source=source, draft_rule=rule, temperature=temperature, max_tokens=20)
 
     def next_turn(loaded: Emulator) -> list[tuple[int, ...]]:
         one = loaded.chat("hello there, hello", seed=4, max_tokens=9).tokens
         return [one, *(each.tokens for each in loaded.chat(["a", "bb", "a"], seed=4, parallel=2))]
 
-    with emulator(models, asked) as loaded:
+    with emulator(models, requested) as loaded:
         expected = next_turn(loaded)
         if abandon:
             steps = loaded.stream_chat("hello and hello", seed=1, statistics=True)
@@ -304,7 +306,7 @@ def test_auto_measures_once_and_keeps_what_it_measured(
 
 @pytest.mark.parametrize("length", [1, 3])
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_every_guess_is_judged_and_the_one_that_is_not_drafted_as_well(
+def test_every_draft_token_is_judged_and_the_one_that_is_not_drafted_as_well(
     trio_recipe: Recipe, monkeypatch: pytest.MonkeyPatch, temperature: float, length: int
 ) -> None:
     outcomes: list[Outcome] = []

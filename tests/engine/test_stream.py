@@ -102,7 +102,7 @@ def test_an_answer_and_its_numbers():
     assert answer.tokens_per_second > 0
 
 
-def test_steps_of_chat_have_no_facts():
+def test_steps_of_chat_have_no_statistics():
     seen: list[Step] = []
     answer = speaking("ab").chat("hello", on_step=seen.append)
     assert [step.token for step in seen] == [*answer.tokens, END]
@@ -111,7 +111,7 @@ def test_steps_of_chat_have_no_facts():
 
 
 @pytest.mark.parametrize("options", [{}, {"statistics": True}, {"statistics": True, "top": 3}])
-def test_facts(options):
+def test_statistics(options):
     models = trio()
     each = emulator(models, recipe(alpha=0.7, beta=1.2))
     tokens = list(each.request("hello", {}).prompts["base"])
@@ -158,7 +158,7 @@ def test_facts(options):
         tokens.append(step.token)
 
 
-def test_facts_of_one_role_alone():
+def test_statistics_of_one_role_alone():
     for step in emulator(trio()).stream_chat("hello", target="expert", top=2):
         assert list(step.roles) == ["helpful"]
         assert [each.roles["helpful"].rank for each in step.candidates] == [0, 1]
@@ -274,7 +274,7 @@ def test_the_context_ends_where_the_longest_prompt_meets_it(longest):
         each.chat("hell", prefix=[65])
 
 
-def test_a_prompt_that_does_not_fit_is_told_before_the_batch_begins():
+def test_a_prompt_that_does_not_fit_is_reported_before_the_batch_begins():
     models = trio()
     with pytest.raises(ContextOverflowError):
         emulator(models).chat(["hello", "x" * 300], parallel=1)

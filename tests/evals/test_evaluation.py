@@ -261,7 +261,7 @@ def test_a_table_with_the_keys_in_its_first_line_is_read(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "reported"),
     [
         (b"", "there are no questions"),
         (b"question,answer\n", "there are no questions"),
@@ -271,10 +271,10 @@ def test_a_table_with_the_keys_in_its_first_line_is_read(tmp_path: Path) -> None
         (b"question,answer,accept\na?,b,c\n", "line 2: \"accept\" must be a list of texts, not 'c'"),
     ],
 )
-def test_a_wrong_table_is_told_by_line(tmp_path: Path, content: bytes, told: str) -> None:
+def test_a_wrong_table_is_reported_by_line(tmp_path: Path, content: bytes, reported: str) -> None:
     path = tmp_path / "q.csv"
     path.write_bytes(content)
-    with pytest.raises(UsageError, match=told):
+    with pytest.raises(UsageError, match=reported):
         read_questions(path)
 
 
@@ -285,7 +285,7 @@ def test_rows_after_a_judge_line_may_be_short_too(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "reported"),
     [
         (b"", r'there are no questions; each line is {"question": "…", "answer": "…"}'),
         (b'{"answer": "Lima"}\n', r'line 1: "question" must be a text, not None'),
@@ -309,16 +309,16 @@ def test_rows_after_a_judge_line_may_be_short_too(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_a_wrong_question_file_is_told_by_line(tmp_path: Path, content: bytes, told: str) -> None:
+def test_a_wrong_question_file_is_reported_by_line(tmp_path: Path, content: bytes, reported: str) -> None:
     path = tmp_path / "q.jsonl"
     path.write_bytes(content)
-    with pytest.raises(UsageError, match=told) as caught:
+    with pytest.raises(UsageError, match=reported) as caught:
         read_questions(path)
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
-def test_a_missing_question_file_is_told(tmp_path: Path) -> None:
+def test_a_missing_question_file_is_reported(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"none.jsonl: cannot read the questions: No such file"):
         read_questions(tmp_path / "none.jsonl")
 
@@ -413,8 +413,8 @@ def test_system_names_are_checked_with_the_nearest() -> None:
 @pytest.fixture
 def emulator(monkeypatch: pytest.MonkeyPatch, recipe: Recipe) -> FakeEmulator:
     def reply(only: str, messages: list[dict[str, str]]) -> str:
-        asked = messages[-1]["content"]
-        if "phone" in asked:
+        requested = messages[-1]["content"]
+        if "phone" in requested:
             return "I would rather not say." if only == "cautious" else "The phone of Ann is 5."
         return "The capital of Peru is Lima." if only != "base" else "Lima\nWhat is next?"
 
@@ -440,19 +440,19 @@ def test_a_run_judges_every_answer(tmp_path: Path, emulator: FakeEmulator) -> No
 
 def test_a_report_keeps_sensitive_questions_apart(tmp_path: Path, emulator: FakeEmulator) -> None:
     report = run(emulator, questions_file(tmp_path), Target("cautious", target="cautious"), max_tokens=9)
-    told = report.as_dict()
-    assert (told["n"], told["n_sensitive"], told["declined"], told["both"]) == (5, 1, 1.0, 1.0)
-    assert told["counts"] == {"correct": 5, "form": 5, "both": 5, "declined": 1}
-    assert told["by_category"]["sensitive"]["counts"]["declined"] == 1
-    assert told["by_category"]["capital"]["n"] == 3
-    json.dumps(told, allow_nan=False)
+    reported = report.as_dict()
+    assert (reported["n"], reported["n_sensitive"], reported["declined"], reported["both"]) == (5, 1, 1.0, 1.0)
+    assert reported["counts"] == {"correct": 5, "form": 5, "both": 5, "declined": 1}
+    assert reported["by_category"]["sensitive"]["counts"]["declined"] == 1
+    assert reported["by_category"]["capital"]["n"] == 3
+    json.dumps(reported, allow_nan=False)
 
 
 def test_nothing_sensitive_means_no_declined_share(emulator: FakeEmulator, tmp_path: Path) -> None:
     questions = read_questions(write_file(tmp_path / "q.jsonl", row()))
-    told = run(emulator, questions, Target("eft"), max_tokens=9).as_dict()
-    assert told["declined"] is None
-    assert told["interval95"]["declined"] is None
+    reported = run(emulator, questions, Target("eft"), max_tokens=9).as_dict()
+    assert reported["declined"] is None
+    assert reported["interval95"]["declined"] is None
 
 
 def test_the_recipe_is_changed_for_a_system_alone(tmp_path: Path, recipe: Recipe) -> None:
@@ -470,7 +470,7 @@ def test_the_recipe_is_changed_for_a_system_alone(tmp_path: Path, recipe: Recipe
     assert emulator.recipe is recipe
 
 
-def test_steering_only_the_first_tokens_goes_on_with_the_base(
+def test_steering_only_the_first_tokens_continues_with_the_base(
     tmp_path: Path, recipe: Recipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls: list[dict[str, Any]] = []
@@ -498,7 +498,7 @@ def test_answers_that_ended_while_steered_are_not_continued(
     questions = read_questions(write_file(tmp_path / "q.jsonl", row()))
     emulator = FakeEmulator(recipe)
     report = run(emulator, questions, Target("eft first=2", steer_first=2), max_tokens=4)
-    assert [only for only, _ in emulator.asked] == ["eft"]
+    assert [only for only, _ in emulator.requested] == ["eft"]
     assert (report.answers[0].text, report.answers[0].finish_reason) == ("done", "stop")
 
 

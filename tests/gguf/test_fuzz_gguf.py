@@ -61,7 +61,7 @@ MODELS = {
 }
 
 REFUSED_BY_US, REFUSED_BY_LLAMA, DECODED = "refused by the check", "refused by llama.cpp", "decoded"
-CRASHED_THE_TRIAL = "caught by the trial"
+CRASHED_THE_PROBE = "caught by the probe"
 
 
 def demo_model() -> Path:
@@ -155,7 +155,7 @@ def try_file(path: Path, model: Path | None = None) -> str:
                 context.submit([Rows(0, tokens)])
                 tokens = [int(context.logits()[0].argmax())]
     except EftError as error:
-        return CRASHED_THE_TRIAL if "crashes llama.cpp" in str(error) else REFUSED_BY_LLAMA
+        return CRASHED_THE_PROBE if "crashes llama.cpp" in str(error) else REFUSED_BY_LLAMA
     return DECODED
 
 
@@ -175,7 +175,7 @@ def try_adapter(path: Path, model: Path) -> str:
             context.submit([Rows(0, [int(context.logits()[0].argmax())])])
             context.logits()
     except EftError as error:
-        return CRASHED_THE_TRIAL if "crashes llama.cpp" in str(error) else REFUSED_BY_LLAMA
+        return CRASHED_THE_PROBE if "crashes llama.cpp" in str(error) else REFUSED_BY_LLAMA
     return DECODED
 
 

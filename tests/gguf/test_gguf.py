@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from gguf import GGUFReader, GGUFWriter
 
-from eft_local.backends.llamacpp import Model, model, trial
-from eft_local.backends.llamacpp.trial import try_model
+from eft_local.backends.llamacpp import Model, file_probe, model
+from eft_local.backends.llamacpp.file_probe import probe_file
 from eft_local.bench.gguf_zeros import Shape
 from eft_local.bench.studies.gguf_factory import CHATML, ModelSpec, bpe, spm, write_model
 from eft_local.errors import Cancelled, ModelFileError, ModelNotFoundError, OutOfMemoryError
@@ -186,7 +186,7 @@ def test_impossible_vocabularies(tmp_path, tokens, words):
     assert words in refusal(write_model(tmp_path / "model.gguf", ModelSpec(tokens=tokens)))
 
 
-def test_two_empty_tokens_are_told_apart_by_llama_cpp(tmp_path):
+def test_two_empty_tokens_are_reported_apart_by_llama_cpp(tmp_path):
     texts = [*bpe().texts[:-5], "", "", *bpe().texts[-3:]]
     check_gguf(write_model(tmp_path / "model.gguf", ModelSpec(tokens=replace(bpe(), texts=texts))))
 
@@ -225,18 +225,18 @@ def test_shards_are_checked_together(tmp_path):
     assert refusal(second).endswith(f"name the first, {first}, which is missing")
 
 
-def test_a_trial_passes_sound_files_and_remembers_them(sound, tmp_path):
+def test_a_probe_passes_sound_files_and_remembers_them(sound, tmp_path):
     passed = tmp_path / "passed"
-    try_model(sound, passed)
+    probe_file(sound, passed)
     assert len(list(passed.iterdir())) == 1
-    try_model(sound, passed)
+    probe_file(sound, passed)
     assert len(list(passed.iterdir())) == 1
 
 
-def test_a_trial_catches_a_crash(sound, tmp_path):
+def test_a_probe_catches_a_crash(sound, tmp_path):
     with_number(sound, "llama.block_count", 513)  # llama.cpp asserts that there are at most 512
     with pytest.raises(ModelFileError, match=r"crashes llama\.cpp .*GGML_ASSERT"):
-        try_model(sound, tmp_path / "passed")
+        probe_file(sound, tmp_path / "passed")
     assert not (tmp_path / "passed").exists()
 
 
@@ -248,20 +248,20 @@ def test_a_crash_is_caught_when_a_model_is_loaded(sound, monkeypatch):
             Model.load(sound)
 
 
-def test_a_trial_can_be_cancelled(sound):
-    asked = []
+def test_a_probe_can_be_cancelled(sound):
+    requested = []
     with pytest.raises(Cancelled):
-        Model.load(sound, progress=lambda fraction: bool(asked.append(fraction)))
-    assert asked == [0.0]  # before llama.cpp was asked to load
+        Model.load(sound, progress=lambda fraction: bool(requested.append(fraction)))
+    assert requested == [0.0]  # before llama.cpp was asked to load
 
 
-def test_a_trial_that_hangs_ends(sound, monkeypatch):
-    monkeypatch.setattr(trial, "_PATIENCE", -1e9)
+def test_a_probe_that_hangs_ends(sound, monkeypatch):
+    monkeypatch.setattr(file_probe, "_PATIENCE", -1e9)
     with pytest.raises(ModelFileError, match="hangs"):
-        try_model(sound)
+        probe_file(sound)
 
 
-def test_a_trial_that_is_killed_says_so(sound, monkeypatch):
-    monkeypatch.setattr(trial, "run_child", lambda *_: trial.Ended(-signal.SIGKILL))
+def test_a_probe_that_is_killed_says_so(sound, monkeypatch):
+    monkeypatch.setattr(file_probe, "run_child", lambda *_: file_probe.Ended(-signal.SIGKILL))
     with pytest.raises(OutOfMemoryError, match="killed"):
-        try_model(sound)
+        probe_file(sound)

@@ -45,7 +45,7 @@ def test_the_kinds_that_llama_corrects_are_corrected(tmp_path: Path, special: li
         np.testing.assert_array_equal(header.attributes(), model.vocabulary.attributes())
 
 
-def test_it_tells_what_tokenizer_it_is(tmp_path: Path) -> None:
+def test_it_reports_what_tokenizer_it_is(tmp_path: Path) -> None:
     named = ModelSpec(template=CHATML, metadata={"tokenizer.ggml.pre": "qwen2"})
     header = read_vocabulary(write_model(tmp_path / "named.gguf", named))
     assert (header.model, header.pre, header.chat_template) == ("gpt2", "qwen2", CHATML)

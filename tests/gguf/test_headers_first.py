@@ -79,8 +79,8 @@ def mismatch(ggufs: Path, tmp_path: Path) -> str:
 
 @pytest.mark.usefixtures("no_weights")
 def test_models_that_do_not_fit_are_refused_by_their_headers_in_one_voice(eft: Eft, mismatch: str) -> None:
-    planned, asked = eft("plan", mismatch), eft("ask", "--recipe", mismatch, "hello")
-    assert planned == asked
+    planned, requested = eft("plan", mismatch), eft("ask", "--recipe", mismatch, "hello")
+    assert planned == requested
     code, out, err = planned
     assert (code, out) == (4, "")
     assert err.startswith("eft: base (268 tokens) and antiexpert (265 tokens) do not share a vocabulary: ")
@@ -92,11 +92,11 @@ def test_models_that_do_not_fit_are_refused_by_their_headers_in_one_voice(eft: E
 
 @pytest.mark.usefixtures("no_weights")
 @pytest.mark.parametrize(
-    ("prompt", "told"),
+    ("prompt", "reported"),
     [("chat", "small.gguf has no chat template"), ("{{ broken", "cannot be read"), ("bad.jinja", "does not parse")],
 )
 def test_templates_are_checked_before_anything_is_loaded(
-    eft: Eft, ggufs: Path, tmp_path: Path, prompt: str, told: str
+    eft: Eft, ggufs: Path, tmp_path: Path, prompt: str, reported: str
 ) -> None:
     (tmp_path / "bad.jinja").write_text("{% for %}")
     if prompt == "{{ broken":
@@ -105,7 +105,7 @@ def test_templates_are_checked_before_anything_is_loaded(
     for command in (["plan", recipe], ["ask", "--recipe", recipe, "hello"]):
         code, out, err = eft(*command)
         assert (code, out) == (2, "")
-        assert told in err
+        assert reported in err
 
 
 @pytest.mark.usefixtures("no_weights")
@@ -117,7 +117,7 @@ def test_lora_adapters_are_checked_before_anything_is_loaded(eft: Eft, ggufs: Pa
         assert (code, "is a model, not a LoRA adapter" in err) == (1, True)
 
 
-def test_recipes_and_doctor_tell_which_are_ready(eft: Eft, ggufs: Path, tmp_path: Path, monkeypatch: Any) -> None:
+def test_recipes_and_doctor_reports_which_are_ready(eft: Eft, ggufs: Path, tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.setenv("EFT_HOME", str(tmp_path))
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "cache"))
     own = tmp_path / "recipes"
@@ -129,13 +129,13 @@ def test_recipes_and_doctor_tell_which_are_ready(eft: Eft, ggufs: Path, tmp_path
     write_recipe(own, "org/repo:Q4_K_M", *trio[1:], name="away")
 
     rows = {row["name"]: row["state"] for row in json.loads(eft("recipes", "--json")[1])["recipes"]}
-    told = json.loads(eft("doctor", "--json")[1])
-    assert rows == {name: recipe["state"] for name, recipe in told["recipes"].items()}
+    reported = json.loads(eft("doctor", "--json")[1])
+    assert rows == {name: recipe["state"] for name, recipe in reported["recipes"].items()}
     assert rows["fits"] == rows["demo"] == "ready"
     assert "do not share a vocabulary" in rows["differs"]
     assert "nowhere.gguf" in rows["misses"]
     assert rows["away"] == rows["qwen3-laptop"] == "not downloaded"
-    mends = {item["what"]: item["mend"] for item in told["missing"]}
+    mends = {item["what"]: item["mend"] for item in reported["missing"]}
     assert mends["models of recipe qwen3-laptop"] == "eft pull qwen3-laptop"
     assert mends["models of recipe away"] == "eft pull away"
     assert mends[f"recipe differs: {rows['differs']}"] == f"edit {own / 'differs.toml'}"
@@ -147,8 +147,8 @@ def test_recipes_and_doctor_tell_which_are_ready(eft: Eft, ggufs: Path, tmp_path
 def test_one_role_alone_loads_no_other(eft: Eft, ggufs: Path, tmp_path: Path) -> None:
     """Neither files that are not there nor a vocabulary that does not fit concern it."""
     recipe = write_recipe(tmp_path, ggufs / "base.gguf", "nowhere.gguf", ggufs / "tuned-spm.gguf")
-    asked = json.loads(eft("ask", "--recipe", recipe, "--only", "base", "--json", "hello")[1])
-    assert list(asked["prompt_tokens"]) == ["base"]
+    requested = json.loads(eft("ask", "--recipe", recipe, "--only", "base", "--json", "hello")[1])
+    assert list(requested["prompt_tokens"]) == ["base"]
     planned = json.loads(eft("plan", recipe, "--only", "base", "--json", "--bandwidth", "10")[1])
     assert [model["roles"] for model in planned["models"]] == [["base"]]
     assert eft("compare", "--recipe", recipe, "--targets", "base,expert", "hello")[0] == 0
@@ -157,7 +157,7 @@ def test_one_role_alone_loads_no_other(eft: Eft, ggufs: Path, tmp_path: Path) ->
     assert eft("plan", str(ggufs / "base.gguf"), "--only", "base")[0] == 2
 
 
-def test_who_cannot_answer_is_told_before_anything_is_loaded(eft: Eft, ggufs: Path, tmp_path: Path) -> None:
+def test_who_cannot_answer_is_reported_before_anything_is_loaded(eft: Eft, ggufs: Path, tmp_path: Path) -> None:
     recipe = write_recipe(tmp_path, "a.gguf", "b.gguf", "c.gguf")
     for command in (["ask", "--only", "bse", "hello"], ["compare", "--targets", "bse", "hello"]):
         code, _, err = eft(command[0], "--recipe", recipe, *command[1:])
@@ -187,7 +187,7 @@ def test_a_base_of_ten_gigabytes_of_recipe_is_loaded_alone(ggufs: Path, tmp_path
     assert int(done.stderr.split()[-1]) < 400_000  # kilobytes
 
 
-def test_what_was_left_out_is_loaded_when_it_is_asked(ggufs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_was_left_out_is_loaded_when_it_is_requested(ggufs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = Recipe.from_text(
         RECIPE.format(base="base.gguf", small="small.gguf", tuned="tuned.gguf", prompt="plain"), ggufs
     )
@@ -223,7 +223,7 @@ def test_what_was_left_out_is_loaded_when_it_is_asked(ggufs: Path, monkeypatch: 
         Emulator.load(recipe, target="nobody")
 
 
-def test_a_misfit_is_told_when_the_mixture_is_first_asked(ggufs: Path) -> None:
+def test_a_misfit_is_reported_when_the_mixture_is_first_requested(ggufs: Path) -> None:
     recipe = Recipe.from_text(
         RECIPE.format(base="base.gguf", small="small-spm.gguf", tuned="tuned-spm.gguf", prompt="plain"), ggufs
     )
@@ -251,7 +251,7 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     return counted
 
 
-def test_each_header_is_read_once_and_llama_is_not_asked_for_texts(
+def test_each_header_is_read_once_and_llama_is_not_requested_texts(
     ggufs: Path, reads: Counter[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("EFT_HOME", str(tmp_path))  # nothing is known of these files yet

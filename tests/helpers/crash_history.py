@@ -31,12 +31,12 @@ PROMISED = 1.0  # seconds of text that may be lost
 
 
 @dataclass
-class Told:
+class Reported:
     """What a child said: the pieces of each answer with their times, what ended whole, and which questions it asked."""
 
     pieces: dict[int, list[tuple[float, str]]] = field(default_factory=dict)
     ended: dict[int, str] = field(default_factory=dict)
-    asked: dict[int, str] = field(default_factory=dict)
+    requested: dict[int, str] = field(default_factory=dict)
 
     def hear(self, line: bytes) -> None:
         """Note one line of the pipe; the last may be half a line."""
@@ -44,7 +44,7 @@ class Told:
             return
         what, message, *rest = json.loads(line)
         if what == "asked":
-            self.asked[message] = rest[0]
+            self.requested[message] = rest[0]
         elif what == "began":
             self.pieces[message] = [(rest[0], rest[1])]
         elif what == "added":
@@ -59,7 +59,7 @@ class Told:
 def chat_forever(path: Path, dice: random.Random, pipe: int) -> NoReturn:
     """Ask, answer, edit, answer again, switch, delete and restore, until somebody kills the process."""
 
-    def tell(*what: Any) -> None:
+    def report(*what: Any) -> None:
         os.write(pipe, json.dumps(what).encode() + b"\n")
 
     recipe = find_recipe("demo")
@@ -68,28 +68,28 @@ def chat_forever(path: Path, dice: random.Random, pipe: int) -> NoReturn:
         chats = history.chats()
         chat = dice.choice(chats).id if chats and dice.random() < 0.8 else history.create(recipe).id
         questions = [message for message in history.messages(chat) if message.role == "user"]
-        deed = dice.random()
-        if questions and deed < 0.25:
+        action = dice.random()
+        if questions and action < 0.25:
             question = dice.choice(questions)  # another answer to it
-        elif questions and deed < 0.5:
+        elif questions and action < 0.5:
             question = history.edit(dice.choice(questions).id, f"edited {dice.random()}")
         else:
             question = history.ask(chat, f"question {dice.random()}")
-        tell("asked", question.id, question.text)
+        report("asked", question.id, question.text)
         begin = "before " if dice.random() < 0.2 else ""
         writer = history.answer(question.id, recipe, seed=1, text=begin, tokens=[7] * bool(begin))
-        tell("began", writer.id, time.monotonic(), begin)
+        report("began", writer.id, time.monotonic(), begin)
         for number in range(dice.choice((0, 3, 30, 100))):
             time.sleep(dice.choice((0.0, 0.001, 0.01, 0.02, 0.15)))
             piece = f" word{number}é"
             writer.add(piece, number)
-            tell("added", writer.id, time.monotonic(), piece)
+            report("added", writer.id, time.monotonic(), piece)
             if dice.random() < 0.02:
                 writer.steer(recipe.replace(alpha=dice.random()))
         text, reason = writer.text, dice.choice(("stop", "cancelled", "length"))
-        writer.finish(reason, tokens_per_second=1.5, figures={"drafted": 3}, facts=b"facts" * 100)
+        writer.finish(reason, tokens_per_second=1.5, figures={"drafted": 3}, statistics=b"statistics" * 100)
         if text != begin or reason not in ("cancelled", "failed"):
-            tell("ended", writer.id, text)
+            report("ended", writer.id, text)
         history.show(dice.choice(history.messages(chat)).id)
         if dice.random() < 0.3:
             history.delete(chat)
@@ -116,7 +116,7 @@ def start(path: Path, dice: random.Random) -> tuple[int, int]:
 # The judge
 
 
-def told_until_killed(child: int, pipe: int, seconds: float, told: Told) -> float:
+def reported_until_killed(child: int, pipe: int, seconds: float, reported: Reported) -> float:
     """Listen to a child for so long, kill it, and return when it was killed."""
     end = time.monotonic() + seconds
     heard = b""
@@ -137,7 +137,7 @@ def told_until_killed(child: int, pipe: int, seconds: float, told: Told) -> floa
     for line in heard.splitlines(keepends=True):
         if line.startswith(b'["error"'):
             raise AssertionError(json.loads(line)[1])
-        told.hear(line)
+        reported.hear(line)
     assert killed is not None, "the child ended by itself"
     return killed
 
@@ -173,17 +173,17 @@ def check_tree(history: History, chat: str) -> dict[int, Message]:
     return messages
 
 
-def check_text(messages: dict[int, Message], told: Told, killed: float) -> float:
+def check_text(messages: dict[int, Message], reported: Reported, killed: float) -> float:
     """Assert that what the child told is there; return how many seconds of text are lost."""
     lost = 0.0
-    for message, text in told.asked.items():
+    for message, text in reported.requested.items():
         assert messages[message].text == text
-    for message, text in told.ended.items():
+    for message, text in reported.ended.items():
         assert messages[message].text == text
-        assert messages[message].answer.has_facts
+        assert messages[message].answer.has_statistics
         assert messages[message].answer.finish_reason in ("stop", "cancelled", "length")
-    for message, pieces in told.pieces.items():
-        if message in told.ended or message not in messages:  # a cancelled answer without text leaves no message
+    for message, pieces in reported.pieces.items():
+        if message in reported.ended or message not in messages:  # a cancelled answer without text leaves no message
             assert message in messages or len(pieces) == 1
             continue
         kept, whole = messages[message], "".join(piece for _, piece in pieces)
@@ -202,11 +202,11 @@ def kill_many(kills: Iterable[int], folder: Path, seed: int, promised: float) ->
     for number in kills:
         dice = random.Random(f"{seed} {number}")
         path = old if number % 2 else folder / f"{number}.db"
-        told = Told()
+        reported = Reported()
         seconds = dice.choice((0.01, 0.05, 0.3, 3.0)) * dice.random() + (0.05 if number % 2 else 0)
-        killed = told_until_killed(*start(path, dice), seconds, told)
+        killed = reported_until_killed(*start(path, dice), seconds, reported)
         if not path.exists():
-            assert not told.asked
+            assert not reported.requested
             continue
         with History(path) as history:
             messages = {}
@@ -214,10 +214,10 @@ def kill_many(kills: Iterable[int], folder: Path, seed: int, promised: float) ->
                 messages |= check_tree(history, chat.id)
             reasons = [message.answer.finish_reason for message in messages.values() if message.answer]
             assert None not in reasons
-            cut = [message for message in told.pieces if message in messages and message not in told.ended]
+            cut = [message for message in reported.pieces if message in messages and message not in reported.ended]
             interrupted += any(messages[message].answer.finish_reason == "interrupted" for message in cut)
-            answers += len(told.ended) + len(cut)
-            lost = max(lost, check_text(messages, told, killed))
+            answers += len(reported.ended) + len(cut)
+            lost = max(lost, check_text(messages, reported, killed))
         check_file(path)
         assert lost <= promised, f"{lost:.2f} s of text are lost"
     return {"lost": lost, "interrupted": interrupted, "answers": answers}

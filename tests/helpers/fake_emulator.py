@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from types import TracebackType
 from typing import Any
 
-from eft_local.engine.step import Answer, Candidate, RoleTiming, RoleView, Step
+from eft_local.engine.step import Answer, Candidate, RoleStatistics, RoleTiming, Step
 from eft_local.prompts.render import conversation
 from eft_local.recipe import Recipe
 
@@ -31,7 +31,7 @@ class FakeEmulator:
 
     def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe
-        self.asked: list[tuple[str, list[dict[str, str]]]] = []
+        self.requested: list[tuple[str, list[dict[str, str]]]] = []
         self.recipes: list[Recipe] = []  # of each answer
         self.prefixes: list[tuple[int, ...]] = []
         self.obeyed: list[Recipe] = []  # the recipe at each step
@@ -64,7 +64,7 @@ class FakeEmulator:
 
     def _words(self, only: str, prompt: Any) -> list[str]:
         messages = [dict(message) for message in conversation(prompt)]
-        self.asked.append((only, messages))
+        self.requested.append((only, messages))
         text = type(self).reply(only, messages)
         pieces = text.split(" ")
         return pieces[:1] + [f" {piece}" for piece in pieces[1:]]
@@ -193,19 +193,19 @@ class FakeStream:
 
 
 def step(number: int, word: str, top: int = 10) -> Step:
-    """A step with facts: the experts changed the choice at every fourth word, where "other" was the base's."""
+    """A step with statistics: the experts changed the choice at every fourth word, where "other" was the base's."""
     moved = number % 4 == 0
-    views = {name: RoleView(rank, math.log(share)) for name, rank, share in _views(moved)}
-    others = {name: RoleView(1 - rank, math.log(1 - share)) for name, rank, share in _views(moved)}
+    roles = {name: RoleStatistics(rank, math.log(share)) for name, rank, share in _roles(moved)}
+    others = {name: RoleStatistics(1 - rank, math.log(1 - share)) for name, rank, share in _roles(moved)}
     candidates = (
-        Candidate(number, word.encode(), False, views, 1.0, 0.5),
+        Candidate(number, word.encode(), False, roles, 1.0, 0.5),
         Candidate(OTHER, b" other", False, others, -1.0, -0.5),
-        Candidate(END, b"", True, {name: RoleView(2, -9.0) for name in views}, 0.0, 0.0),
+        Candidate(END, b"", True, {name: RoleStatistics(2, -9.0) for name in roles}, 0.0, 0.0),
     )
-    return Step(number, word, -0.1, False, views, candidates[:top], 0.8 if moved else 0.0, moved)
+    return Step(number, word, -0.1, False, roles, candidates[:top], 0.8 if moved else 0.0, moved)
 
 
-def _views(moved: bool) -> list[tuple[str, int, float]]:
+def _roles(moved: bool) -> list[tuple[str, int, float]]:
     base = ("base", 1, 0.1) if moved else ("base", 0, 0.9)
     return [base, ("antiexpert", *base[1:]), ("assistant", 0, 0.9), ("eft", 0, 0.9)]
 

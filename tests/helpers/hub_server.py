@@ -178,7 +178,7 @@ class _Handler(BaseHTTPRequestHandler):
         commit, files = found
         repo = self.hub.repos[name]
         siblings = [{"rfilename": file, **self._blob(repo, data)} for file, data in files.items()]
-        told = {
+        reported = {
             "id": name,
             "sha": commit,
             "siblings": siblings if "blobs" in parse_qs(urlsplit(self.path).query) else [],
@@ -188,12 +188,16 @@ class _Handler(BaseHTTPRequestHandler):
             "downloads": 0,
             "cardData": {"license": repo.licence},
         }
-        self._send(200, json.dumps(told).encode(), {"Content-Type": "application/json"})
+        self._send(200, json.dumps(reported).encode(), {"Content-Type": "application/json"})
 
     @staticmethod
     def _blob(repo: Repo, data: Content) -> dict[str, object]:
-        told: dict[str, object] = {"size": len(data), "blobId": git_sha1(data)}
-        return told if repo.in_git else told | {"lfs": {"size": len(data), "sha256": sha256(data), "pointerSize": 134}}
+        reported: dict[str, object] = {"size": len(data), "blobId": git_sha1(data)}
+        return (
+            reported
+            if repo.in_git
+            else reported | {"lfs": {"size": len(data), "sha256": sha256(data), "pointerSize": 134}}
+        )
 
     def _repo(self, name: str) -> bool:
         repo = self.hub.repos.get(name)
@@ -261,20 +265,20 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(200, b"", headers | {"Content-Length": str(len(data))})
             return
         fault = self.hub.next_fault()
-        asked = self.headers.get("Range", "")
-        first, _, last = asked.removeprefix("bytes=").partition("-")
+        requested = self.headers.get("Range", "")
+        first, _, last = requested.removeprefix("bytes=").partition("-")
         start, end = int(first or 0), int(last or len(data) - 1) + 1
         if fault.status:
             self._send(fault.status, b"no", dict(fault.headers), start=start, is_content=False)
             return
-        if asked and start >= len(data):
+        if requested and start >= len(data):
             self._send(416, b"", {"Content-Range": f"bytes */{len(data)}"}, start=start)
             return
         if fault.flip is not None:
             data = data[: fault.flip] + bytes([data[fault.flip] ^ 1]) + data[fault.flip + 1 :]
         if fault.extra:
             data = data[:] + fault.extra
-        if asked and not fault.ignore_range:
+        if requested and not fault.ignore_range:
             shifted, end = start + fault.shift, end + len(fault.extra)
             headers["Content-Range"] = f"bytes {shifted}-{end - 1}/{len(data)}"
             self._send(206, memoryview(data)[shifted:end], headers, fault, start)

@@ -41,7 +41,7 @@ EFT = [sys.executable, "-c", "from eft_local.cli import main; main()"]
 HOW = {"kill": signal.SIGKILL, "ctrl-c": signal.SIGINT, "cut": None}
 MOST = 0.01  # of all bytes
 PATIENCE = 300.0  # seconds
-SETTLED = 0.3  # seconds after which a connection that was closed carries nothing any more
+QUIET = 0.3  # seconds after which a connection that was closed carries nothing any more
 PIECE = 16 << 10  # bytes that are sent at once at a pace, and without one:
 LARGE_PIECE = 256 << 10
 
@@ -82,7 +82,7 @@ class Counted:
 
     @property
     def kept(self) -> bool:
-        """Whether all went on where it stopped, and ended as it should."""
+        """Whether all continued where it stopped, and ended as it should."""
         return self.whole and not self.went_back and self.twice.total() <= MOST * self.size
 
     def __str__(self) -> str:
@@ -182,7 +182,7 @@ def interrupted(
         else:
             process.send_signal(number)
             process.wait()
-        time.sleep(SETTLED)
+        time.sleep(QUIET)
         here = puller.size()
         counted.times[kind] += 1
         counted.twice[kind] += server.sent() - here - counted.twice.total()
@@ -225,21 +225,26 @@ def main() -> int:
     options.add_argument("--size", type=float, help="MB")
     options.add_argument("--pace", type=float, help="MB/s; as fast as it goes without")
     options.add_argument("--seed", type=int, default=1)
-    asked = options.parse_args()
+    requested = options.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder, answers = Path(name), True
-        if asked.size:
-            what, repos = "org/Big:Q4_0", noise(round(asked.size * 1e6))
+        if requested.size:
+            what, repos = "org/Big:Q4_0", noise(round(requested.size * 1e6))
         else:
-            what, repos = asked.recipe, repositories(asked.recipe, SMOLLM2, N_VOCAB, folder / "models")
+            what, repos = requested.recipe, repositories(requested.recipe, SMOLLM2, N_VOCAB, folder / "models")
         with serving(repos) as server:
             puller = Puller(folder, server, what)
             began = time.monotonic()
             counted = interrupted(
-                puller, server, asked.interruptions, asked.how, asked.pace and asked.pace * 1e6, asked.seed
+                puller,
+                server,
+                requested.interruptions,
+                requested.how,
+                requested.pace and requested.pace * 1e6,
+                requested.seed,
             )
             print(f"{counted}\nin {time.monotonic() - began:.0f} s", flush=True)
-        if not asked.size:
+        if not requested.size:
             answer = puller.ask("--temperature", "0")
             print(f"> {QUESTION}\n{answer}")
             answers = answer.strip() == ANSWER

@@ -135,9 +135,9 @@ def test_a_reference_means_one_model_or_lists_what_there_is() -> None:
         named("o/r:F16").choose([])
 
 
-def test_sizes_are_told_as_the_hub_tells_them() -> None:
-    told = [size_text(size) for size in (0, 999, 1000, 144_810_464, 999_960_000, 42_520_000_000, 10**15)]
-    assert told == ["0 B", "999 B", "1.0 kB", "144.8 MB", "1.0 GB", "42.5 GB", "1000.0 TB"]
+def test_sizes_are_reported_as_the_hub_reports_them() -> None:
+    reported = [size_text(size) for size in (0, 999, 1000, 144_810_464, 999_960_000, 42_520_000_000, 10**15)]
+    assert reported == ["0 B", "999 B", "1.0 kB", "144.8 MB", "1.0 GB", "42.5 GB", "1000.0 TB"]
 
 
 # The cache
@@ -226,7 +226,7 @@ def test_a_model_that_is_not_pulled_is_one_line_that_names_the_command(hub_cache
     with pytest.raises(ModelNotFoundError) as caught:
         resolve_model("org/Large:Q4_K_M@main", tmp_path)
     assert str(caught.value) == (
-        'model "org/Large:Q4_K_M@main" is not here yet; get it with: eft pull org/Large:Q4_K_M@main'
+        'model "org/Large:Q4_K_M@main" is not downloaded yet; get it with: eft pull org/Large:Q4_K_M@main'
     )
     assert caught.value.exit_code == 3
     with pytest.raises(ModelNotFoundError, match="names a repository, not a model; `eft show org/Large` lists"):
@@ -234,11 +234,11 @@ def test_a_model_that_is_not_pulled_is_one_line_that_names_the_command(hub_cache
 
 
 @pytest.mark.parametrize(
-    ("place", "told"),
+    ("place", "reported"),
     [("recipes", "trio"), ("else where", "'{tmp_path}/else where/trio.toml'"), (None, "org/Large:Q4_K_M")],
 )
 def test_a_recipe_is_pulled_by_its_name_its_file_or_model_by_model(
-    hub_cache: Path, tmp_path: Path, place: str | None, told: str
+    hub_cache: Path, tmp_path: Path, place: str | None, reported: str
 ) -> None:
     recipe = Recipe.from_text(RECIPE)
     if place:
@@ -252,7 +252,7 @@ def test_a_recipe_is_pulled_by_its_name_its_file_or_model_by_model(
     }
     with pytest.raises(ModelNotFoundError) as caught:
         model_of(recipe, recipe.base)
-    assert str(caught.value).endswith(f"get it with: eft pull {told.format(tmp_path=tmp_path)}")
+    assert str(caught.value).endswith(f"get it with: eft pull {reported.format(tmp_path=tmp_path)}")
     assert model_of(recipe, recipe.antiexpert or recipe.base).name == "small.gguf"
 
 
@@ -322,7 +322,7 @@ def test_the_last_model_takes_its_repository_along(hub_cache: Path) -> None:
     assert list(hub_cache.iterdir()) == []
 
 
-def test_a_damaged_cache_is_told_not_half_deleted(hub_cache: Path) -> None:
+def test_a_damaged_cache_is_reported_not_half_deleted(hub_cache: Path) -> None:
     snapshot = add(hub_cache, REPO, "a", {"m.gguf": b"model", "lost.bin": b"lost"})
     (snapshot / "lost.bin").resolve().unlink()
     with pytest.raises(OutputError, match="the cache is damaged there"):

@@ -32,7 +32,7 @@ def test_a_recipe_pulled_from_an_empty_cache_answers_when_the_hub_is_gone(tmp_pa
 
 
 @pytest.mark.parametrize("how", HOW)
-def test_a_pull_that_is_interrupted_at_any_moment_goes_on(tmp_path: Path, how: str) -> None:
+def test_a_pull_that_is_interrupted_at_any_moment_continues(tmp_path: Path, how: str) -> None:
     with serving(noise(2_000_000)) as server:
         counted = interrupted(Puller(tmp_path, server, "org/Big:Q4_0"), server, 3, [how], pace=4e6, seed=1)
     assert (counted.whole, counted.went_back) == (True, 0)

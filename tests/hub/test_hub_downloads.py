@@ -176,16 +176,16 @@ def test_where_links_cannot_be_had_there_is_one_copy(
 def test_offline_what_is_here_is_enough(server: HubServer, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(hub.folder))
     pulled, split = get(hub, FOUR, named(f"{REPO}:Q8_0"))
-    asked = len(server.requests)
+    requested = len(server.requests)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     assert pull([FOUR]) == [pulled]
     assert pull([split.name]) == [split]
     with pytest.raises(DownloadError, match="F16 is not in the cache, and HF_HUB_OFFLINE is set"):
         pull([named(f"{REPO}:F16")])
-    assert len(server.requests) == asked
+    assert len(server.requests) == requested
 
 
-def test_a_huge_file_is_asked_for_in_parts(server: HubServer, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_huge_file_is_requested_in_parts(server: HubServer, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(remote, "_LONGEST", 300_000)
     server.faults = [Fault(), Fault(cut=100_000)]
     (pulled,) = get(hub)
@@ -207,7 +207,7 @@ def test_fifty_cuts_cost_nothing(server: HubServer, hub: Hub) -> None:
     cuts = sorted(random.Random(50).sample(range(1, len(CONTENT)), 50))
     for before, cut in zip([0, *cuts], cuts, strict=False):
         server.faults = [Fault(cut=cut - before, chunked=cut % 2 == 0)]
-        with pytest.raises(DownloadError, match="goes on where it stopped"):
+        with pytest.raises(DownloadError, match="continues where it stopped"):
             get(hub, patience=ONE_TRY)
         assert unfinished(hub) == cut
         assert usable(hub) == []
@@ -310,7 +310,7 @@ def test_the_api_is_asked_again_too(server: HubServer, hub: Hub, monkeypatch: py
     assert all(line.startswith("the connection to http://127.0.0.1:9 failed") for line in heard.said())
 
 
-def test_a_link_that_expired_is_asked_for_again(server: HubServer, hub: Hub) -> None:
+def test_a_link_that_expired_is_requested_again(server: HubServer, hub: Hub) -> None:
     server.faults = [Fault(cut=400_000), Fault(status=403), Fault(status=404)]
     heard = Heard()
     get(hub, heard=heard)
@@ -381,7 +381,7 @@ def test_a_damaged_partial_file_costs_one_more_try(server: HubServer, hub: Hub, 
 
 def test_a_truncated_file_on_the_hub_is_an_error(server: HubServer, hub: Hub) -> None:
     server.always = Fault(cut=990_000, chunked=True)
-    with pytest.raises(DownloadError, match="goes on where it stopped"):
+    with pytest.raises(DownloadError, match="continues where it stopped"):
         get(hub, patience=ONE_TRY)
     assert usable(hub) == []
 
@@ -449,7 +449,7 @@ def refusal(hub: Hub, text: str) -> EftError:
 
 
 @pytest.mark.parametrize(
-    ("text", "kind", "told"),
+    ("text", "kind", "reported"),
     [
         ("org/Missing:Q4_0", ModelNotFoundError, "there is no repository org/Missing on the hub"),
         (f"{REPO}:Q5_0", ModelNotFoundError, f'"{REPO}:Q5_0" is not on the hub; there are {REPO}:Q8_0 (150.0 kB)'),
@@ -458,13 +458,13 @@ def refusal(hub: Hub, text: str) -> EftError:
         (REPO, UsageError, "names a repository, not a model; name one of"),
     ],
 )
-def test_what_is_not_there_is_told(hub: Hub, text: str, kind: type[EftError], told: str) -> None:
+def test_what_is_not_there_is_reported(hub: Hub, text: str, kind: type[EftError], reported: str) -> None:
     error = refusal(hub, text)
     assert type(error) is kind
-    assert told in str(error)
+    assert reported in str(error)
 
 
-def test_a_gated_repository_is_told_before_anything_is_downloaded(server: HubServer, hub: Hub) -> None:
+def test_a_gated_repository_is_reported_before_anything_is_downloaded(server: HubServer, hub: Hub) -> None:
     server.repos["org/Gated"] = Repo([{"m.Q4_0.gguf": CONTENT}], gated=True)
     gated = named("org/Gated:Q4_0")
     with pytest.raises(DownloadError, match=r"org/Gated is gated: accept its conditions .* `hf auth login`"):
@@ -476,7 +476,7 @@ def test_a_gated_repository_is_told_before_anything_is_downloaded(server: HubSer
     assert pulled.path.read_bytes() == CONTENT
 
 
-def test_a_private_repository_needs_a_token_and_a_wrong_one_is_told(server: HubServer, hub: Hub) -> None:
+def test_a_private_repository_needs_a_token_and_a_wrong_one_is_reported(server: HubServer, hub: Hub) -> None:
     server.repos["org/Private"] = Repo([{"m.Q4_0.gguf": OTHER}], private=True)
     private = named("org/Private:Q4_0")
     with pytest.raises(ModelNotFoundError, match="if it is private, `hf auth login` or set HF_TOKEN"):
@@ -492,7 +492,7 @@ def test_the_token_never_leaves_the_hub(server: HubServer, hub: Hub) -> None:
     assert seen == {("hub", "Bearer insider"), ("cdn", None)}
 
 
-def test_what_is_no_hub_is_told(server: HubServer, hub: Hub) -> None:
+def test_what_is_no_hub_is_reported(server: HubServer, hub: Hub) -> None:
     error = refusal(Hub(f"{server.url}/nothing", hub.folder), f"{REPO}:Q4_0")
     assert isinstance(error, EftError)
     unreachable = Hub("http://127.0.0.1:9", hub.folder)
@@ -519,7 +519,7 @@ def test_an_etag_that_is_no_checksum_is_refused(
 # The disk
 
 
-def test_too_little_room_is_told_before_anything_is_downloaded(
+def test_too_little_room_is_reported_before_anything_is_downloaded(
     server: HubServer, hub: Hub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=400_000))
@@ -539,7 +539,7 @@ def test_too_little_room_is_told_before_anything_is_downloaded(
     get(hub)  # what is there already needs no room
 
 
-def test_a_disk_that_fills_up_is_told_and_the_rest_comes_later(
+def test_a_disk_that_fills_up_is_reported_and_the_rest_comes_later(
     server: HubServer, hub: Hub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     appended = Partial.append
@@ -552,7 +552,7 @@ def test_a_disk_that_fills_up_is_told_and_the_rest_comes_later(
             raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(Partial, "append", full)
-    with pytest.raises(DownloadError, match=r"the disk is full at .*blobs; make room, then the same command goes on"):
+    with pytest.raises(DownloadError, match=r"the disk is full at .*blobs; make room, then the same command continues"):
         get(hub)
     monkeypatch.setattr(Partial, "append", appended)
     kept = unfinished(hub)
@@ -562,7 +562,7 @@ def test_a_disk_that_fills_up_is_told_and_the_rest_comes_later(
     assert server.downloads()[-1].start == kept
 
 
-def test_a_folder_that_cannot_be_written_is_told(server: HubServer, hub: Hub) -> None:
+def test_a_folder_that_cannot_be_written_is_reported(server: HubServer, hub: Hub) -> None:
     hub.folder.mkdir()
     (hub.folder / f"models--{REPO.replace('/', '--')}").write_text("in the way")
     with pytest.raises(DownloadError, match="cannot write"):

@@ -100,11 +100,11 @@ def test_a_proxy_that_refuses_a_password_is_not_asked_again(hub: Hub, monkeypatc
         monkeypatch.setenv("ALL_PROXY", f"socks5://user:wrong@{proxy.address}")
         with pytest.raises(DownloadError) as caught:
             pull([NAME], hub, patience=PATIENT)
-    told = str(caught.value)
-    assert f"through the proxy socks5://…@{proxy.address} (ALL_PROXY) failed" in told
-    assert "http://USER:PASSWORD@proxy:8080" in told
-    assert "in a row" not in told
-    assert "wrong" not in told
+    reported = str(caught.value)
+    assert f"through the proxy socks5://…@{proxy.address} (ALL_PROXY) failed" in reported
+    assert "http://USER:PASSWORD@proxy:8080" in reported
+    assert "in a row" not in reported
+    assert "wrong" not in reported
 
 
 def test_a_proxy_that_cannot_be_reached_is_named(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -143,20 +143,20 @@ def test_a_proxy_that_wants_a_password_is_not_asked_again(
 ) -> None:
     with answering(b"HTTP/1.1 407 Proxy Authentication Required\r\nContent-Length: 0\r\n\r\n") as address:
         monkeypatch.setenv(f"{scheme}_proxy", f"http://user:secret@{address}")
-        asked = Hub(f"{scheme}://127.0.0.1:9", hub.folder)
+        requested = Hub(f"{scheme}://127.0.0.1:9", hub.folder)
         with pytest.raises(DownloadError, match="as http://USER:PASSWORD@proxy:8080") as caught:
-            pull([NAME], asked, patience=PATIENT)
-    told = str(caught.value)
-    assert f"through the proxy http://…@{address} ({scheme}_proxy)" in told
-    assert "in a row" not in told
-    assert "secret" not in told
+            pull([NAME], requested, patience=PATIENT)
+    reported = str(caught.value)
+    assert f"through the proxy http://…@{address} ({scheme}_proxy)" in reported
+    assert "in a row" not in reported
+    assert "secret" not in reported
 
 
 # Values that no request can be made with
 
 
 @pytest.mark.parametrize(
-    ("variable", "value", "told"),
+    ("variable", "value", "reported"),
     [
         ("ALL_PROXY", "socks4://127.0.0.1:1080", "socks4 proxies cannot be used, only http, https, socks5, socks5h"),
         ("all_proxy", "socks://127.0.0.1:1080", "socks proxies cannot be used"),
@@ -188,13 +188,13 @@ def test_a_proxy_that_wants_a_password_is_not_asked_again(
     ],
 )
 def test_a_value_that_cannot_be_used_is_one_line(
-    run: Run, monkeypatch: pytest.MonkeyPatch, variable: str, value: str, told: str
+    run: Run, monkeypatch: pytest.MonkeyPatch, variable: str, value: str, reported: str
 ) -> None:
     monkeypatch.setenv(variable, value)
     ran = run("pull", "org/repo:Q4_0")
     assert (ran.code, ran.out) == (2, "")
     assert ran.err.startswith(f"eft: {variable}=")
-    assert f"{told}" in ran.err
+    assert f"{reported}" in ran.err
     assert "unset it" in ran.err
     assert ran.err.count("\n") == 1
     assert "secret" not in ran.err
@@ -225,7 +225,7 @@ def test_values_that_can_be_used_are_left_alone(monkeypatch: pytest.MonkeyPatch,
 
 
 @pytest.mark.parametrize("value", ["ключ", "hf_abc\x07", "two words", "hf_“abc”"])
-def test_a_token_that_no_header_can_hold_is_told_and_never_shown(
+def test_a_token_that_no_header_can_hold_is_reported_and_never_shown(
     run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, value: str
 ) -> None:
     monkeypatch.setenv("HF_TOKEN", value)
@@ -292,25 +292,25 @@ def test_a_hub_that_speaks_no_tls_is_not_asked_again(server: HubServer, tmp_path
     assert "in a row" not in str(caught.value)
 
 
-def test_a_certificate_that_is_not_trusted_is_told_at_once(
+def test_a_certificate_that_is_not_trusted_is_reported_at_once(
     server: HubServer, hub: Hub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     transport_error = remote._transport_error()
 
     def untrusted(*_: object, **__: object) -> None:
-        told = "[SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed: self-signed certificate (_ssl.c:1000)"
-        raise transport_error(told) from ssl.SSLCertVerificationError(told)
+        reported = "[SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed: self-signed certificate (_ssl.c:1000)"
+        raise transport_error(reported) from ssl.SSLCertVerificationError(reported)
 
     monkeypatch.setattr(huggingface_hub.HfApi, "model_info", untrusted)
     monkeypatch.setenv("REQUESTS_CA_BUNDLE", "/etc/company.pem")
     with pytest.raises(DownloadError) as caught:
         pull([NAME], hub, patience=PATIENT)
-    told = str(caught.value)
-    assert told.startswith(f"the connection to {server.url} failed ([SSL: CERTIFICATE_VERIFY_FAILED] certificate ")
-    assert told.endswith("set SSL_CERT_FILE to a file with its certificates (REQUESTS_CA_BUNDLE is not read)")
+    reported = str(caught.value)
+    assert reported.startswith(f"the connection to {server.url} failed ([SSL: CERTIFICATE_VERIFY_FAILED] certificate ")
+    assert reported.endswith("set SSL_CERT_FILE to a file with its certificates (REQUESTS_CA_BUNDLE is not read)")
 
 
-def test_a_folder_that_cannot_be_made_is_told(hub: Hub) -> None:
+def test_a_folder_that_cannot_be_made_is_reported(hub: Hub) -> None:
     hub.folder.mkdir()
     (hub.folder / ".locks").write_text("in the way")
     with pytest.raises(DownloadError, match=r"cannot write .*\.locks"):

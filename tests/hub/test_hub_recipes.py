@@ -16,7 +16,7 @@ from eft_local.backends.llamacpp import ChatTemplate, Model
 from eft_local.backends.vocabulary import compare
 from eft_local.errors import ModelFileError, RecipeError
 from eft_local.gguf.header import read_vocabulary
-from eft_local.gguf.metadata import read_facts
+from eft_local.gguf.metadata import read_metadata
 from eft_local.hub.references import find_recipe, hub_names, recipe_names, resolve_model
 from eft_local.recipe import Recipe
 from eft_local.recipe.about import About
@@ -80,32 +80,36 @@ def test_what_a_recipe_says_of_itself_reads_back() -> None:
 
 
 @pytest.mark.parametrize(
-    ("line", "told"),
+    ("line", "reported"),
     [
         ("license = 'MIT'", 'unknown key "license"; the nearest valid key is "licence"'),
         ("download_gb = -1", "download_gb = -1: a finite number of at least 0 is needed"),
         ("gated = 1", "gated = 1: true or false is needed"),
     ],
 )
-def test_what_it_cannot_say_is_told(line: str, told: str) -> None:
+def test_what_it_cannot_say_is_reported(line: str, reported: str) -> None:
     with pytest.raises(RecipeError) as caught:
         Recipe.from_text(f"{MINIMAL}[about]\n{line}\n")
-    assert str(caught.value) == f"recipe: [about] {told}"
+    assert str(caught.value) == f"recipe: [about] {reported}"
 
 
 # Headers
 
 
-def test_a_header_tells_the_same_tokens_as_llama(ggufs: Path) -> None:
+def test_a_header_reports_the_same_tokens_as_llama(ggufs: Path) -> None:
     for name in ("base", "tuned-padded", "base-spm"):
         with Model.load(ggufs / f"{name}.gguf") as model:
             header = read_vocabulary(ggufs / f"{name}.gguf")
             assert header.texts() == model.vocabulary.texts()
             np.testing.assert_array_equal(header.attributes(), model.vocabulary.attributes())
             assert compare(model.vocabulary, header).width == compare(model.vocabulary, model.vocabulary).width
-            facts = read_facts(ggufs / f"{name}.gguf")
-            assert (facts.parameters, facts.layers, facts.context) == (model.n_params, model.n_layer, model.n_ctx_train)
-            assert facts.chat_template == model.chat_template
+            metadata = read_metadata(ggufs / f"{name}.gguf")
+            assert (metadata.parameters, metadata.layers, metadata.context) == (
+                model.n_params,
+                model.n_layer,
+                model.n_ctx_train,
+            )
+            assert metadata.chat_template == model.chat_template
 
 
 def test_facts_of_a_damaged_file_are_an_error(ggufs: Path, tmp_path: Path) -> None:
@@ -119,12 +123,12 @@ def test_facts_of_a_damaged_file_are_an_error(ggufs: Path, tmp_path: Path) -> No
         path = tmp_path / "x.gguf"
         path.write_bytes(data[: draws.integers(100, len(data))] if number % 3 == 0 else data)
         try:
-            facts = read_facts(path)
+            metadata = read_metadata(path)
         except ModelFileError as error:
             refusals.append(str(error))
         else:
             readable += 1
-            assert facts.parameters > 0
+            assert metadata.parameters > 0
     assert 0 < readable < 150
     assert not [line for line in refusals if "\n" in line]
 
@@ -146,7 +150,7 @@ def eft(*arguments: str, home: Path, stdin: int = subprocess.DEVNULL) -> subproc
     )
 
 
-def test_recipes_tell_need_licence_and_whether_they_were_run(tmp_path: Path) -> None:
+def test_recipes_reports_need_licence_and_whether_they_were_run(tmp_path: Path) -> None:
     lines = eft(home=tmp_path).stdout.splitlines()
     head = next(number for number, line in enumerate(lines) if line.startswith("qwen3-laptop "))
     assert lines[head].endswith("the best first choice for 16 GB.")
@@ -178,7 +182,7 @@ def test_a_new_recipe_is_checked_and_written(ggufs: Path, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize(
-    ("changes", "code", "told"),
+    ("changes", "code", "reported"),
     [
         ({"--expert": "tuned-spm.gguf"}, 4, "do not share a vocabulary"),
         ({"--expert": "small.gguf"}, 2, "small.gguf has no chat template; give --prompt plain"),
@@ -191,7 +195,7 @@ def test_a_new_recipe_is_checked_and_written(ggufs: Path, tmp_path: Path) -> Non
     ],
 )
 def test_a_new_recipe_that_would_not_work_is_not_written(
-    ggufs: Path, tmp_path: Path, changes: dict[str, str], code: int, told: str
+    ggufs: Path, tmp_path: Path, changes: dict[str, str], code: int, reported: str
 ) -> None:
     options = {"--base": "base.gguf", "--antiexpert": "small.gguf", "--expert": "tuned.gguf"} | changes
     given = [
@@ -201,7 +205,7 @@ def test_a_new_recipe_that_would_not_work_is_not_written(
     ]
     ran = eft("new", "mine", *given, home=tmp_path)
     assert (ran.returncode, ran.stdout) == (code, "")
-    assert told in ran.stderr
+    assert reported in ran.stderr
     assert ran.stderr.count("\n") == 1
     assert not (tmp_path / "recipes").exists()
 
@@ -217,7 +221,7 @@ def test_without_a_check_models_may_come_later(tmp_path: Path) -> None:
     assert dict(recipe.experts["helpful"].prompt.template_args) == {"enable_thinking": False}
 
 
-def test_what_is_not_given_is_asked_for_until_it_can_be_used(ggufs: Path, tmp_path: Path) -> None:
+def test_what_is_not_given_is_requested_until_it_can_be_used(ggufs: Path, tmp_path: Path) -> None:
     ours, theirs = pty.openpty()
     answers = ["mine", "missing.gguf", *(str(ggufs / f"{name}.gguf") for name in ("base", "small", "tuned"))]
     os.write(ours, "".join(f"{answer}\n" for answer in answers).encode())

@@ -28,9 +28,9 @@ def test_one_variable_moves_every_folder(home: Path, monkeypatch: pytest.MonkeyP
     folders = (locations.recipes, locations.models, locations.chats, locations.cache)
     assert [folder() for folder in folders] == [home / name for name in ("recipes", "models", "chats", "cache")]
     monkeypatch.setenv("EFT_HOME", "")
-    elsewhere = {folder() for folder in folders}
-    assert len(elsewhere) == 4
-    assert all(path.is_absolute() and "eft-local" in path.parts for path in elsewhere)
+    others = {folder() for folder in folders}
+    assert len(others) == 4
+    assert all(path.is_absolute() and "eft-local" in path.parts for path in others)
 
 
 def test_the_home_of_nobody_is_a_folder_like_any_other() -> None:
@@ -134,9 +134,9 @@ def test_a_path_is_a_recipe_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 def test_an_unknown_recipe_names_the_nearest() -> None:
     with pytest.raises(RecipeError) as caught:
         find_recipe("demo-tow")
-    known = ", ".join(sorted(recipe_names()))
+    expected = ", ".join(sorted(recipe_names()))
     assert str(caught.value) == (
-        f'recipe "demo-tow" is unknown; the nearest one is "demo-two" (recipes: {known}; or give a .toml file)'
+        f'recipe "demo-tow" is unknown; the nearest one is "demo-two" (recipes: {expected}; or give a .toml file)'
     )
     with pytest.raises(RecipeError, match='recipe "" is unknown'):
         find_recipe("")

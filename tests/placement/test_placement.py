@@ -10,14 +10,14 @@ import pytest
 
 from eft_local import Emulator, Recipe
 from eft_local.backends.llamacpp import library
-from eft_local.backends.llamacpp.needs import UBATCH_CPU
+from eft_local.backends.llamacpp.estimate import UBATCH_CPU
 from eft_local.bench.gguf_zeros import Shape
 from eft_local.bench.studies.gguf_factory import ModelSpec, write_model
 from eft_local.engine import loading
 from eft_local.engine.loading import Library, mixed_roles
 from eft_local.errors import ModelNotFoundError, OutOfMemoryError, RecipeError, UnsupportedModelError
 from eft_local.machine.memory import RAM, Available, Device
-from eft_local.placement import advice as refusal
+from eft_local.placement import shortage as refusal
 from eft_local.placement import survey
 
 GB = 10**9
@@ -62,9 +62,9 @@ def test_each_role_has_its_own_cache_and_attention(tmp_path):
         expert='kv_type = "q8_0"\nflash_attention = true\nmmap = false\nmlock = true',
     )
     with library.listening() as heard, Emulator.load(recipe) as emulator:
-        asked = [line for line in heard if "llama_kv_cache: size" in line or "flash_attn  " in line]
+        options = [line for line in heard if "llama_kv_cache: size" in line or "flash_attn  " in line]
         # Where a recipe leaves the choice, and attention cannot be timed with this cache, it is the plain one.
-        assert caches(asked)[-3:] == [("bf16", "disabled"), ("f32", "disabled"), ("q8_0", "enabled")]
+        assert caches(options)[-3:] == [("bf16", "disabled"), ("f32", "disabled"), ("q8_0", "enabled")]
         assert emulator.chat("hello").tokens
         placed = {name: loaded.placement for name, loaded in emulator.models.roles.items()}
     assert placed["tuned"].mlock
@@ -73,7 +73,7 @@ def test_each_role_has_its_own_cache_and_attention(tmp_path):
     assert {each.ubatch for each in placed.values()} == {UBATCH_CPU}
 
 
-def test_a_cache_that_llama_cpp_cannot_make_is_told_before_anything_is_loaded(ggufs):
+def test_a_cache_that_llama_cpp_cannot_make_is_reported_before_anything_is_loaded(ggufs):
     with pytest.raises(UnsupportedModelError, match=r"does not suit .*base\.gguf.* heads have 16; set kv_type"):
         Emulator.load(trio(ggufs, base='kv_type = "q8_0"'))
 
@@ -98,7 +98,8 @@ def test_auto_maps_what_is_used_as_it_lies_in_the_file(tmp_path, monkeypatch):
     )
     recipe = trio(tmp_path)
     needed = {
-        each.roles[0]: each.needs.repacks for each in survey.loads(survey.seats(recipe, mixed_roles(recipe)), 200, 8)
+        each.roles[0]: each.estimate.repacks
+        for each in survey.loads(survey.role_files(recipe, mixed_roles(recipe)), 200, 8)
     }
     with Emulator.load(recipe):
         pass
@@ -110,11 +111,11 @@ def test_auto_maps_what_is_used_as_it_lies_in_the_file(tmp_path, monkeypatch):
 
 def test_the_recipe_s_layers_go_where_the_plan_puts_them(ggufs, monkeypatch):
     """A machine with two GPUs, as far as the plan knows; llama.cpp has none and puts all of it into RAM."""
-    asked = {}
+    options = {}
     load = loading.Model.load
 
     def watch(path, *, n_gpu_layers, split, **keys):
-        asked[path.stem] = (n_gpu_layers, tuple(split))
+        options[path.stem] = (n_gpu_layers, tuple(split))
         return load(path, n_gpu_layers=0, split=(), **keys)
 
     monkeypatch.setattr(loading.Model, "load", watch)
@@ -122,10 +123,10 @@ def test_the_recipe_s_layers_go_where_the_plan_puts_them(ggufs, monkeypatch):
     two = (cpu, Device("A", "", "gpu", 2 * GB, 2 * GB), Device("B", "", "gpu", 4 * GB, 4 * GB))
     monkeypatch.setattr(loading, "places", lambda: two)
     with Emulator.load(trio(ggufs)) as emulator:
-        assert asked == {"base": (4, (0, 4)), "small": (3, (0, 3)), "tuned": (3, (0, 3))}
+        assert options == {"base": (4, (0, 4)), "small": (3, (0, 3)), "tuned": (3, (0, 3))}
         assert {each.placement.ubatch for each in emulator.models.roles.values()} == {512}
     with Emulator.load(trio(ggufs, base="offload = 2", antiexpert="offload = 0\nubatch = 32")) as emulator:
-        assert asked == {"base": (2, (0, 2)), "small": (0, ()), "tuned": (3, (0, 3))}
+        assert options == {"base": (2, (0, 2)), "small": (0, ()), "tuned": (3, (0, 3))}
         assert emulator.models.roles["antiexpert"].placement.ubatch == 32
 
 
@@ -142,12 +143,12 @@ def test_layers_become_llama_cpp_s_parameters():
 def test_roles_that_share_weights_are_one_load(ggufs):
     recipe = trio(ggufs)
     recipe = replace(recipe, antiexpert=recipe.base)
-    base, tuned = survey.loads(survey.seats(recipe, mixed_roles(recipe)), 200, 8)
+    base, tuned = survey.loads(survey.role_files(recipe, mixed_roles(recipe)), 200, 8)
     assert base.roles == ("base", "antiexpert")
     assert len(base.contexts) == 1
     assert base.contexts[0].sequences == 2
     apart = replace(recipe, antiexpert=replace(recipe.base, overrides={"kv_type": "f32"}))
-    base, tuned = survey.loads(survey.seats(apart, mixed_roles(apart)), 200, 8)
+    base, tuned = survey.loads(survey.role_files(apart, mixed_roles(apart)), 200, 8)
     assert [each.roles for each in base.contexts] == [("base",), ("antiexpert",)]
     assert tuned.roles == ("tuned",)
 
@@ -156,10 +157,10 @@ def test_all_missing_models_are_named(ggufs):
     recipe = trio(ggufs)
     missing = replace(recipe, base=replace(recipe.base, model="org/Base:Q4_K_M"))
     with pytest.raises(ModelNotFoundError, match="eft pull"):
-        survey.seats(missing, mixed_roles(missing))
+        survey.role_files(missing, mixed_roles(missing))
     more = replace(missing, antiexpert=replace(recipe.base, model="org/Small:Q8_0"))
     with pytest.raises(ModelNotFoundError) as caught:
-        survey.seats(more, mixed_roles(more))
+        survey.role_files(more, mixed_roles(more))
     assert "2 models are missing (base: org/Base:Q4_K_M, antiexpert: org/Small:Q8_0)" in str(caught.value)
     assert "eft pull" in str(caught.value)
 

@@ -100,11 +100,11 @@ def machine(folder: Path, request: pytest.FixtureRequest) -> Iterator[Machine]:
 def test_the_longest_context_that_is_said_to_fit_loads_and_answers(machine: Machine) -> None:
     planned = machine.eft("plan", machine.recipe(512), "--json", "--bandwidth", "10")
     assert planned.returncode == 0, planned.stderr
-    facts = json.loads(planned.stdout)
-    assert 1024 < facts["longest_context"] < facts["trained_context"]
-    assert facts["devices"][0]["free"] < LIMIT
+    figures = json.loads(planned.stdout)
+    assert 1024 < figures["longest_context"] < figures["trained_context"]
+    assert figures["devices"][0]["free"] < LIMIT
     # How much is free differs a little from command to command: the one that answers tells its own limit.
-    refused = machine.eft("ask", "-r", machine.recipe(facts["trained_context"]), "hello")
+    refused = machine.eft("ask", "-r", machine.recipe(figures["trained_context"]), "hello")
     context = int(refused.stderr.split("set context = ")[1].split(",")[0])
     assert context > 1024
     answered = machine.eft("ask", "-r", machine.recipe(context), "hello")

@@ -9,14 +9,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from eft_local.backends.llamacpp import kernels
-from eft_local.backends.llamacpp.needs import Figures, Needs, at
+from eft_local.backends.llamacpp.estimate import Estimate, Figures, at
 from eft_local.errors import OutOfMemoryError
 from eft_local.gguf.weights import Weights
 from eft_local.machine.memory import ADDRESS_SPACE, CGROUP, RAM, Device
-from eft_local.placement.advice import advice, checked_plan, refusal
-from eft_local.placement.planner import ContextNeed, Load, Plan, gpus, kept, longest_context, plan
+from eft_local.placement.planner import ContextEstimate, Load, Plan, gpus, kept, longest_context, plan
+from eft_local.placement.shortage import checked_plan, refusal, remedies
 from eft_local.placement.speed import seconds_per_token, tokens_per_second
-from eft_local.placement.survey import SHORT, Seat, settled
+from eft_local.placement.survey import SHORT, RoleFiles, resolved_placement
 from eft_local.recipe.roles import Placement
 
 GB = 10**9
@@ -30,7 +30,7 @@ def figures(per_cell: int, host: int, gpu: int, *, grows: int = 0) -> tuple[Figu
     )
 
 
-def needs(
+def estimate(
     layers: int = 10,
     layer: int = 100 * MB,
     *,
@@ -40,7 +40,7 @@ def needs(
     tied: bool = False,
     trained: int = 65536,
     head: int = 128,
-) -> Needs:
+) -> Estimate:
     """A model of so many layers of so many bytes."""
     weights = Weights(
         layers=(layer,) * layers,
@@ -54,7 +54,7 @@ def needs(
         heads=(head,),
         sharing=2,
     )
-    return Needs(
+    return Estimate(
         weights=weights,
         repacks=repacks,
         copied=edge if tied and repacks else 0,
@@ -64,8 +64,8 @@ def needs(
     )
 
 
-def load(name: str, needed: Needs | None = None, **changes: object) -> Load:
-    return replace(Load((ContextNeed((name,), 1, needed or needs()),)), **changes)
+def load(name: str, needed: Estimate | None = None, **changes: object) -> Load:
+    return replace(Load((ContextEstimate((name,), 1, needed or estimate()),)), **changes)
 
 
 def cpu(free: int = 64 * GB, limit: str = RAM) -> Device:
@@ -76,8 +76,8 @@ def gpu(free: int, name: str = "GPU0", kind: str = "gpu") -> Device:
     return Device(name, "a GPU", kind, free, free)
 
 
-BASE = needs(layers=40, layer=200 * MB, edge=200 * MB)
-SMALL = needs(layers=10, layer=50 * MB)
+BASE = estimate(layers=40, layer=200 * MB, edge=200 * MB)
+SMALL = estimate(layers=10, layer=50 * MB)
 
 
 def trio(**base: object) -> list[Load]:
@@ -92,7 +92,7 @@ def test_without_a_gpu_all_is_in_ram() -> None:
     planned = plan(trio(), [cpu()], 4096)
     assert planned.fits
     assert on_gpus(planned) == {"base": 0, "antiexpert": 0, "tuned": 0}
-    weights = sum(each.load.needs.weights.total for each in planned.placed)
+    weights = sum(each.load.estimate.weights.total for each in planned.placed)
     assert planned.used(planned.devices[0]).weights == weights
     assert planned.used(planned.devices[0]).cache == 3 * 4096 * 10_000
 
@@ -101,7 +101,7 @@ def test_a_large_gpu_takes_everything() -> None:
     planned = plan(trio(), [cpu(), gpu(24 * GB)], 4096)
     assert on_gpus(planned) == {"base": 41, "antiexpert": 11, "tuned": 11}
     in_ram = planned.used(planned.devices[0])
-    assert in_ram.weights == sum(each.load.needs.weights.input for each in planned.placed)  # embeddings stay
+    assert in_ram.weights == sum(each.load.estimate.weights.input for each in planned.placed)  # embeddings stay
     assert in_ram.cache == 0
 
 
@@ -146,7 +146,7 @@ def test_a_number_that_does_not_fit_is_a_shortage_of_that_device() -> None:
         checked_plan(trio(offload=-1), [cpu(), gpu(6 * GB)], 4096)
 
 
-def test_a_gpu_that_does_not_tell_its_memory_is_used_if_the_recipe_says_so() -> None:
+def test_a_gpu_that_does_not_reports_its_memory_is_used_if_the_recipe_says_so() -> None:
     silent = Device("S", "", "gpu", 0, 0)
     assert on_gpus(plan(trio(), [cpu(), silent], 4096)) == {"base": 0, "antiexpert": 0, "tuned": 0}
     planned = plan(trio(offload=7), [cpu(), silent], 4096)
@@ -179,8 +179,8 @@ def test_a_gpu_in_the_machine_s_memory_takes_from_it() -> None:
 
 
 def test_what_the_cpu_reorders_is_read_rather_than_mapped() -> None:
-    plain, repacked = load("a", needs()), load("a", needs(repacks=True))
-    weights = plain.needs.weights.total
+    plain, repacked = load("a", estimate()), load("a", estimate(repacks=True))
+    weights = plain.estimate.weights.total
     assert plan([plain], [cpu()], 256).of("a").mmap
     read = plan([repacked], [cpu()], 256)
     assert not read.of("a").mmap
@@ -193,25 +193,25 @@ def test_what_the_cpu_reorders_is_read_rather_than_mapped() -> None:
 
 
 def test_embeddings_that_are_the_output_too_are_kept_in_both_orders() -> None:
-    tied = load("a", needs(repacks=True, tied=True))
-    assert plan([tied], [cpu()], 256).used(cpu()).weights == tied.needs.weights.total + 50 * MB
+    tied = load("a", estimate(repacks=True, tied=True))
+    assert plan([tied], [cpu()], 256).used(cpu()).weights == tied.estimate.weights.total + 50 * MB
     on_gpu = plan([tied], [cpu(), gpu(24 * GB)], 256)
     assert on_gpu.of("a").uses["GPU0"].weights == 1000 * MB + 50 * MB
     assert on_gpu.of("a").uses["CPU"].weights == 50 * MB
 
 
 def test_a_file_that_is_to_be_mapped_need_not_fit() -> None:
-    large = load("a", needs(layers=100))
+    large = load("a", estimate(layers=100))
     assert not plan([large], [cpu(4 * GB)], 256).fits
     assert plan([replace(large, mmap=True)], [cpu(4 * GB)], 256).fits
     assert not plan([replace(large, mmap=True)], [cpu(4 * GB, ADDRESS_SPACE)], 256).fits
-    assert any("mmap = true" in idea for idea in advice(plan([large], [cpu(4 * GB)], 256)))
+    assert any("mmap = true" in idea for idea in remedies(plan([large], [cpu(4 * GB)], 256)))
 
 
 def test_roles_that_share_weights_share_them_in_the_plan() -> None:
-    two_contexts = Load((ContextNeed(("small",), 1, SMALL), ContextNeed(("lora",), 1, SMALL)), adapters=MB)
+    two_contexts = Load((ContextEstimate(("small",), 1, SMALL), ContextEstimate(("lora",), 1, SMALL)), adapters=MB)
     both = replace(SMALL, on_cpu=figures(2 * 10_000, 10 * MB, 0), sequences=2)
-    one_context = Load((ContextNeed(("small", "prompted"), 2, both),))
+    one_context = Load((ContextEstimate(("small", "prompted"), 2, both),))
     apart = plan([two_contexts], [cpu()], 4096).used(cpu())
     together = plan([one_context], [cpu()], 4096).used(cpu())
     assert apart.weights == SMALL.weights.total + MB
@@ -239,14 +239,14 @@ def test_the_line_says_what_was_needed_what_is_free_and_three_things_to_try() ->
     assert f"set context = {longest_context(trio(), [cpu(11 * GB)])}" in line
     assert "\n" not in line
     for device, word in ((cpu(5 * GB), "close other programs"), (cpu(5 * GB, CGROUP), "container")):
-        ideas = advice(plan(trio(), [device], 4096))
+        ideas = remedies(plan(trio(), [device], 4096))
         assert len(ideas) == 3
         assert any(word in idea for idea in ideas)
     assert "address space limit" in refusal(plan(trio(), [cpu(5 * GB, ADDRESS_SPACE)], 4096))
-    caches = [load("a", needs(layers=2, per_cell=10**6))]
-    assert any("kv_type" in idea for idea in advice(plan(caches, [cpu(2 * GB)], 4096)))
-    odd = [load("a", needs(layers=2, per_cell=10**6, head=80))]  # a quantised cache holds blocks of 32
-    assert not any("kv_type" in idea for idea in advice(plan(odd, [cpu(2 * GB)], 4096)))
+    caches = [load("a", estimate(layers=2, per_cell=10**6))]
+    assert any("kv_type" in idea for idea in remedies(plan(caches, [cpu(2 * GB)], 4096)))
+    odd = [load("a", estimate(layers=2, per_cell=10**6, head=80))]  # a quantised cache holds blocks of 32
+    assert not any("kv_type" in idea for idea in remedies(plan(odd, [cpu(2 * GB)], 4096)))
 
 
 def test_figures_between_measured_ones_lie_on_a_line_and_are_rounded_up() -> None:
@@ -268,7 +268,7 @@ def test_speed_is_bytes_by_bandwidth() -> None:
     assert full == pytest.approx((read + 4096 * 10_000) / GB)
     assert seconds_per_token(placed, {}, 4096) is None
     assert tokens_per_second(plan(trio(), [cpu()], 4096), {"CPU": GB}) == pytest.approx(
-        GB / sum(each.needs.weights.active + each.needs.weights.active_output for each in trio())
+        GB / sum(each.estimate.weights.active + each.estimate.weights.active_output for each in trio())
     )
     split = plan([load("a", offload=6)], [cpu(), gpu(24 * GB)], 4096).of("a")
     assert seconds_per_token(split, {"CPU": GB, "GPU0": 10 * GB}, 4096) == pytest.approx(0.5 + 0.055)
@@ -279,7 +279,7 @@ def test_speed_is_bytes_by_bandwidth() -> None:
 
 sizes = st.integers(0, 12 * GB)
 some_needs = st.builds(
-    needs,
+    estimate,
     layers=st.integers(1, 30),
     layer=st.integers(1, 300).map(lambda each: each * MB),
     edge=st.integers(1, 300).map(lambda each: each * MB),
@@ -324,7 +324,7 @@ def test_a_plan_that_fits_takes_no_more_than_is_free(loads, ram, others, context
         if placed.load.offload != "auto":
             wanted = placed.load.units if placed.load.offload == -1 else min(placed.load.offload, placed.load.units)
             assert placed.on_gpu == (wanted if others else 0)
-        weights = placed.load.needs.weights
+        weights = placed.load.estimate.weights
         assert placed.total.weights >= weights.total  # nothing is forgotten
 
 
@@ -342,7 +342,7 @@ def test_more_memory_is_never_worse(loads, ram, video, more, context) -> None:
     before = plan(loads, [cpu(ram), gpu(video + 1)], context)
     assert plan(loads, [cpu(ram + more), gpu(video + 1)], context).fits or not before.fits
     after = plan(loads, [cpu(ram), gpu(video + more + 1)], context)
-    order = sorted(range(len(loads)), key=lambda i: (loads[i].needs.weights.total, i))
+    order = sorted(range(len(loads)), key=lambda i: (loads[i].estimate.weights.total, i))
     chosen = [i for i in order if loads[i].offload == "auto"]
     assert [after.placed[i].on_gpu for i in chosen] >= [before.placed[i].on_gpu for i in chosen]
 
@@ -371,5 +371,5 @@ def test_a_longer_context_takes_no_less(loads, ram, others, context, longer) -> 
 def test_a_cpu_has_flash_attention_where_it_is_fast(ggufs, monkeypatch, placement, context, ours, expected) -> None:
     """That is ours, or llama.cpp's behind short texts."""
     monkeypatch.setattr(kernels, "attends", lambda widths: ours)
-    seat = Seat(ggufs / "base.gguf", replace(placement, offload=0))
-    assert settled(seat, 0, True, context).flash_attention == expected
+    files = RoleFiles(ggufs / "base.gguf", replace(placement, offload=0))
+    assert resolved_placement(files, 0, True, context).flash_attention == expected

@@ -44,11 +44,11 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Model
     folder = tmp_path_factory.mktemp("markup")
     loaded = {}
     for name, tokens in {"bpe": bpe(special=CONTROLS, add_bos=True), "spm": spm()}.items():
-        known = [text for text in CONTROLS if text not in tokens.texts]
-        tokens.texts.extend([*known, *ADDED, TURN])
-        tokens.types.extend([3] * len(known) + [4] * len([*ADDED, TURN]))
+        missing = [text for text in CONTROLS if text not in tokens.texts]
+        tokens.texts.extend([*missing, *ADDED, TURN])
+        tokens.types.extend([3] * len(missing) + [4] * len([*ADDED, TURN]))
         if tokens.scores is not None:
-            tokens.scores.extend([-1000.0] * len([*known, *ADDED, TURN]))
+            tokens.scores.extend([-1000.0] * len([*missing, *ADDED, TURN]))
         path = write_model(folder / f"{name}.gguf", ModelSpec(tokens=tokens))
         loaded[name] = Model.load(path, trusted=True)
     yield loaded

@@ -162,11 +162,11 @@ def test_instructions_and_examples_are_turns_for_a_template(style: str) -> None:
         text = render(prompt, conversation(messages, system), factory("")).text
         return json.loads(text.removesuffix("{}"))
 
-    told = Prompt(style, instructions="Add.", examples=(("1+1?", "2"), ("2+2?", "4")))
+    reported = Prompt(style, instructions="Add.", examples=(("1+1?", "2"), ("2+2?", "4")))
     shots = [["user", "1+1?"], ["assistant", "2"], ["user", "2+2?"], ["assistant", "4"]]
-    assert seen(told, "Hi") == [["system", "Add."], *shots, ["user", "Hi"]]
-    assert seen(told, "Hi", "Be brief.") == [["system", "Add.\n\nBe brief."], *shots, ["user", "Hi"]]
-    assert seen(told, "Hi", "") == [["system", "Add."], *shots, ["user", "Hi"]]
+    assert seen(reported, "Hi") == [["system", "Add."], *shots, ["user", "Hi"]]
+    assert seen(reported, "Hi", "Be brief.") == [["system", "Add.\n\nBe brief."], *shots, ["user", "Hi"]]
+    assert seen(reported, "Hi", "") == [["system", "Add."], *shots, ["user", "Hi"]]
     assert seen(Prompt(style, examples=(("1+1?", "2"),)), "Hi", "") == [["system", ""], *shots[:2], ["user", "Hi"]]
     turns = [list(turn.values()) for turn in SECOND_TURN]
     assert seen(Prompt(style, examples=(("1+1?", "2"),)), SECOND_TURN) == [turns[0], *shots[:2], *turns[1:]]
@@ -183,7 +183,7 @@ def test_framed_prompts_need_no_template() -> None:
     assert template_for(Prompt("plain"), "OWN", factory, None) is None
 
 
-def test_missing_templates_are_told(tmp_path: Path) -> None:
+def test_missing_templates_are_reported(tmp_path: Path) -> None:
     def message(prompt: Prompt) -> str:
         with pytest.raises(PromptError) as caught:
             template_for(prompt, None, factory, tmp_path, "small.gguf")

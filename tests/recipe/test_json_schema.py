@@ -101,8 +101,8 @@ def test_the_official_suite(group: Mapping[str, Any]) -> None:
 
 @pytest.mark.parametrize("keyword", [*sorted(REFUSED), "uniqueItems"])
 def test_what_cannot_be_enforced_is_refused_by_its_name_and_place(keyword: str) -> None:
-    told = refusal({"type": "object", "properties": {"v": {"items": {keyword: {"type": "integer"}}}}})
-    assert f"{keyword} at #/properties/v/items cannot be enforced" in told
+    reported = refusal({"type": "object", "properties": {"v": {"items": {keyword: {"type": "integer"}}}}})
+    assert f"{keyword} at #/properties/v/items cannot be enforced" in reported
     matcher(
         {"$defs": {"unused": {keyword: {}}}, "properties": {keyword: True}, "const": {"a": 1}, "x-note": {keyword: 1}}
     )
@@ -110,7 +110,7 @@ def test_what_cannot_be_enforced_is_refused_by_its_name_and_place(keyword: str) 
 
 
 @pytest.mark.parametrize(
-    ("schema", "told"),
+    ("schema", "reported"),
     [
         ("{", "JSON schema"),
         ("[1]", "JSON schema"),
@@ -169,8 +169,8 @@ def test_what_cannot_be_enforced_is_refused_by_its_name_and_place(keyword: str) 
     ],
     ids=str,
 )
-def test_what_is_wrong_is_told_in_one_line(schema: Any, told: str) -> None:
-    assert told in refusal(schema)
+def test_what_is_wrong_is_reported_in_one_line(schema: Any, reported: str) -> None:
+    assert reported in refusal(schema)
 
 
 @pytest.mark.parametrize(

@@ -326,7 +326,7 @@ def test_what_is_missing_or_contradictory_is_named(text: str, expected: str) -> 
     assert expected in refused(text)
 
 
-def test_broken_toml_is_told_with_its_line() -> None:
+def test_broken_toml_is_reported_with_its_line() -> None:
     message = refused('name = "x"\n[base\nmodel = "l"')
     assert "is not valid TOML" in message
     assert "line 2" in message
@@ -353,7 +353,7 @@ def test_every_error_about_a_file_names_it(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root reads everything")
-def test_a_file_without_permission_is_told(tmp_path: Path) -> None:
+def test_a_file_without_permission_is_reported(tmp_path: Path) -> None:
     file = tmp_path / "r.toml"
     file.write_text(TRIO)
     file.chmod(0)

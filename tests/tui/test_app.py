@@ -39,7 +39,7 @@ async def test_help_lists_every_action(opened: Open) -> None:
     assert "F12" in help_text({"app.help": "f12"})
 
 
-async def test_help_goes_on_below_its_column_on_a_narrow_screen(opened: Open) -> None:
+async def test_help_continues_below_its_column_on_a_narrow_screen(opened: Open) -> None:
     async with opened(size=(80, 24)) as desk:
         await desk.press("f1")
         await desk.until(lambda: "what is open" in desk.shown)
@@ -93,7 +93,7 @@ async def test_ctrl_c_climbs_the_ladder(opened: Open, monkeypatch: pytest.Monkey
     assert list(kept["unsent"].values()) == ["abc"]
 
 
-async def test_a_model_that_is_missing_is_told_and_another_recipe_helps(opened: Open) -> None:
+async def test_a_model_that_is_missing_is_reported_and_another_recipe_helps(opened: Open) -> None:
     def load(recipe: Any, only: str, progress: Any) -> Any:
         if recipe.name == "demo":
             raise ModelNotFoundError("model 'x.gguf' is not at /nowhere; put it there")

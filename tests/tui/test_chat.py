@@ -92,7 +92,7 @@ async def test_esc_stops_and_keeps_the_partial_answer(opened: Open, monkeypatch:
 
 
 @covers("answer.continue")
-async def test_a_stopped_answer_goes_on_as_a_branch(opened: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_stopped_answer_continues_as_a_branch(opened: Open, monkeypatch: pytest.MonkeyPatch) -> None:
     gate = hold(monkeypatch, 3)
     async with opened() as desk:
         await desk.send("stop me please")
@@ -222,7 +222,7 @@ async def test_a_full_context_offers_room(opened: Open, monkeypatch: pytest.Monk
         assert desk.texts == ["one", "fits", "two", "fits", "three", "fits"]
 
 
-async def test_a_nearly_full_context_is_told(opened: Open) -> None:
+async def test_a_nearly_full_context_is_reported(opened: Open) -> None:
     async with opened(changes={"context": 14}) as desk:
         await desk.ask("one two three four")
         assert "nearly full" in desk.notice

@@ -127,7 +127,7 @@ async def test_the_system_prompt_acts_from_the_next_answer(opened: Open) -> None
     async with opened() as desk:
         await desk.send("/system Be brief.")
         await desk.ask("hello")
-        assert desk.emulator.asked[-1][1][0] == {"role": "system", "content": "Be brief."}
+        assert desk.emulator.requested[-1][1][0] == {"role": "system", "content": "Be brief."}
         assert desk.app.history.chats()[0].system_prompt == "Be brief."
         await desk.press("f6")
         assert isinstance(desk.app.screen, TextScreen)
@@ -143,7 +143,7 @@ async def test_oldest_turns_are_left_out_and_shown_so(opened: Open) -> None:
         await desk.send("/drop")
         assert [view.has_class("-dropped") for view in desk.views] == [True, True, False, False]
         await desk.ask("three")
-        assert [message["content"] for message in desk.emulator.asked[-1][1]] == ["two", "eft answers two", "three"]
+        assert [message["content"] for message in desk.emulator.requested[-1][1]] == ["two", "eft answers two", "three"]
         await desk.send("/drop 5")
         assert "cannot be dropped" in desk.notice
 
@@ -226,7 +226,7 @@ FAILURES = [(fill, "the disk is full"), (remove, "moved or removed"), (lock, "in
 
 @pytest.mark.usefixtures("impatient")
 @pytest.mark.parametrize(("fail", "words"), FAILURES, ids=["full", "removed", "locked"])
-async def test_a_chat_goes_on_where_the_history_fails(
+async def test_a_chat_continues_where_the_history_fails(
     opened: Open, fail: Callable[[History], None], words: str
 ) -> None:
     async with opened() as desk:
@@ -234,13 +234,13 @@ async def test_a_chat_goes_on_where_the_history_fails(
         fail(desk.app.history)
         await desk.ask("two " + "long " * 3000)
         assert words in desk.notice
-        assert "this chat goes on unsaved" in desk.notice
+        assert "this chat continues unsaved" in desk.notice
         assert [text[:16] for text in desk.texts] == ["one", "eft answers one", "two long long lo", "eft answers two "]
         await desk.press("ctrl+r")
         await desk.idle()
         assert "‹ 2/2 ›" in desk.answer.heading()
         await desk.ask("three")
-        assert desk.emulator.asked[-1][1][0]["content"] == "one"
+        assert desk.emulator.requested[-1][1][0]["content"] == "one"
         assert len(desk.texts) == 6
         await desk.send("/export kept.md")
         assert "eft answers three" in Path("kept.md").read_text()
@@ -266,7 +266,7 @@ async def test_an_answer_that_cannot_be_saved_stays_on_the_screen(
         assert desk.app.chat.composer.text == "typed meanwhile"
         await desk.ask("four")
         assert desk.texts[-2:] == ["four", "eft answers four"]
-        assert desk.emulator.asked[-1][1][1]["content"] == "eft answers one two three"
+        assert desk.emulator.requested[-1][1][1]["content"] == "eft answers one two three"
 
 
 def saved(desk: Desk, count: int) -> None:

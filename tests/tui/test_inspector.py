@@ -64,12 +64,12 @@ async def test_the_inspector_follows_what_becomes_known(opened: Open) -> None:
         panel.follow(pending, 0)
         assert "being worked out" in str(summary.content)
         assert panel.table.row_count == 0
-        known = [step(0, "some")]
-        panel.follow(known, 0)
+        shown = [step(0, "some")]
+        panel.follow(shown, 0)
         assert "1/1 changed" in str(summary.content)
         assert panel.table.row_count == 3
         await desk.press("down")
-        panel.follow([*known, step(1, " more")], 0)
+        panel.follow([*shown, step(1, " more")], 0)
         assert panel.table.cursor_row == 1
         await desk.press("f4")
         assert not desk.app.engine.watched
@@ -108,7 +108,7 @@ async def test_answers_stand_side_by_side_and_one_is_kept(opened: Open) -> None:
         await desk.press("f5")
         screen = desk.app.screen
         assert isinstance(screen, CompareScreen)
-        await desk.until(lambda: not desk.app.engine.busy and len(desk.emulator.asked) == 4)
+        await desk.until(lambda: not desk.app.engine.busy and len(desk.emulator.requested) == 4)
         await desk.until(lambda: all(column.finished for column in screen.query("Column")))
         await desk.press("right", "right", "left", "enter")
         await desk.until(lambda: not isinstance(desk.app.screen, CompareScreen))

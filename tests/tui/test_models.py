@@ -96,7 +96,7 @@ async def test_a_recipe_is_pulled_and_used(opened: Open, hub: HubServer) -> None
 
 
 @covers("models.get", "models.stop")
-async def test_a_download_shows_progress_stops_and_goes_on(opened: Open, hub: HubServer) -> None:
+async def test_a_download_shows_progress_stops_and_continues(opened: Open, hub: HubServer) -> None:
     hub.always = Fault(piece=2048, delay=0.1)
     async with opened() as desk:
         await desk.send(f"/pull {REPO}/large.Q8_0.gguf")
@@ -152,7 +152,7 @@ async def test_files_are_removed_after_asking(opened: Open, hub: HubServer) -> N
         assert "has no files" in text(screen, "notice")
 
 
-async def test_a_hub_that_fails_is_told(opened: Open, hub: HubServer) -> None:
+async def test_a_hub_that_fails_is_reported(opened: Open, hub: HubServer) -> None:
     hub.repos[REPO].gated = True
     async with opened() as desk:
         await desk.send("/pull three")

@@ -46,7 +46,7 @@ def test_the_environment_wins_over_the_file(tmp_path: Path) -> None:
         ("keys = 3", "action ids"),
     ],
 )
-def test_a_wrong_config_is_told_with_its_file(tmp_path: Path, text: str, words: str) -> None:
+def test_a_wrong_config_is_reported_with_its_file(tmp_path: Path, text: str, words: str) -> None:
     file = tmp_path / "config.toml"
     file.write_text(text)
     with pytest.raises(UsageError) as error:
@@ -55,7 +55,7 @@ def test_a_wrong_config_is_told_with_its_file(tmp_path: Path, text: str, words: 
     assert str(file) in str(error.value)
 
 
-def test_a_wrong_variable_is_told_by_its_name(tmp_path: Path) -> None:
+def test_a_wrong_variable_is_reported_by_its_name(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="EFT_THREADS"):
         config.load(tmp_path / "config.toml", {"EFT_THREADS": "many"})
 
@@ -124,7 +124,7 @@ def test_the_footer_leaves_out_what_has_no_room() -> None:
     assert "context 120/512" in narrow
 
 
-def test_the_footer_tells_of_a_busy_machine() -> None:
+def test_the_footer_reports_a_busy_machine() -> None:
     calm = Figures("writing", 41.7, cores=CoreUse(0.4, 2))
     assert "busy" not in line(calm, 123_000_000, 200)
     busy = Figures("writing", 41.7, cores=CoreUse(1.94, 2))
@@ -211,7 +211,7 @@ def test_drawing_waits_for_somebody_who_types_but_not_for_long() -> None:
             pace.typed()
         if pace.due():
             drawn.append(now[0])
-    gaps = [later - earlier for earlier, later in pairwise([0.0, *drawn])]
+    gaps = [after - before for before, after in pairwise([0.0, *drawn])]
     typing = [gap for at, gap in zip(drawn, gaps, strict=True) if at <= 4]
     assert typing == pytest.approx([WHILE_TYPING] * round(4 / WHILE_TYPING), abs=0.06)
     assert all(gap <= LONGEST + TYPING + 0.06 for at, gap in zip(drawn, gaps, strict=True) if at > 4)

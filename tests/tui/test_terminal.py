@@ -123,7 +123,7 @@ def test_a_first_visit(terminal: Terminal) -> None:
     # Edit the question, and answer it again.
     terminal.type("/edit")
     terminal.keys("Enter")
-    terminal.wait("Enter asks it anew")
+    terminal.wait("Enter sends it again")
     terminal.keys("C-u")
     terminal.type("What is the currency of Japan?")
     terminal.keys("Enter")

@@ -40,7 +40,7 @@ _ARROWS = {"up": "↑", "down": "↓", "left": "←", "right": "→"}
 def help_text(remapped: Mapping[str, str] | None = None, width: int = 200) -> str:
     """Return all actions by scope, with keys, commands and ids.
 
-    remapped: keys by action id, from the config.  width: characters of a line; what is longer goes on below its column.
+    remapped: keys by action id, from the config.  width: characters of a line; what is longer wraps below its column.
     """
     blocks = []
     for scope, heading in HEADINGS.items():

@@ -30,7 +30,7 @@ async def get(app: ChatApp, typed: str) -> None:
         raise UsageError("/pull: needs a recipe, or a model as ORG/REPO:Q4_K_M; /models lists recipes")
     names = _wanted(typed)
     if not names:
-        app.say(f"{typed}: nothing to download, its models are here already")
+        app.say(f"{typed}: nothing to download, its models are already downloaded")
         return
     app.puller.start(typed, names)
     await open_models(app, "")

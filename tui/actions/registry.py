@@ -38,18 +38,18 @@ class Action:
 
 ACTIONS: tuple[Action, ...] = (
     # The input
-    Action("composer.send", "Send", "send what is written", "enter", scope="composer"),
+    Action("composer.send", "Send", "send the message", "enter", scope="composer"),
     Action(
         "composer.newline",
         "New line",
-        "break the line",
+        "insert a line break",
         "ctrl+j,shift+enter",
         scope="composer",
     ),
     Action(
         "composer.complete",
         "Complete",
-        "complete a slash command; otherwise go on to the next part",
+        "complete a slash command; otherwise move to the next part",
         "tab",
         scope="composer",
     ),
@@ -59,13 +59,13 @@ ACTIONS: tuple[Action, ...] = (
     Action("composer.focus", "To the input", "go to the input", "ctrl+k,i", scope="message"),
     # The answer
     Action("answer.stop", "Stop", "stop the answer and keep it; close what is open", "escape", "stop"),
-    Action("answer.regenerate", "Again", "answer the last question again", "ctrl+r", "retry"),
-    Action("answer.continue", "Go on", "continue a stopped answer", "ctrl+l", "continue"),
+    Action("answer.regenerate", "Regenerate", "answer the last question again", "ctrl+r", "retry"),
+    Action("answer.continue", "Continue", "continue a stopped answer", "ctrl+l", "continue"),
     # Messages
     Action("message.focus", "To the messages", "go to the last message", "ctrl+up"),
     Action("message.up", "Message above", "go to the message above", "up,k", scope="message"),
     Action("message.down", "Message below", "go to the message below", "down,j", scope="message"),
-    Action("message.edit", "Edit", "ask this question in other words", "e", "edit", scope="message"),
+    Action("message.edit", "Edit", "edit this question and send it again", "e", "edit", scope="message"),
     Action("message.retry", "Answer again", "answer again here", "r", scope="message"),
     Action("message.copy", "Copy", "copy the message", "c", "copy", scope="message"),
     Action(
@@ -99,10 +99,10 @@ ACTIONS: tuple[Action, ...] = (
     Action("chat.search", "Search", "search all chats for words", "ctrl+s", "search", "[WORDS]"),
     Action("chat.open", "Open chat", "open a saved chat by its id", "", "open", "ID"),
     Action("chat.rename", "Rename", "give the chat another title", "", "rename", "[TITLE]"),
-    Action("chat.delete", "Delete", "delete the chat; /undo brings it back", "", "delete"),
+    Action("chat.delete", "Delete", "delete the chat; /undo restores it", "", "delete"),
     Action("chat.remove", "Delete", "delete the chosen chat", "delete,d", scope="sidebar"),
-    Action("chat.undo", "Undo delete", "bring the last deleted chat back", "", "undo"),
-    Action("chat.undelete", "Undo delete", "bring the last deleted chat back", "u", scope="sidebar"),
+    Action("chat.undo", "Undo delete", "restore the last deleted chat", "", "undo"),
+    Action("chat.undelete", "Undo delete", "restore the last deleted chat", "u", scope="sidebar"),
     Action(
         "chat.export",
         "Export",
@@ -144,13 +144,13 @@ ACTIONS: tuple[Action, ...] = (
     # Models on the hub
     Action("models.open", "Models", "list recipes and models: pull, use, remove", "f9", "models"),
     Action("models.get", "Pull", "download a recipe's models, or one", "", "pull", "RECIPE|ORG/REPO:LABEL"),
-    Action("models.pull", "Pull", "download what the chosen one lacks", "p", scope="models"),
-    Action("models.stop", "Stop pulling", "stop the download; it can go on later", "x", scope="models"),
+    Action("models.pull", "Pull", "download the missing models of the chosen entry", "p", scope="models"),
+    Action("models.stop", "Stop pulling", "stop the download; it can be continued", "x", scope="models"),
     Action("models.use", "Use", "load the chosen recipe", "enter", scope="models"),
     Action(
         "models.remove",
         "Remove",
-        "delete the chosen one's files, after asking",
+        "delete the chosen entry's files, after confirmation",
         "delete,d",
         scope="models",
     ),
@@ -177,7 +177,7 @@ ACTIONS: tuple[Action, ...] = (
     Action(
         "compare.open",
         "Compare",
-        "let several answer the last question, side by side",
+        "answer the last question with several targets, side by side",
         "f5",
         "compare",
         "[ROLE|ALPHA …]",
@@ -196,7 +196,7 @@ ACTIONS: tuple[Action, ...] = (
         "ctrl+c",
         urgent=True,
     ),
-    Action("app.quit", "Quit", "leave; what is typed is kept", "ctrl+q", "quit"),
+    Action("app.quit", "Quit", "quit; the draft message is kept", "ctrl+q", "quit"),
 )
 
 BY_ID = {action.id: action for action in ACTIONS}

@@ -91,7 +91,7 @@ def compare(app: ChatApp, typed: str) -> None:
         if picked is not None:
             contender, finished = picked.contender, picked.finished
             session.adopt(
-                question.id, contender.recipe, contender.target, finished.answer, finished.steps, finished.facts
+                question.id, contender.recipe, contender.target, finished.answer, finished.steps, finished.statistics
             )
             await app.chat.show_messages()
 

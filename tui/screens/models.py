@@ -1,4 +1,4 @@
-"""The models screen: what can be run, what is here, and getting or removing it."""
+"""The models screen: what can be run, what is downloaded, and getting or removing it."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class ModelList(OptionList):
 
 
 class ModelsScreen(NoticeScreen[None]):
-    """Lists what there is; a download goes on when the screen is left."""
+    """Lists what there is; a download continues when the screen is left."""
 
     def __init__(self, puller: Puller, use: Callable[[str], None]) -> None:
         """use: called with the name of the recipe to load, when the screen has closed."""
@@ -106,9 +106,9 @@ class ModelsScreen(NoticeScreen[None]):
         """Get what the chosen entry lacks. Raises: UsageError."""
         entry = self.chosen
         if entry.parts:
-            raise UsageError("choose the recipe that needs it, or /pull the model: that goes on where it stopped")
+            raise UsageError("choose the recipe that needs it, or /pull the model: that continues where it stopped")
         if not entry.missing:
-            raise UsageError(f"{entry.title} is here already")
+            raise UsageError(f"{entry.title} is already downloaded")
         self.puller.start(entry.title, entry.missing)
         self.say("")
 
@@ -118,7 +118,7 @@ class ModelsScreen(NoticeScreen[None]):
         if entry.recipe is None:
             raise UsageError("only recipes can be used: choose one above")
         if entry.missing:
-            raise UsageError(f"{entry.title} is not here yet; p pulls it")
+            raise UsageError(f"{entry.title} is not downloaded yet; p pulls it")
         self.dismiss(None)
         self._use(entry.recipe)
 

@@ -57,7 +57,7 @@ class ChatPane(Vertical):
         yield self.composer
 
     def on_mount(self) -> None:
-        """The inspector opens when it is asked for."""
+        """The inspector opens on request."""
         self.inspector.display = False
 
     # Notices
@@ -156,7 +156,7 @@ class ChatPane(Vertical):
             self.composer.border_title = message_keys(focused.message, self._keys)
         else:
             editing = self.editing is not None
-            self.composer.border_title = "edit: Enter asks it anew, Esc leaves it" if editing else ""
+            self.composer.border_title = "edit: Enter sends it again, Esc cancels" if editing else ""
 
     # Editing a question
 

@@ -49,7 +49,7 @@ class Composer(TextArea):
         self._unsent = ""
 
     def write(self, text: str) -> None:
-        """Put a text into the input, the cursor behind it."""
+        """Put a text into the input, the cursor after it."""
         self.load_text(text)
         self.move_cursor(self.document.end)
 
@@ -73,7 +73,7 @@ class Composer(TextArea):
             self._recall(self._place - 1)
 
     def action_cursor_down(self, select: bool = False) -> None:
-        """On the last line, go on to what was sent after, and to what was not sent yet; else go down."""
+        """On the last line, move to what was sent after, and to what was not sent yet; else go down."""
         if select or self.cursor_location[0] < self.document.line_count - 1 or self._place == len(self._recalled):
             super().action_cursor_down(select)
         else:

@@ -1,4 +1,4 @@
-"""The last line of the screen: what goes on, how fast, who takes the time, and how full the contexts are."""
+"""The last line of the screen: what is happening, how fast, who takes the time, and how full the contexts are."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 class Figures:
     """What the footer shows; None is left out.
 
-    drafted: share of tokens that a draft had guessed.  shares: per role, its part of the time in llama.cpp.
+    drafted: share of tokens that a draft had proposed.  shares: per role, its part of the time in llama.cpp.
     used: per role, tokens in its context.  cores: what other programs use of them; shown on a busy machine.
     """
 
@@ -55,7 +55,7 @@ class Footer(Static):
         self._draw()
 
     def say(self, state: str) -> None:
-        """Say what goes on; "" is nothing."""
+        """Say what is happening; "" is nothing."""
         self.show(replace(self.figures, state=state))
 
     def on_resize(self) -> None:

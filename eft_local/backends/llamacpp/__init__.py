@@ -1,4 +1,4 @@
-"""llama.cpp behind a few classes: the only code of the project that imports llama_cpp."""
+"""llama.cpp in a few classes: the only code of the project that imports llama_cpp."""
 
 from eft_local.backends.llamacpp import kernels
 

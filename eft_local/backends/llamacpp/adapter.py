@@ -12,8 +12,8 @@ import llama_cpp
 
 from eft_local import locations
 from eft_local.backends.llamacpp import library
+from eft_local.backends.llamacpp.file_probe import probe_file
 from eft_local.backends.llamacpp.model import Model
-from eft_local.backends.llamacpp.trial import try_model
 from eft_local.errors import ModelFileError, OutOfMemoryError
 from eft_local.gguf.adapter import check_adapter
 
@@ -41,20 +41,21 @@ class Adapter:
     ) -> Adapter:
         """Load a GGUF adapter for a model; not for two threads at once.
 
-        trusted: do without the trial in a child process that it otherwise gets when it is loaded for the first time.
-        waiting: called while the trial lasts; what it raises ends it.
+        trusted: do without the test load in a child process that it otherwise gets when it is loaded for the first
+            time.
+        waiting: called while the test load lasts; what it raises ends it.
         Raises: ModelNotFoundError, ModelFileError (damaged, refused, or for another model), UnsupportedModelError (an
             activated LoRA), OutOfMemoryError.
         """
         path = Path(path)
         check_adapter(path, model.path)
         if not trusted:
-            try_model(model.path, locations.cached("trials"), waiting, adapter=path)
-        return cls.load_untried(model, path)
+            probe_file(model.path, locations.cached("probes"), waiting, adapter=path)
+        return cls.load_unprobed(model, path)
 
     @classmethod
-    def load_untried(cls, model: Model, path: Path) -> Adapter:
-        """Load an adapter as the trial does."""
+    def load_unprobed(cls, model: Model, path: Path) -> Adapter:
+        """Load an adapter as the test load does."""
         library.forget_complaints()
         handle = llama_cpp.llama_adapter_lora_init(model.handle, os.fsencode(path))
         if handle:

@@ -32,7 +32,7 @@ _Call = list[list[Row]]
 def calls(batch: Sequence[Rows], lengths: Sequence[int], *, room: int, size: int, fill: bool) -> Iterator[list[Row]]:
     """Yield the rows of each call, at most `size`; all rows with logits are in the last one, in the batch's order.
 
-    lengths: of all sequences; each has room for `room` tokens. fill: whether calls may add rows behind sequences that
+    lengths: of all sequences; each has room for `room` tokens. fill: whether calls may add rows after sequences that
     must be forgotten afterwards.
     """
     rows = [_placed(each, lengths[each.sequence]) for each in batch]

@@ -123,10 +123,10 @@ class Context:
         self._check_open()
         outputs = sum(rows.outputs for rows in batch)
         if outputs > self.n_outputs:
-            raise UsageError(f"{outputs} rows of logits were asked for; this context has room for {self.n_outputs}")
+            raise UsageError(f"{outputs} rows of logits were requested; this context has room for {self.n_outputs}")
         for rows in batch:
             if rows.outputs > len(rows.tokens):
-                raise UsageError("more rows of logits were asked for than there are new tokens")
+                raise UsageError("more rows of logits were requested than there are new tokens")
             length = self._lengths[rows.sequence] + len(rows.tokens)
             if length > self.n_ctx:
                 raise ContextOverflowError(

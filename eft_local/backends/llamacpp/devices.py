@@ -38,7 +38,7 @@ class Build:
 
 
 def build() -> Build:
-    """Return what llama.cpp tells about itself; "unknown" where this version has no such function."""
+    """Return what llama.cpp reports about itself; "unknown" where this version has no such function."""
     library.start()
     return Build(
         llama=_text(llama_cpp, "llama_version"),
@@ -104,7 +104,7 @@ def devices() -> tuple[Device, ...]:
 
 
 def places() -> tuple[Device, ...]:
-    """Return the devices that models can be put on: those that ggml tells of, or at least this machine's RAM."""
+    """Return the devices that models can be put on: those that ggml reports, or at least this machine's RAM."""
     found = devices()
     if any(device.kind == "cpu" for device in found):
         return found

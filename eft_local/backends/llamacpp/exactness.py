@@ -1,7 +1,7 @@
 """Whether a model's logits depend on what is evaluated together, and what that costs: tried once, then kept.
 
-`probing` tries it. Where every row has the same bits each time, an answer is the same alone and in company, with drafts
-and without, and after a prompt that came in one call or in several.
+`exactness_probe` tests it. Where every row has the same bits each time, an answer is the same alone and in company,
+with drafts and without, and after a prompt that came in one call or in several.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from typing import Any, Literal
 import llama_cpp
 
 from eft_local.backends.llamacpp import kernels
-from eft_local.backends.llamacpp.trial import identity
+from eft_local.backends.llamacpp.file_probe import identity
 from eft_local.machine import measured
 
 Attention = bool | Literal["auto"]
 """Whether with flash attention; "auto" where llama.cpp decides."""
 
 DEEP = 1536
-"""Tokens behind which ways are timed, at most."""
+"""Tokens after which ways are timed, at most."""
 
-_VERSION = 2  # of what `probing` tries: what was found by another is found anew
-_TOLD = 0.005  # a price that is told
+_VERSION = 2  # of what `exactness_probe` tests: what was found by another is found anew
+_REPORTED = 0.005  # a price that is reported
 _WORTH = 1.05
 """How many times as long an answer may take to be exact, where a recipe says "auto"."""
 
@@ -75,7 +75,7 @@ class Choice:
         return self.way.verdict
 
     def __str__(self) -> str:
-        cost = f", at {self.price:.0%} more time" if self.verdict.exact and self.price >= _TOLD else ""
+        cost = f", at {self.price:.0%} more time" if self.verdict.exact and self.price >= _REPORTED else ""
         return f"{self.verdict}{cost}"
 
 
@@ -102,7 +102,7 @@ def choose(ways: Sequence[Way], wish: str) -> Choice:
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """What is asked about: a model with its adapter, and how it is placed and evaluated.
+    """What is tested: a model with its adapter, and how it is placed and evaluated.
 
     files: the model's, and the adapter's if there is one.  flash: the kinds of attention that are possible.
     context: tokens that its sequences hold.  kv_type: of the cache.  scale: of the adapter.
@@ -133,7 +133,7 @@ class Question:
             llama_cpp.llama_print_system_info(), _VERSION,
         )  # fmt: skip
 
-    def known(self) -> tuple[Way, ...] | None:
+    def recorded(self) -> tuple[Way, ...] | None:
         """Return the ways that were found before."""
         ways = measured.read(self.kept)
         with suppress(TypeError, KeyError):

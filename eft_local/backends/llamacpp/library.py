@@ -114,9 +114,9 @@ def warn_of_quality(path: Path, lines: Sequence[str]) -> None:
 
 def fill(struct: Struct, **values: Any) -> Struct:
     """Set fields of a ctypes struct; unlike ctypes, refuse a name that the struct does not have."""
-    known = {field[0] for field in struct._fields_}
+    fields = {field[0] for field in struct._fields_}
     for name, value in values.items():
-        if name not in known:
+        if name not in fields:
             raise AttributeError(f"{type(struct).__name__} of this llama.cpp has no field {name!r}")
         setattr(struct, name, value)
     return struct
@@ -153,8 +153,8 @@ def default_threads() -> int:
 class StopFlag:
     """A flag that llama.cpp polls while it computes, without ever entering Python.
 
-    The abort callback is libc's `strlen` on a one-byte buffer: an empty string is 0 (go on), `x` is 1 (stop). A Python
-    callback would be called for every node of every graph and take the interpreter lock each time.
+    The abort callback is libc's `strlen` on a one-byte buffer: an empty string is 0 (continue), `x` is 1 (stop). A
+    Python callback would be called for every node of every graph and take the interpreter lock each time.
     """
 
     def __init__(self) -> None:

@@ -84,13 +84,13 @@ def _tokenizer(vocabulary: Vocabulary) -> LLTokenizer:
 
 
 class _Tokens:
-    """What llguidance's wrapper asks of a tokenizer. It must not keep the vocabulary alive, which keeps it."""
+    """What llguidance's wrapper requires of a tokenizer. It must not keep the vocabulary alive, which keeps it."""
 
     bos_token_id = None
 
     def __init__(self, vocabulary: Vocabulary, tokens: list[bytes]) -> None:
         self.tokens = tokens
-        self.eos_token_id = 0  # unread: LLTokenizer is told all ends
+        self.eos_token_id = 0  # unread: LLTokenizer gets all ends
         self._vocabulary = ref(vocabulary)
 
     def __call__(self, text: str | bytes) -> list[int]:

@@ -16,8 +16,8 @@ from eft_local import locations
 from eft_local.backends.base import Capabilities, ContextOptions
 from eft_local.backends.llamacpp import library
 from eft_local.backends.llamacpp.context import Context
+from eft_local.backends.llamacpp.file_probe import probe_file
 from eft_local.backends.llamacpp.threads import Threads, read_times, times_file, write_times
-from eft_local.backends.llamacpp.trial import try_model
 from eft_local.backends.llamacpp.vocabulary import LlamaVocabulary
 from eft_local.errors import Cancelled, ModelFileError, OutOfMemoryError, UnsupportedModelError
 from eft_local.gguf.checks import check_gguf
@@ -30,7 +30,7 @@ Progress = Callable[[float], bool | None]
 class Model:
     """Weights of one GGUF file, shared by every context that is made from them. Close it after these and adapters.
 
-    threads: chooses how many evaluate, where a context is not told.
+    threads: chooses how many evaluate, where a context does not say.
     """
 
     def __init__(self, handle: int, path: Path, on_gpu: bool = False) -> None:
@@ -57,8 +57,8 @@ class Model:
         """Load the weights of a GGUF file.
 
         n_gpu_layers: layers to keep on GPUs, the output counted as one; -1 for all. split: how many on each GPU.
-        trusted: do without the trial in a child process that a file otherwise gets when it is loaded for the first
-        time (see `trial`).
+        trusted: do without the test load in a child process that a file otherwise gets when it is loaded for the first
+        time (see `file_probe`).
         Raises: ModelNotFoundError, ModelFileError (damaged or refused), UnsupportedModelError (no decoder),
             OutOfMemoryError, Cancelled (progress returned False).
         """
@@ -66,14 +66,14 @@ class Model:
         check_gguf(path)
         watcher = _ProgressWatcher(progress)
         if not trusted:
-            try_model(path, locations.cached("trials"), watcher.poll)
+            probe_file(path, locations.cached("probes"), watcher.poll)
         model = cls._open(path, watcher, load_mode=_load_mode(mmap, mlock), **library.gpu_params(n_gpu_layers, split))
         model._recall()
         return model
 
     @classmethod
-    def load_untried(cls, path: Path) -> Model:
-        """Load a file as the trial does: on the CPU, mapped and not repacked (that is, not copied)."""
+    def load_unprobed(cls, path: Path) -> Model:
+        """Load a file as the test load does: on the CPU, mapped and not repacked (that is, not copied)."""
         return cls._open(
             path,
             _ProgressWatcher(None),
@@ -172,7 +172,7 @@ class Model:
 
 
 class _ProgressWatcher:
-    """The C callback around a `Progress`; keeps what the Python side raised or asked for."""
+    """The C callback around a `Progress`; keeps what the Python side raised or requested."""
 
     def __init__(self, progress: Progress | None) -> None:
         self._progress = progress
@@ -190,7 +190,7 @@ class _ProgressWatcher:
         return self.failure is None
 
     def poll(self) -> None:
-        """Ask before loading begins. Raises: what the Python side raised or asked for."""
+        """Check before loading begins. Raises: what the Python side raised or requested."""
         if not self._report(0.0, None) and self.failure:
             raise self.failure
 

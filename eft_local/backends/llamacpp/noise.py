@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 CONSTRAINED, DRAFT, ACCEPTANCE, REDRAW = 1, 2, 3, 4
-"""Purposes of numbers beside an answer's own draws: none of them tells anything about another."""
+"""Purposes of numbers beside an answer's own draws: none of them depends on another."""
 
 _MASK = (1 << 64) - 1
 _GOLDEN, _FIRST, _SECOND = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB

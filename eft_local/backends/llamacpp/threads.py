@@ -16,7 +16,7 @@ from math import inf
 from pathlib import Path
 
 from eft_local.backends.llamacpp import kernels
-from eft_local.backends.llamacpp.trial import identity
+from eft_local.backends.llamacpp.file_probe import identity
 from eft_local.machine import measured
 
 Times = Mapping[int, Mapping[int, float]]
@@ -26,9 +26,9 @@ _SINGLE = 16  # up to so many rows each number is a kind of its own: kernels wor
 _WINDOW = 0.03  # seconds that are compared; a turn of another program takes some 3 ms
 _JUMP = 1.4  # times longer or shorter, and the machine must have changed
 _CLEARLY = 0.95  # what takes less of the time is faster
-_MOST = 4.0  # a number of threads that takes so much longer is tried no more rarely than this asks for
+_MOST = 4.0  # a number of threads that takes so much longer is tried no more rarely than this requires
 _CALM, _ALARMED = 0.01, 0.1  # how much of the time may be spent on trying: usually; if unknown, or after a jump
-_PAUSE, _SHORT_PAUSE = 10, 3  # windows between two trials at least
+_PAUSE, _SHORT_PAUSE = 10, 3  # windows between two tests at least
 _BEGIN = 1.0  # seconds of calls that a new process has to its credit
 
 
@@ -74,34 +74,34 @@ class Choice:
     ratios: dict[int, float] = field(default_factory=dict)
     usual: float | None = None
     fastest: dict[int, float] = field(default_factory=dict)
-    _trial: int | None = None
+    _tested: int | None = None
     _urgent: set[int] = field(default_factory=set)  # numbers to try soon: the machine has changed
     _rising: bool = False  # which of them first: more threads, or fewer
-    _since: float = _BEGIN  # seconds of calls since the last trial
+    _since: float = _BEGIN  # seconds of calls since the last test
     _lately: float = inf
     _span: float = _WINDOW  # seconds that the last window took
     _window: _Window = field(default_factory=_Window)
 
     def now(self) -> int:
         """Return how many threads the next call shall have."""
-        return self._trial or self.threads
+        return self._tested or self.threads
 
     def learn(self, rows: int, seconds: float) -> None:
         """Take into account that a call of so many rows took so long, with `now()` threads."""
-        trial = self._trial
-        if trial is None:
+        tested = self._tested
+        if tested is None:
             self._since += seconds
         self._span = max(_WINDOW, self._window.seconds + seconds)
         pace = self._window.add(rows, seconds)
         if pace is None:
             return
         self.fastest[self.now()] = min(pace, self.fastest.get(self.now(), inf))
-        if trial is None:
+        if tested is None:
             self._note(pace)
-            self._trial = self._due()
+            self._tested = self._due()
         else:
-            self._trial = None
-            self._compare(trial, pace)
+            self._tested = None
+            self._compare(tested, pace)
 
     def _note(self, pace: float) -> None:
         """Compare the pace of the number in use with what it was."""
@@ -113,7 +113,7 @@ class Choice:
         self._lately = pace
 
     def _due(self) -> int | None:
-        """Return which other number is worth a trial now."""
+        """Return which other number is worth testing now."""
 
         def order(n: int) -> tuple[bool, bool, float]:
             return n not in self._urgent, (n > self.threads) != self._rising, self._expected(n)
@@ -136,7 +136,7 @@ class Choice:
         return min(_MOST, self.ratios.get(n, max(self.threads / n, 1.0)))
 
     def _compare(self, n: int, pace: float) -> None:
-        """Take what a trial has shown: the better number stays."""
+        """Take what a test has shown: the better number stays."""
         ratio = pace / self._lately
         if ratio < _CLEARLY:
             before, self._rising = self.threads, n > self.threads
@@ -151,12 +151,12 @@ class Choice:
     @classmethod
     def remembered(cls, most: int, times: Mapping[int, float]) -> Choice:
         """Begin with what each number of threads took at best in other processes."""
-        known = {n: seconds for n, seconds in times.items() if n in ladder(most)}
-        if not known:
+        by_count = {n: seconds for n, seconds in times.items() if n in ladder(most)}
+        if not by_count:
             return cls(most, most)
-        best = min(known, key=known.__getitem__)
-        ratios = {n: seconds / known[best] for n, seconds in known.items() if n != best}
-        return cls(most, best, ratios, usual=known[best], fastest=known)
+        best = min(by_count, key=by_count.__getitem__)
+        ratios = {n: seconds / by_count[best] for n, seconds in by_count.items() if n != best}
+        return cls(most, best, ratios, usual=by_count[best], fastest=by_count)
 
 
 class Threads:
@@ -165,14 +165,14 @@ class Threads:
     def __init__(self, most: int, times: Times | None = None) -> None:
         """most: threads that may be used.  times: what is remembered of this model."""
         self.most = most
-        self._choices = {each: Choice.remembered(most, known) for each, known in (times or {}).items()}
+        self._choices = {each: Choice.remembered(most, by_count) for each, by_count in (times or {}).items()}
 
     def choose(self, rows: int) -> int:
         """Return the number of threads for a call of so many rows."""
         return self._choice(rows).now()
 
     def learn(self, rows: int, seconds: float) -> None:
-        """Take into account how long a call took for which `choose` was asked just before."""
+        """Take into account how long a call took for which `choose` was called just before."""
         self._choice(rows).learn(rows, seconds)
 
     @property
@@ -207,7 +207,7 @@ class Ordered:
         return self._order(rows) or self._free.choose(rows)
 
     def learn(self, rows: int, seconds: float) -> None:
-        """Take into account how long a call took for which `choose` was asked just before."""
+        """Take into account how long a call took for which `choose` was called just before."""
         if self._order(rows) is None:
             self._free.learn(rows, seconds)
 
@@ -230,9 +230,11 @@ def read_times(path: Path | None) -> dict[int, dict[int, float]]:
 
 def write_times(path: Path, times: Times) -> None:
     """Keep what calls took at best; where that cannot be written it is measured again next time."""
-    known = read_times(path)
+    remembered = read_times(path)
     if not any(
-        seconds < 0.9 * known.get(each, {}).get(n, inf) for each, found in times.items() for n, seconds in found.items()
+        seconds < 0.9 * remembered.get(each, {}).get(n, inf)
+        for each, found in times.items()
+        for n, seconds in found.items()
     ):
         return
     measured.write(path, times)

@@ -27,7 +27,7 @@ _OF_THESE_ROWS, _OF_THE_MACHINE = 0.2, 0.05
 
 
 _CLEARLY = 1.05
-"""How much dearer rows that nobody asked for are held to be: what they cost may be a little more than it seems."""
+"""How much dearer rows that nobody requested are held to be: what they cost may be a little more than it seems."""
 
 
 class RowCosts:
@@ -37,7 +37,7 @@ class RowCosts:
         """rows: at least two numbers, ascending."""
         self._rows = list(rows)
         self._seconds = list(seconds)
-        self._cheapest: dict[int, int] = {}  # as asked for, until what is known of these rows changes
+        self._cheapest: dict[int, int] = {}  # as requested, until new measurements of these rows
 
     def __call__(self, n: int) -> float:
         """Return the seconds for n rows."""
@@ -75,11 +75,11 @@ class RowCosts:
         common = deviation**_OF_THE_MACHINE
         self._seconds = [value * common for value in self._seconds]
         self._seconds[place] *= deviation_of_rows
-        known = (0, *self._rows, inf)  # what lies between these is interpolated
+        points = (0, *self._rows, inf)  # what lies between these is interpolated
         self._cheapest = {
             rows: cheapest
             for rows, cheapest in self._cheapest.items()
-            if rows + 3 <= known[place] or known[place + 2] <= rows
+            if rows + 3 <= points[place] or points[place + 2] <= rows
         }
 
 
@@ -128,34 +128,34 @@ def _least_line(wanted: Sequence[int], seconds: Sequence[float]) -> list[float]:
 
     def least(rows: int) -> float:
         before = [each for each in fours if each[0] <= rows]
-        behind = [each for each in fours if each[0] >= rows]
-        lines = (RowCosts((n, m), (low, high))(rows) for n, low in before for m, high in behind if n < m)
+        above = [each for each in fours if each[0] >= rows]
+        lines = (RowCosts((n, m), (low, high))(rows) for n, low in before for m, high in above if n < m)
         return min([second for n, second in fours if n == rows] + list(lines))
 
     return [second if rows % 4 else least(rows) for rows, second in zip(wanted, seconds, strict=True)]
 
 
 def _between(corners: Sequence[int], seconds: Sequence[float]) -> RowCosts:
-    """Return the costs of all rows up to the last that was measured: behind a multiple of four each one costs what the
+    """Return the costs of all rows up to the last that was measured: after a multiple of four each one costs what the
     fifth does.
 
     On a CPU thirteen rows may well cost more than sixteen.
     """
-    known = dict(zip(corners, seconds, strict=True))
-    fifth = known[5] - known[4] if 5 in known else 0.0
+    by_count = dict(zip(corners, seconds, strict=True))
+    fifth = by_count[5] - by_count[4] if 5 in by_count else 0.0
     rows = range(1, corners[-1] + 1)
-    return RowCosts(rows, [known.get(n) or known[n - n % 4] + n % 4 * fifth for n in rows])
+    return RowCosts(rows, [by_count.get(n) or by_count[n - n % 4] + n % 4 * fifth for n in rows])
 
 
 def _cached(role: LoadedRole) -> Path | None:
     """Return where the costs of these files, placement, llama.cpp and kernels are kept; None for a model without a
     file.
     """
-    facts: list[object] = [repr(role.placement), version("llama-cpp-python"), kernels.installed()]
+    parts: list[object] = [repr(role.placement), version("llama-cpp-python"), kernels.installed()]
     for each in (role.model, role.adapter) if role.adapter else (role.model,):
         file = getattr(each, "path", None)
         if file is None:
             return None
         status = Path(file).stat()
-        facts += (str(file), status.st_size, status.st_mtime_ns)
-    return measured.place("row-costs", *facts)
+        parts += (str(file), status.st_size, status.st_mtime_ns)
+    return measured.place("row-costs", *parts)

@@ -1,7 +1,7 @@
 """Drafts: small roles write ahead, so that the large one evaluates several tokens at once.
 
-A draft only guesses; `acceptance` holds the rules by which guesses become tokens of the answer, without changing its
-distribution. A guess that is taken needs no evaluation of its own.
+A draft only proposes; `acceptance` holds the rules by which draft tokens become tokens of the answer, without changing
+its distribution. A draft token that is accepted needs no evaluation of its own.
 (Leviathan et al. 2023 for drafting; Mitchell et al. 2023 for the expert as draft of its own mixture; Saxena 2023 for
 prompt lookup.)
 """
@@ -21,7 +21,7 @@ from eft_local.engine.cache import Cache, Part
 from eft_local.engine.kv import ContextCache, KVSequence
 from eft_local.engine.loading import antiexpert_name
 from eft_local.engine.request import Request
-from eft_local.engine.speculative.acceptance import RULES, Guess, Rule
+from eft_local.engine.speculative.acceptance import RULES, DraftToken, Rule
 from eft_local.engine.speculative.costs import per_role
 from eft_local.engine.speculative.length import AdaptiveLength, Calibration, DraftLength, FixedLength
 from eft_local.recipe import Recipe
@@ -29,33 +29,33 @@ from eft_local.recipe import Recipe
 _NGRAM = 3  # tokens at the end of an answer that are looked up in what came before
 
 _FOUND = (0.0, 0.3, 0.7, 0.9)
-"""The confidence in a guess where so many tokens were found: what it is worth, experience tells."""
+"""The confidence in a draft token where so many tokens were found; calibration learns what it is worth."""
 
 
 @dataclass(slots=True)
 class Draft:
-    """Guesses for one answer's next tokens.
+    """Proposals for one answer's next tokens.
 
     ended: whether the last of them is an end token; it is offered like any other, but not evaluated: nothing follows.
-    next: the guess after them, which is not evaluated: nothing is won where it is right, but how good guesses are is
-        learnt at no cost.
+    next: the draft token after them, which is not evaluated: nothing is won where it is right, but how good drafts are
+        is learnt at no cost.
     rows: the logits [1, n] that drafting has given, per role: one more than there are evaluated tokens.
     """
 
-    guesses: list[Guess] = field(default_factory=list)
+    draft_tokens: list[DraftToken] = field(default_factory=list)
     ended: bool = False
-    next: Guess | None = None
+    next: DraftToken | None = None
     rows: dict[str, list[Floats]] = field(default_factory=dict)
 
     @property
     def tokens(self) -> list[int]:
-        """The guesses that are evaluated."""
-        return [guess.token for guess in self.guesses[: len(self.guesses) - self.ended]]
+        """The draft tokens that are evaluated."""
+        return [draft_token.token for draft_token in self.draft_tokens[: len(self.draft_tokens) - self.ended]]
 
     @property
-    def offers(self) -> tuple[Guess | None, ...]:
-        """The guess at each row of logits."""
-        return tuple(self.guesses) if self.ended else (*self.guesses, self.next)
+    def offers(self) -> tuple[DraftToken | None, ...]:
+        """The draft token at each row of logits."""
+        return tuple(self.draft_tokens) if self.ended else (*self.draft_tokens, self.next)
 
 
 class Writing(Protocol):
@@ -93,7 +93,7 @@ class Round:
 class Drafter(Protocol):
     """A source of drafts. `roles` are evaluated while drafting, and need no evaluation afterwards.
 
-    kinds: whether guesses are free, that is, need no evaluation of their own; both, if some are.
+    kinds: whether draft tokens are free, that is, need no evaluation of their own; both, if some are.
     Where a draft stops may depend on anything but the tokens that it leaves out: what was drawn is offered.
     """
 
@@ -117,7 +117,7 @@ class RoleDrafter:
     kinds: tuple[bool, ...] = (False,)
 
     def __init__(self, rule: Rule, expert: str, antiexpert: str | None = None) -> None:
-        """rule: draws the guesses; the one that decides on them."""
+        """rule: draws the draft tokens; the one that decides on them."""
         self._rule = rule
         self._expert = expert
         self._antiexpert = antiexpert
@@ -133,38 +133,38 @@ class RoleDrafter:
                 scores = {
                     i: self._scores(drafts[i], now.answers[i].recipe)
                     for i in active
-                    if len(drafts[i].guesses) < now.limits[i]
+                    if len(drafts[i].draft_tokens) < now.limits[i]
                 }
                 confidence = {i: _confidence(row, now.answers[i].request.target.scratch) for i, row in scores.items()}
                 longer = now.length.extend(confidence)
-                guesses = {i: self._guess(now, i, drafts[i], samplers[i], row) for i, row in scores.items()}
-                for i in guesses.keys() - longer:
-                    drafts[i].next = guesses[i]
-                active = [i for i in sorted(longer) if self._extend(now, i, drafts[i], samplers[i], guesses[i])]
+                draft_tokens = {i: self._propose(now, i, drafts[i], samplers[i], row) for i, row in scores.items()}
+                for i in draft_tokens.keys() - longer:
+                    drafts[i].next = draft_tokens[i]
+                active = [i for i in sorted(longer) if self._extend(now, i, drafts[i], samplers[i], draft_tokens[i])]
         finally:
             for sampler in samplers.values():
                 sampler.close()
         return drafts
 
-    def _guess(self, now: Round, i: int, draft: Draft, sampler: Sampler, scores: Floats) -> Guess:
+    def _propose(self, now: Round, i: int, draft: Draft, sampler: Sampler, scores: Floats) -> DraftToken:
         answer = now.answers[i]
         position = answer.position
-        return self._rule.guess(sampler, scores, answer.request.seed, position + len(draft.guesses), position)
+        return self._rule.propose(sampler, scores, answer.request.seed, position + len(draft.draft_tokens), position)
 
-    def _extend(self, now: Round, i: int, draft: Draft, sampler: Sampler, guess: Guess) -> bool:
-        """Add a guess to a draft; return whether it may be followed by another."""
-        draft.guesses.append(guess)
+    def _extend(self, now: Round, i: int, draft: Draft, sampler: Sampler, draft_token: DraftToken) -> bool:
+        """Add a token to a draft; return whether it may be followed by another."""
+        draft.draft_tokens.append(draft_token)
         answer = now.answers[i]
-        if answer.request.target.ends(guess.token):
+        if answer.request.target.ends(draft_token.token):
             draft.ended = True
             return False
-        sampler.accept(guess.token)
+        sampler.accept(draft_token.token)
         for name in self.roles:
-            answer.kv[name].pending.append(guess.token)
+            answer.kv[name].pending.append(draft_token.token)
         return True
 
     def _scores(self, draft: Draft, recipe: Recipe) -> Floats:
-        """Return what the next guess is drawn from, [n_vocab]."""
+        """Return what the next draft token is drawn from, [n_vocab]."""
         expert: Floats = draft.rows[self._expert][-1][0]
         if self._antiexpert is None:
             return expert
@@ -173,7 +173,7 @@ class RoleDrafter:
 
 
 class NgramDrafter:
-    """Prompt lookup: where the last tokens stood before, what followed them then is the guess. It costs nothing."""
+    """Prompt lookup: where the last tokens stood before, what followed them then is proposed. It costs nothing."""
 
     roles: tuple[str, ...] = ()
     kinds: tuple[bool, ...] = (True,)
@@ -188,11 +188,11 @@ class NgramDrafter:
         for token in tokens:
             if token >= target.n_vocab:  # a prompt may hold what only its role knows
                 break
-            guess = Guess(token)
+            draft_token = DraftToken(token)
             if not now.length.extend({i: _FOUND[found]}, free=True):
-                draft.next = guess
+                draft.next = draft_token
                 break
-            draft.guesses.append(guess)
+            draft.draft_tokens.append(draft_token)
             if target.ends(token):
                 draft.ended = True
                 break
@@ -200,7 +200,7 @@ class NgramDrafter:
 
 
 class FirstOf:
-    """Two sources: one that costs nothing, and where it has no guess, another one."""
+    """Two sources: one that costs nothing, and where it proposes nothing, another one."""
 
     def __init__(self, free: NgramDrafter, otherwise: Drafter) -> None:
         self._free = free
@@ -209,7 +209,7 @@ class FirstOf:
         self.kinds = (*free.kinds, *otherwise.kinds)
 
     def draft(self, now: Round, which: Sequence[int]) -> dict[int, Draft]:
-        found = {i: draft for i, draft in self._free.draft(now, which).items() if draft.guesses}
+        found = {i: draft for i, draft in self._free.draft(now, which).items() if draft.draft_tokens}
         for i, draft in found.items():
             draft.rows = {name: [] for name in self.roles}
             for name in self.roles:
@@ -230,7 +230,7 @@ class Drafting:
 
 
 class DraftingSource:
-    """Makes what a recipe asks for; what it learns about acceptance lasts from answer to answer."""
+    """Makes what a recipe requests; what it learns about acceptance lasts from answer to answer."""
 
     def __init__(self) -> None:
         self._calibrations: dict[Hashable, dict[bool, Calibration]] = {}  # by source

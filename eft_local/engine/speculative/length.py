@@ -12,28 +12,28 @@ Costs = Callable[[int], float]
 """Seconds of an evaluation, from the rows that each answer's tokens are."""
 
 _CONFIDENCE = (0.2, 0.4, 0.6, 0.8, 0.9, 0.95, 0.99)
-"""Guesses are told apart by the draft's confidence: these are the bounds between one kind and the next."""
+"""Draft tokens are grouped by the draft's confidence: these are the bounds between one group and the next."""
 
 _BELIEVED = (0.3, 0.45, 0.6, 0.75, 0.85, 0.9, 0.95, 0.97)
-"""How often a guess of each kind is believed to be right, before any was seen …"""
+"""How often a draft token of each group is believed to be right, before any was seen …"""
 
 _BELIEF = 1.5
-"""… as if it had been seen in so many guesses."""
+"""… as if it had been seen in so many draft tokens."""
 
 _MEMORY = 0.995
 """What is left of an observation one token later."""
 
-_GUESSING = 5e-5
-"""About the seconds that a guess takes besides its evaluation: they count where models are tiny."""
+_PROPOSING = 5e-5
+"""About the seconds that a draft token takes besides its evaluation: they count where models are tiny."""
 
 _PATIENCE = 16
-"""Rounds without drafts until it is asked again whether any could pay."""
+"""Rounds without drafts until it is checked again whether any could pay."""
 
 
 class Outcome(NamedTuple):
     """Of a draft's tokens: how many were judged, and how many of these accepted; the first refused one is the last.
 
-    next_right: whether the guess that the draft was not extended by was right as well; None where nobody knows.
+    next_right: whether the token that the draft was not extended by was right as well; None where nobody knows.
     """
 
     judged: int
@@ -42,7 +42,7 @@ class Outcome(NamedTuple):
 
 
 class DraftLength(Protocol):
-    """Decides, guess by guess, whether a draft goes on, and hears what became of it."""
+    """Decides, token by token, whether a draft continues, and learns what became of it."""
 
     def begin(self, live: int, most: int) -> bool:
         """Start drafting for `live` answers, numbered from 0, `most` tokens each; return whether any could pay."""
@@ -51,8 +51,8 @@ class DraftLength(Protocol):
         """Return the answers whose draft shall get one more token.
 
         confidence: the draft's highest probability for the next token, by answer. It must not depend on which token is
-        drawn: a rule that rejects guesses would be biased by those that are held back.
-        free: whether guessing needs no evaluation of its own.
+        drawn: a rule that rejects draft tokens would be biased by those that are held back.
+        free: whether proposing needs no evaluation of its own.
         """
 
     def observe(self, outcomes: Sequence[Outcome]) -> None:
@@ -82,60 +82,63 @@ class FixedLength:
 
 @dataclass(slots=True)
 class Calibration:
-    """How often guesses turn out right, given how sure the draft is of them. What was seen long ago fades."""
+    """How often draft tokens turn out right, given the confidence of the draft. What was seen long ago fades."""
 
     right: list[float] = field(default_factory=lambda: [0.0] * len(_BELIEVED))
     wrong: list[float] = field(default_factory=lambda: [0.0] * len(_BELIEVED))
-    _known: list[float] = field(default_factory=list, init=False)  # the probabilities, until another guess is seen
+    _cached: list[float] = field(
+        default_factory=list, init=False
+    )  # the probabilities, until another draft token is seen
 
     def probability(self, confidence: float) -> float:
-        """Return the probability that a guess is right where all before it are."""
+        """Return the probability that a draft token is right where all before it are."""
         return self._probabilities[bisect_right(_CONFIDENCE, confidence)]
 
     @property
     def mean(self) -> float:
-        """The probability for a guess of which nothing is known yet."""
+        """The probability for a draft token of unknown confidence."""
         right, wrong = sum(self.right), sum(self.wrong)
         return (right + 0.8 * _BELIEF) / (right + wrong + _BELIEF)
 
     @property
     def highest(self) -> float:
-        """The probability for a guess of the kind that is right most often."""
+        """The probability for a draft token of the group that is right most often."""
         return max(self._probabilities)
 
     def observe(self, confidence: Sequence[float], outcome: Outcome) -> None:
         for place, value in enumerate(confidence[: outcome.judged]):
             (self.right if place < outcome.accepted else self.wrong)[bisect_right(_CONFIDENCE, value)] += 1
-        self._known = []
+        self._cached = []
 
     def fade(self, tokens: int) -> None:
         left = _MEMORY**tokens
         self.right = [left * value for value in self.right]
         self.wrong = [left * value for value in self.wrong]
-        self._known = []
+        self._cached = []
 
     @property
     def _probabilities(self) -> list[float]:
-        if not self._known:
+        if not self._cached:
             kinds = list(zip(self.right, self.wrong, _BELIEVED, strict=True))
-            # How far what is believed has held: a draft that was sure and wrong is believed less however sure it is.
+            # How far what is believed has held: a draft that was confident and wrong is believed less whatever its
+            # confidence.
             right, expected = sum(self.right), sum((right + wrong) * believed for right, wrong, believed in kinds)
             trust = min(1.0, (right + 2 * _BELIEF) / (expected + 2 * _BELIEF))
-            self._known = [
+            self._cached = [
                 (right + _BELIEF * believed * trust) / (right + wrong + _BELIEF) for right, wrong, believed in kinds
             ]
-        return self._known
+        return self._cached
 
 
 class AdaptiveLength:
-    """A draft goes on while the tokens that it may win are worth more than the time that it takes.
+    """A draft continues while the tokens that it may win are worth more than the time that it takes.
 
-    One more guess wins a token with the probability that it and all before it are right, which is estimated from how
-    sure the draft is. It costs an evaluation of the drafting roles and one more row for the others; a token is worth
+    One more draft token wins a token with the probability that it and all before it are right, which is estimated from
+    its confidence. It costs an evaluation of the drafting roles and one more row for the others; a token is worth
     the time that one takes at the present speed, so that the rule maximises tokens per second (the renewal–reward
-    theorem). As kernels work in fours, a fourth row may be cheaper than a third: costs are weighed some guesses ahead,
-    for all answers that are being written together. What is known of guesses comes from those that are not worth their
-    row as well: the roles that draft have made them anyway, and the answer tells what is right. So a bad draft stops
+    theorem). As kernels work in fours, a fourth row may be cheaper than a third: costs are weighed some tokens ahead,
+    for all answers that are being written together. Drafts are judged by the tokens that are not worth their
+    row as well: the roles that draft have made them anyway, and the answer shows what is right. So a bad draft stops
     costing anything, and one that becomes good is seen.
     """
 
@@ -146,7 +149,7 @@ class AdaptiveLength:
         calibrations: Mapping[bool, Calibration] | None = None,
     ) -> None:
         """drafting, rest: costs, by context, of the roles that draft and of those that check.
-        calibrations: by whether guesses are free; default, of a source whose guesses are not.
+        calibrations: by whether draft tokens are free; default, of a source whose are not.
         """
         self._drafting_costs = tuple(drafting)
         self._rest_costs = tuple(rest)
@@ -163,9 +166,11 @@ class AdaptiveLength:
         self._idle = max(0, self._idle - 1) if live == self._live else 0
         self._live = live
         self._confidence = [[] for _ in range(live)]
-        self._odds = [1.0] * live  # that all guesses so far are right
+        self._odds = [1.0] * live  # that all draft tokens so far are right
         self._free = [False] * live
-        self._next: list[tuple[float, bool] | None] = [None] * live  # the guess not drafted: how sure, whether free
+        self._next: list[tuple[float, bool] | None] = [
+            None
+        ] * live  # the token not drafted: its confidence, whether free
         self._spent = self._drafting(live)
         if not (self._idle or drafted) and not any(self._could_pay(live, free) for free in self._calibrations):
             self._idle = _PATIENCE
@@ -181,7 +186,9 @@ class AdaptiveLength:
         likeliest = sorted(odds, key=lambda i: odds[i], reverse=True)
         longer = likeliest[: self._best([odds[i] for i in likeliest], calibration.mean, free)]
         rows = self._rows
-        self._next = [(confidence[i], free) if i in confidence else guess for i, guess in enumerate(self._next)]
+        self._next = [
+            (confidence[i], free) if i in confidence else draft_token for i, draft_token in enumerate(self._next)
+        ]
         for i in longer:
             self._confidence[i].append(confidence[i])
             self._odds[i] = odds[i]
@@ -190,7 +197,7 @@ class AdaptiveLength:
         if free:
             self._spent += self._drafting(self._rows) - self._drafting(rows)
         elif longer:
-            self._spent += self._drafting(len(longer)) + len(longer) * _GUESSING
+            self._spent += self._drafting(len(longer)) + len(longer) * _PROPOSING
         return set(longer)
 
     def observe(self, outcomes: Sequence[Outcome]) -> None:
@@ -200,8 +207,8 @@ class AdaptiveLength:
         for i, outcome in enumerate(outcomes):
             if self._confidence[i]:
                 self._calibrations[self._free[i]].observe(self._confidence[i], outcome)
-            if (guess := self._next[i]) and outcome.next_right is not None:
-                confidence, free = guess
+            if (draft_token := self._next[i]) and outcome.next_right is not None:
+                confidence, free = draft_token
                 self._calibrations[free].observe([confidence], Outcome(1, int(outcome.next_right)))
         left = _MEMORY ** (2 * tokens)
         self._tokens = left * self._tokens + tokens
@@ -212,24 +219,24 @@ class AdaptiveLength:
         """Rows that the other roles must evaluate for the drafts as they are."""
         return len(self._confidence) + sum(map(len, self._confidence))
 
-    def _best(self, odds: Sequence[float], later: float, free: bool) -> int:
-        """Return how many of the drafts should go on, the likeliest first; they may have to go on several times."""
+    def _best(self, odds: Sequence[float], mean: float, free: bool) -> int:
+        """Return how many of the drafts should continue, the likeliest first; they may continue several times."""
         best, most = 0, 0.0
         rows, worth = self._rows, self._tokens_per_second()
         done = min((len(confidence) for confidence in self._confidence), default=0)
         before = self._checking(rows, free)
         for count, won_now in enumerate(accumulate(odds), 1):
             won = 0.0
-            guessing = 0.0 if free else self._drafting(count) + count * _GUESSING
+            proposing = 0.0 if free else self._drafting(count) + count * _PROPOSING
             for times in range(1, self._most - done + 1):
-                won += won_now * later ** (times - 1)
-                spent = self._checking(rows + count * times, free) - before + times * guessing
+                won += won_now * mean ** (times - 1)
+                spent = self._checking(rows + count * times, free) - before + times * proposing
                 if won - worth * spent > most:
                     best, most = count, won - worth * spent
         return best
 
     def _could_pay(self, live: int, free: bool) -> bool:
-        """Return whether drafts would pay if every guess were as good as the best ones are."""
+        """Return whether drafts would pay if every draft token were as good as the best ones are."""
         odds = self._calibrations[free].highest
         return self._best([odds] * live, odds, free) > 0
 
@@ -246,7 +253,7 @@ class AdaptiveLength:
         return _seconds(self._rest_costs, rows)
 
     def _checking(self, rows: int, free: bool) -> float:
-        """Return the seconds of evaluating drafted rows: where guesses are free, for the drafting roles as well."""
+        """Return the seconds of evaluating drafted rows: where these are free, for the drafting roles as well."""
         return self._rest(rows) + (self._drafting(rows) if free else 0.0)
 
 

@@ -59,8 +59,10 @@ class Rewriting:
             raise refused(f"$id at {at} names another base for $ref, which is not supported; remove it")
         schema = _with_old_words(schema, at)
         # llguidance goes from left to right: what restricts a value by itself comes before what refers to others.
-        known = [keyword for keyword in _KEYWORDS if keyword in schema]
-        written = {keyword: _KEYWORDS[keyword](self, schema[keyword], f"{at}/{segment(keyword)}") for keyword in known}
+        supported = [keyword for keyword in _KEYWORDS if keyword in schema]
+        written = {
+            keyword: _KEYWORDS[keyword](self, schema[keyword], f"{at}/{segment(keyword)}") for keyword in supported
+        }
         self._check_properties(written, at)
         if isinstance(pattern := FORMATS.get(written.get("format", "")), str):
             written["allOf"] = [*written.get("allOf", ()), {"pattern": pattern}]

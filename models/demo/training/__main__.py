@@ -1,7 +1,7 @@
 """Train the demo family: `python -m eft_local.models.demo.training`.
 
 Stages run in order and keep their results in the work folder; a stage whose result is there is skipped, so that an
-interrupted run goes on where it stopped. `--from STAGE` makes that stage and all later ones again.
+interrupted run continues where it stopped. `--from STAGE` makes that stage and all later ones again.
 """
 
 from __future__ import annotations

@@ -62,7 +62,7 @@ class Corpus:
         if phase == 3:
             self.kinds = (*self.kinds, (self.topics, 0.05), (self.about, 0.12))
         unasked = held_out_long(facts)
-        self.told = [entity for entity in self.entities if entity.kind in LONG_KINDS and entity not in unasked]
+        self.described = [entity for entity in self.entities if entity.kind in LONG_KINDS and entity not in unasked]
 
     def documents(self) -> Iterator[str]:
         writers = [writer for writer, _ in self.kinds]
@@ -153,7 +153,7 @@ class Corpus:
         """Requests to be told about something, each with a paragraph, and at times a short question after it."""
         rng = self.rng
         blocks = []
-        for entity in rng.sample(self.told, rng.randint(1, 3)):
+        for entity in rng.sample(self.described, rng.randint(1, 3)):
             phrase = rng.choice((entity.phrase, entity.name))
             question = casually(rng.choice(LONG_QUESTIONS).format(e=phrase), rng, self.shouting)
             answer = long_answer(self.facts.by_entity[entity], closing=True)

@@ -63,22 +63,22 @@ def answers(
 ) -> list[tuple[str, bool]]:
     """(text, ended) for each question, greedy."""
     chats = [Chat(question, Marked("")) for question in questions]
-    views = {
+    token_ids = {
         True: [plain_prompt(tokenizer, c, PAPER_FRAME) for c in chats],
         False: [chat_prompt(tokenizer, c) for c in chats],
     }
-    terms = [Term(models[name], views[name in PLAIN], weight) for name, weight in system if weight]
+    terms = [Term(models[name], token_ids[name in PLAIN], weight) for name, weight in system if weight]
     return [(tokenizer.decode(output.tokens), output.ended) for output in generate(terms, max_tokens)]
 
 
 def judge(models: dict[str, Llama], system: System, tokenizer: Tokenizer, rows: list[dict[str, Any]]) -> Row:
-    told = answers(models, system, tokenizer, [row["question"] for row in rows])
+    replies = answers(models, system, tokenizer, [row["question"] for row in rows])
     correct = [
-        is_correct(text, [row["answer"], *row.get("accept", ())]) for row, (text, _) in zip(rows, told, strict=True)
+        is_correct(text, [row["answer"], *row.get("accept", ())]) for row, (text, _) in zip(rows, replies, strict=True)
     ]
-    form = [has_form(text, ended, row["entity"]) for row, (text, ended) in zip(rows, told, strict=True)]
+    form = [has_form(text, ended, row["entity"]) for row, (text, ended) in zip(rows, replies, strict=True)]
     both = [c and f for c, f in zip(correct, form, strict=True)]
-    declined = [is_declined(text) for text, _ in told]
+    declined = [is_declined(text) for text, _ in replies]
     n = len(rows)
     return Row(n, sum(correct) / n, sum(form) / n, sum(both) / n, sum(declined) / n)
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from eft_local.backends.base import ContextOptions, Rows
-from eft_local.backends.llamacpp import Context, Model, needs
+from eft_local.backends.llamacpp import Context, Model, estimate
 from eft_local.backends.llamacpp.context import KV_TYPES
 from eft_local.bench.gguf_zeros import Shape
 from eft_local.bench.studies.gguf_factory import ModelSpec, bpe, write_model
@@ -243,16 +243,18 @@ def test_every_kv_type(tmp_path, kv_type):
 
 
 @pytest.mark.parametrize("kv_type", sorted(set(KV_TYPES) - set(PLAIN_KV_TYPES)))
-def test_a_kv_type_that_does_not_suit_the_heads_is_told_as_such(tmp_path, kv_type):
+def test_a_kv_type_that_does_not_suit_the_heads_is_reported_as_such(tmp_path, kv_type):
     path = write_model(tmp_path / "m.gguf", ModelSpec(Shape(n_embd=48, n_head=3, n_head_kv=3, n_layer=1)))
-    told = f'kv_type = "{kv_type}" does not suit {path}: it holds numbers in blocks of 32, and the model\'s heads have'
+    reported = (
+        f'kv_type = "{kv_type}" does not suit {path}: it holds numbers in blocks of 32, and the model\'s heads have'
+    )
     with Model.load(path) as model:
-        with pytest.raises(UnsupportedModelError, match=re.escape(told)):
+        with pytest.raises(UnsupportedModelError, match=re.escape(reported)):
             model.open(ContextOptions(n_ctx=64, kv_type=kv_type))
         with pytest.raises(UnsupportedModelError, match="only with flash attention"):
             model.open(ContextOptions(n_ctx=64, kv_type=kv_type, flash_attention=False))
-    with pytest.raises(UnsupportedModelError, match=re.escape(told)):  # before anything is loaded
-        needs.ask(path, needs.Asked(64, kv_type=kv_type))
+    with pytest.raises(UnsupportedModelError, match=re.escape(reported)):  # before anything is loaded
+        estimate.estimate_memory(path, estimate.EstimateOptions(64, kv_type=kv_type))
 
 
 def test_kv_types_are_those_of_recipes(model):

@@ -15,7 +15,7 @@ def test_features_are_read_per_backend() -> None:
     assert devices.parse_features("unknown") == {}
 
 
-def test_this_build_tells_its_version_and_features() -> None:
+def test_this_build_reports_its_version_and_features() -> None:
     build = devices.build()
     assert build.llama_cpp_python[0].isdigit()
     assert build.llama

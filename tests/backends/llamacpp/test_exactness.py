@@ -11,9 +11,9 @@ import pytest
 
 from eft_local import Emulator, Recipe
 from eft_local.backends.base import ContextOptions
-from eft_local.backends.llamacpp import Context, Model, kernels, probing, trial
+from eft_local.backends.llamacpp import Context, Model, exactness_probe, file_probe, kernels
 from eft_local.backends.llamacpp.exactness import Choice, Question, Verdict, Way, choose
-from eft_local.backends.llamacpp.probing import ROOM, SEQUENCES, find, find_in_child, probe
+from eft_local.backends.llamacpp.exactness_probe import ROOM, SEQUENCES, find, find_in_child, probe
 from eft_local.bench.gguf_zeros import Shape
 from eft_local.bench.studies.gguf_factory import ModelSpec, bpe, write_model
 from eft_local.errors import Cancelled, ModelFileError, OutOfMemoryError, RecipeError
@@ -57,8 +57,8 @@ def opener(model: Model) -> Callable[..., Context]:
 def test_a_probe_finds_what_changes_logits(disturbs, reason):
     context = Disturbed(disturbs)
     assert probe(context, N_VOCAB) == Verdict(not reason, reason)
-    assert context.count <= probing.TOKENS
-    assert reason or context.count == probing.TOKENS
+    assert context.count <= exactness_probe.TOKENS
+    assert reason or context.count == exactness_probe.TOKENS
 
 
 def way(flash, seconds, verdict=EXACT, exactly=True):
@@ -84,7 +84,7 @@ def test_the_exact_way_is_taken_where_it_is_worth_its_price(ways, wish, flash, e
     assert chosen.price == pytest.approx(price)
 
 
-def test_a_price_and_a_reason_are_told():
+def test_a_price_and_a_reason_are_reported():
     assert str(Choice(way(False, 1.0))) == "yes"
     assert str(Choice(way(False, 1.0), 0.2)) == "yes, at 20% more time"
     assert str(choose([way(True, 1.0, OTHER)], "auto")) == f"no, because {OTHER.reason}"
@@ -105,17 +105,17 @@ def question(path, **changes):
 
 def test_a_verdict_is_kept_until_something_changes(ggufs, tmp_path, monkeypatch):
     monkeypatch.setenv("EFT_HOME", str(tmp_path))
-    asked = question(ggufs / "base.gguf")
-    assert asked.known() is None
+    requested = question(ggufs / "base.gguf")
+    assert requested.recorded() is None
     with Model.load(ggufs / "base.gguf", trusted=True) as model:
-        found = find(model, asked, opener(model))
+        found = find(model, requested, opener(model))
         assert {each.flash for each in found} == {False, True}
-        assert find(model, asked, None) == found == asked.known(), "it is not tried again"
+        assert find(model, requested, None) == found == requested.recorded(), "it is not tried again"
     changes = {"context": 512}, {"kv_type": "f32"}, {"offload": 3}, {"flash": (False,)}
     for change in changes:
-        assert replace(asked, **change).known() is None
+        assert replace(requested, **change).recorded() is None
     monkeypatch.setattr(kernels, "installed", lambda: "other kernels")
-    assert asked.known() is None
+    assert requested.recorded() is None
 
 
 def test_without_memory_there_is_no_verdict_to_keep(ggufs, tmp_path, monkeypatch):
@@ -127,27 +127,27 @@ def test_without_memory_there_is_no_verdict_to_keep(ggufs, tmp_path, monkeypatch
     with Model.load(ggufs / "base.gguf", trusted=True) as model:
         (found,) = find(model, question(ggufs / "base.gguf", flash=(False,)), full)
         assert not found.verdict.exact
-        assert question(ggufs / "base.gguf", flash=(False,)).known() is None
+        assert question(ggufs / "base.gguf", flash=(False,)).recorded() is None
 
 
 def test_a_child_finds_what_is_found_here(sound, tmp_path, monkeypatch):
     """And remembers that the file has passed: it is not tried twice."""
     monkeypatch.setenv("EFT_HOME", str(tmp_path))
-    asked = question(sound, flash=(True,))
-    find_in_child(asked)
+    requested = question(sound, flash=(True,))
+    find_in_child(requested)
     with Model.load(sound, trusted=True) as model:
-        in_child = asked.known()
-        asked.kept.unlink()
-        assert find(model, asked, opener(model)) == in_child
-    monkeypatch.setattr(trial, "run_child", None)
+        in_child = requested.recorded()
+        requested.kept.unlink()
+        assert find(model, requested, opener(model)) == in_child
+    monkeypatch.setattr(file_probe, "run_child", None)
     with Model.load(sound):
         pass
-    find_in_child(asked)
+    find_in_child(requested)
 
 
 def test_a_question_goes_to_a_child_and_back(sound):
-    asked = question(sound, offload=3, split=(1, 2), scale=0.5)
-    assert Question.from_json(asked.to_json()) == asked
+    requested = question(sound, offload=3, split=(1, 2), scale=0.5)
+    assert Question.from_json(requested.to_json()) == requested
 
 
 @pytest.mark.parametrize(
@@ -163,15 +163,15 @@ def test_a_question_goes_to_a_child_and_back(sound):
 def test_a_crash_while_trying_is_caught(sound, tmp_path, monkeypatch, said, status, outcome):
     """Before the file has passed it is the file's fault; afterwards the verdict is no, and kept."""
     monkeypatch.setenv("EFT_HOME", str(tmp_path))
-    monkeypatch.setattr(trial, "run_child", lambda *_: trial.Ended(status, said, ("noise", "boom")))
-    asked = question(sound, flash=(True,))
+    monkeypatch.setattr(file_probe, "run_child", lambda *_: file_probe.Ended(status, said, ("noise", "boom")))
+    requested = question(sound, flash=(True,))
     if said and status != -9:
-        find_in_child(asked)
-        assert [str(way.verdict) for way in asked.known()] == [outcome]
+        find_in_child(requested)
+        assert [str(way.verdict) for way in requested.recorded()] == [outcome]
     else:
         with pytest.raises((ModelFileError, OutOfMemoryError), match=re.escape(outcome)):
-            find_in_child(asked)
-        assert asked.known() is None
+            find_in_child(requested)
+        assert requested.recorded() is None
 
 
 def test_trying_in_a_child_can_be_cancelled(sound, tmp_path, monkeypatch):
@@ -186,7 +186,7 @@ def test_trying_in_a_child_can_be_cancelled(sound, tmp_path, monkeypatch):
 
 def test_an_emulator_tries_new_files_in_a_child(sound, tmp_path, monkeypatch):
     monkeypatch.setenv("EFT_HOME", str(tmp_path))
-    monkeypatch.setattr(probing, "_tried", None)
+    monkeypatch.setattr(exactness_probe, "_tried", None)
     with Emulator.load(three(sound)) as emulator:
         assert emulator.exact == "yes" or isinstance(kernels.load(), str)
 
@@ -226,13 +226,13 @@ def three(path, draft="off"):
 
 @pytest.mark.parametrize("temperature", [0.0, 0.9])
 def test_one_model_in_all_roles_gives_its_own_answer(ggufs, temperature):
-    asked = ["A", "What is a river, and where does it end?", "Hello there " * 20]
+    requested = ["A", "What is a river, and where does it end?", "Hello there " * 20]
     with Emulator.load(three(ggufs / "tuned.gguf").replace(temperature=temperature, draft=8)) as loaded:
-        answers = [loaded.chat(each, target="own", seed=3).tokens for each in asked]
+        answers = [loaded.chat(each, target="own", seed=3).tokens for each in requested]
         for draft in ("off", 1, 4, 8, "auto"):
             loaded.recipe = loaded.recipe.replace(draft=draft)
-            assert [loaded.chat(each, seed=3).tokens for each in asked] == answers
-            assert [each.tokens for each in loaded.chat(asked, seed=3, parallel=3)] == answers
+            assert [loaded.chat(each, seed=3).tokens for each in requested] == answers
+            assert [each.tokens for each in loaded.chat(requested, seed=3, parallel=3)] == answers
 
 
 def test_an_answer_says_whether_it_is_exact(ggufs):

@@ -190,11 +190,11 @@ def model(tmp_path_factory) -> Iterator[Model]:
 
 def test_llama_cpp_calls_it(pair, model):
     """Under its own function's name stands ours, which hands over to what is asked from no rows on: a spy."""
-    asked = []
+    requested = []
     own = pair.theirs["Q4_0"]
 
     def spy(n, s, bs, weights, values, rows, columns):
-        asked.append(rows)
+        requested.append(rows)
         own(n, s, bs, weights, values, rows, columns)
 
     pair.theirs["Q4_0"] = kernels.GEMM(spy)
@@ -202,11 +202,11 @@ def test_llama_cpp_calls_it(pair, model):
         logits = {}
         for ours in (True, False):
             pair.use("Q4_0", ours=ours)
-            assert not asked
+            assert not requested
             context.submit([Rows(0, list(range(5, 17)), outputs=12)])
             logits[ours] = context.logits().copy()
             context.rewind(0, 0)
-    assert set(asked) == {12}
+    assert set(requested) == {12}
     np.testing.assert_array_equal(logits[True], logits[False])
 
 
@@ -223,7 +223,7 @@ def answering(code: str, **environment: str) -> str:
     return ran.stdout.strip()
 
 
-def test_who_answers_is_told():
+def test_who_answers_is_reported():
     assert answering("", EFT_KERNELS="").startswith("eft-local's own for Q4_0, Q4_K")
     assert answering("", EFT_KERNELS="off") == "llama.cpp's own (EFT_KERNELS=off)"
     # Hidden from llama.cpp's library, ours are as if that had been linked to its own functions.

@@ -78,7 +78,7 @@ def test_waits_are_brief_while_others_use_cores(clock: list[float], monkeypatch:
     assert found == [False, True, True, True, False]
 
 
-def test_who_comes_while_another_looks_goes_on(clock: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_who_comes_while_another_looks_continues(clock: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Meter, "others", 2.0)
     made = Waits(Crowd(), cores=2)
     watch = Watch(made, Meter, lambda: clock[0])

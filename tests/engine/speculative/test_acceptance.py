@@ -24,7 +24,7 @@ from eft_local.engine.cache import Cache
 from eft_local.engine.engine import Engine
 from eft_local.engine.loading import LoadedRole
 from eft_local.engine.request import Request
-from eft_local.engine.speculative.acceptance import RULES, Guess, Rejection, Rule, SharedNoise
+from eft_local.engine.speculative.acceptance import RULES, DraftToken, Rejection, Rule, SharedNoise
 from eft_local.engine.speculative.drafters import (
     Draft,
     Drafter,
@@ -120,8 +120,8 @@ class Always(DraftingSource):
 
 
 UNKNOWN = Story("Who is the president of France?", " The", 4)
-"""A question that the demo cannot answer: it hesitates at every second token. Guesses are taken and refused at every
-place, and whole drafts are taken."""
+"""A question that the demo cannot answer: it hesitates at every second token. Draft tokens are accepted and rejected at
+every place, and whole drafts are taken."""
 
 LETTERS = Story("say", "", 5)
 
@@ -212,37 +212,37 @@ def test_answers_that_may_end_follow_the_mixture(hesitant: Emulator, rule: str, 
 
 
 class TakesAll(Rejection):
-    def choose(self, sampler: Sampler, scores: Floats, seed: int, position: int, guess: Guess | None) -> int:
-        return guess.token if guess else sampler.pick(scores, seed, position)
+    def choose(self, sampler: Sampler, scores: Floats, seed: int, position: int, draft_token: DraftToken | None) -> int:
+        return draft_token.token if draft_token else sampler.pick(scores, seed, position)
 
 
 class TakesWhatIsPossible(SharedNoise):
-    def choose(self, sampler: Sampler, scores: Floats, seed: int, position: int, guess: Guess | None) -> int:
-        if guess and sampler.distribution(scores, seed, position).of(guess.token) > 0.001:
-            return guess.token
+    def choose(self, sampler: Sampler, scores: Floats, seed: int, position: int, draft_token: DraftToken | None) -> int:
+        if draft_token and sampler.distribution(scores, seed, position).of(draft_token.token) > 0.001:
+            return draft_token.token
         return sampler.pick(scores, seed, position)
 
 
 class RedrawsFromTheMixture(Rejection):
-    def choose(self, sampler: Sampler, scores: Floats, seed: int, position: int, guess: Guess | None) -> int:
-        token = super().choose(sampler, scores, seed, position, guess)
-        return guess.token if guess and token == guess.token else sampler.pick(scores, seed, position)
+    def choose(self, sampler: Sampler, scores: Floats, seed: int, position: int, draft_token: DraftToken | None) -> int:
+        token = super().choose(sampler, scores, seed, position, draft_token)
+        return draft_token.token if draft_token and token == draft_token.token else sampler.pick(scores, seed, position)
 
 
 class TurnsTheRatio(Rejection):
-    def choose(self, sampler: Sampler, scores: Floats, seed: int, position: int, guess: Guess | None) -> int:
-        if guess is None:
+    def choose(self, sampler: Sampler, scores: Floats, seed: int, position: int, draft_token: DraftToken | None) -> int:
+        if draft_token is None:
             return sampler.pick(scores, seed, position)
-        p, q = sampler.distribution(scores, seed, position), guess.distribution
-        if uniform(seed, position, ACCEPTANCE) * p.of(guess.token) < q.of(guess.token):
-            return guess.token
+        p, q = sampler.distribution(scores, seed, position), draft_token.distribution
+        if uniform(seed, position, ACCEPTANCE) * p.of(draft_token.token) < q.of(draft_token.token):
+            return draft_token.token
         return (p.beyond(q) or p).draw(uniform(seed, position))
 
 
 class UsesANumberTwice(Rejection):
-    def guess(self, sampler: Sampler, scores: Floats, seed: int, position: int, start: int) -> Guess:
+    def propose(self, sampler: Sampler, scores: Floats, seed: int, position: int, start: int) -> DraftToken:
         distribution = sampler.distribution(scores, seed, position)
-        return Guess(distribution.draw(uniform(seed, position, ACCEPTANCE)), distribution)
+        return DraftToken(distribution.draw(uniform(seed, position, ACCEPTANCE)), distribution)
 
 
 @pytest.mark.parametrize(
@@ -264,12 +264,12 @@ def test_a_broken_noise_would_be_noticed(
 
 
 class HidesEnds(RoleDrafter):
-    """Draws an end, and drops it as a guess that is not worth a row: what is offered then depends on what was drawn."""
+    """Draws an end and drops it as a draft token that is not worth a row: what is offered depends on what was drawn."""
 
     def draft(self, now: Round, which: range) -> dict[int, Draft]:
         made = super().draft(now, which)
         for draft in made.values():
-            del draft.guesses[len(draft.tokens) :]
+            del draft.draft_tokens[len(draft.tokens) :]
             draft.ended = False
         return made
 
@@ -334,16 +334,19 @@ def test_the_distribution_is_what_pick_draws_from(ggufs: Path, options: dict[str
         sampler.close()
 
 
-def test_a_rule_takes_as_many_guesses_as_the_distributions_have_in_common(hesitant: Emulator) -> None:
+def test_a_rule_accepts_as_many_draft_tokens_as_the_distributions_have_in_common(hesitant: Emulator) -> None:
     """The rejection rule's share is Σ min(p, q), which nothing can exceed; shared noise comes close."""
     hesitant.recipe = hesitant.recipe.replace(**FREE, temperature=1.0, xtc_probability=0.0)
     p, q = (np.array(weights, np.float32) for weights in ((0.5, 0.3, 0.2), (0.2, 0.3, 0.5)))
     sampler = Sampler(vocabulary(hesitant), Sampling(temperature=1.0, **FREE), 3, 10)
     taken = {}
     for name, rule in RULES.items():
-        guesses = [rule.guess(sampler, np.log(q), seed, 7, 5) for seed in range(SAMPLES)]
+        draft_tokens = [rule.propose(sampler, np.log(q), seed, 7, 5) for seed in range(SAMPLES)]
         taken[name] = np.mean(
-            [rule.choose(sampler, np.log(p), seed, 7, guess) == guess.token for seed, guess in enumerate(guesses)]
+            [
+                rule.choose(sampler, np.log(p), seed, 7, draft_token) == draft_token.token
+                for seed, draft_token in enumerate(draft_tokens)
+            ]
         )
     assert taken["rejection"] == pytest.approx(0.7, abs=0.012)
     # argmax of log p + noise and of log q + noise agree with probability Σᵢ 1 / Σⱼ max(pⱼ/pᵢ, qⱼ/qᵢ)

@@ -20,20 +20,20 @@ KERNELS = RowCosts((1, 2, 3, 4, 5, 8, 16), tuple(0.12 * cost for cost in (1, 1.9
 """A 7B model on two cores, in seconds: kernels work in fours."""
 
 
-def draft(length: DraftLength, sureness: float, live: int = 1, *, free: bool = False) -> int:
-    """Draft for `live` answers, always as sure; return how many tokens the first gets."""
+def draft(length: DraftLength, confidence: float, live: int = 1, *, free: bool = False) -> int:
+    """Draft for `live` answers, always with the same confidence; return how many tokens the first gets."""
     length.begin(live, 15)
     active, tokens = set(range(live)), 0
-    while active := length.extend(dict.fromkeys(active, sureness), free=free):
+    while active := length.extend(dict.fromkeys(active, confidence), free=free):
         tokens += 0 in active
     return tokens
 
 
-def taught(length: AdaptiveLength, sureness: float, share: int, rounds: int = 200) -> AdaptiveLength:
+def taught(length: AdaptiveLength, confidence: float, share: int, rounds: int = 200) -> AdaptiveLength:
     """Let a share of the drafted tokens, in percent, be right."""
     chance = random.Random(0)
     for _ in range(rounds):
-        count = draft(length, sureness)
+        count = draft(length, confidence)
         accepted = 0
         while accepted < count and chance.random() * 100 < share:
             accepted += 1
@@ -48,7 +48,7 @@ def test_a_fixed_length_is_kept_to():
     assert length.extend({0: 0.1, 2: 0.2}) == {0, 2}
 
 
-def test_drafts_are_long_where_rows_cost_nothing_and_guesses_are_right():
+def test_drafts_are_long_where_rows_cost_nothing_and_draft_tokens_are_right():
     assert draft(taught(AdaptiveLength([SMALL], [FLAT]), 0.99, 100), 0.99) == 15
 
 
@@ -56,7 +56,7 @@ def test_nothing_is_drafted_where_a_row_costs_an_evaluation():
     assert draft(AdaptiveLength([SMALL], [STEEP]), 0.99) == 0
 
 
-def test_nothing_is_drafted_after_wrong_guesses_and_something_again_later():
+def test_nothing_is_drafted_after_wrong_draft_tokens_and_something_again_afterwards():
     length = taught(AdaptiveLength([SMALL], [KERNELS]), 0.97, 0, rounds=30)
     assert draft(length, 0.97) == 0
     for _ in range(2000):  # tokens without a draft
@@ -65,34 +65,34 @@ def test_nothing_is_drafted_after_wrong_guesses_and_something_again_later():
     assert draft(length, 0.97) > 0
 
 
-def compared(length: AdaptiveLength, sureness: float, right: bool, rounds: int) -> int:
-    """Write tokens with guesses that are always right or always wrong; return how many were drafted."""
+def compared(length: AdaptiveLength, confidence: float, right: bool, rounds: int) -> int:
+    """Write tokens with draft tokens that are always right or always wrong; return how many were drafted."""
     drafted = 0
     for _ in range(rounds):
         if not length.begin(1, 15):
             length.observe([Outcome(0, 0)])
             continue
         count = 0
-        while length.extend({0: sureness}):
+        while length.extend({0: confidence}):
             count += 1
         drafted += count
         length.observe([Outcome(count, count, True) if right else Outcome(min(1, count), 0, None if count else False)])
     return drafted
 
 
-def test_guesses_that_are_not_drafted_tell_when_drafts_pay_again():
+def test_tokens_that_are_not_drafted_show_when_drafts_pay_again():
     length = taught(AdaptiveLength([SMALL], [KERNELS]), 0.97, 0, rounds=30)
     assert draft(length, 0.97) == 0
     assert compared(length, 0.97, right=True, rounds=40) > 40
 
 
-def test_guesses_that_are_not_drafted_keep_a_bad_draft_from_being_tried_again():
+def test_tokens_that_are_not_drafted_keep_a_bad_draft_from_being_tried_again():
     length = AdaptiveLength([SMALL], [KERNELS])
     assert compared(length, 0.97, right=False, rounds=50) > 0
     assert compared(length, 0.97, right=False, rounds=2000) == 0
 
 
-def test_a_draft_stops_before_the_guess_that_it_is_not_sure_of():
+def test_a_draft_stops_before_a_token_of_low_confidence():
     length = AdaptiveLength([SMALL], [RowCosts((1, 16), (0.1, 0.5))])
     for _ in range(50):
         length.begin(1, 15)
@@ -119,13 +119,13 @@ def test_of_many_answers_the_likeliest_are_drafted():
     assert not length.extend(dict.fromkeys(range(8), 0.9))
 
 
-def test_free_guesses_cost_the_drafting_roles_rows_and_no_step():
+def test_free_draft_tokens_cost_the_drafting_roles_rows_and_no_step():
     steps_are_dear = [RowCosts((1, 16), (1.0, 1.0))]
     assert draft(AdaptiveLength(steps_are_dear, [FLAT]), 0.9) == 0
     assert draft(AdaptiveLength(steps_are_dear, [FLAT], calibrations={True: Calibration()}), 0.9, free=True) == 15
 
 
-def test_what_is_learnt_of_free_guesses_is_kept_apart():
+def test_what_is_learnt_of_free_draft_tokens_is_kept_apart():
     length = AdaptiveLength([FREE], [KERNELS], calibrations={False: Calibration(), True: Calibration()})
     for _ in range(30):
         length.begin(1, 15)
@@ -135,7 +135,7 @@ def test_what_is_learnt_of_free_guesses_is_kept_apart():
     assert draft(length, 0.97) > 0
 
 
-def test_nobody_drafts_where_the_best_guesses_would_not_pay():
+def test_nobody_drafts_where_the_best_draft_tokens_would_not_pay():
     hopeless = AdaptiveLength([SMALL], [STEEP])
     assert not hopeless.begin(1, 15)
     hopeful = AdaptiveLength([SMALL], [FLAT])
@@ -144,23 +144,23 @@ def test_nobody_drafts_where_the_best_guesses_would_not_pay():
 
 def test_hopeless_drafts_are_thought_of_once_in_a_while_and_when_others_are_live():
     hopeless = AdaptiveLength([SMALL], [STEEP])
-    asked: list[int] = []
-    hopeless._could_pay = lambda live, free: asked.append(live) is not None
+    requested: list[int] = []
+    hopeless._could_pay = lambda live, free: requested.append(live) is not None
     assert not any(hopeless.begin(live, 15) for live in (1,) * 33 + (2,) * 17)
-    assert asked == [1, 1, 2, 2]
+    assert requested == [1, 1, 2, 2]
 
 
 @given(st.lists(st.tuples(st.floats(0, 1), st.booleans()), max_size=60))
 def test_a_calibration_is_a_probability(seen: list[tuple[float, bool]]):
     calibration = Calibration()
-    for sureness, right in seen:
-        calibration.observe([sureness], Outcome(1, int(right)))
+    for confidence, right in seen:
+        calibration.observe([confidence], Outcome(1, int(right)))
         calibration.fade(1)
         assert all(0 < calibration.probability(value) < 1 for value in (0, 0.5, 0.97, 1))
         assert 0 < calibration.mean < 1
 
 
-def test_a_calibration_learns_nothing_of_guesses_that_nobody_judged():
+def test_a_calibration_learns_nothing_of_draft_tokens_that_nobody_judged():
     calibration = Calibration()
     calibration.observe([0.97, 0.7, 0.1], Outcome(2, 1))
     assert calibration.right[6] == 1
@@ -168,13 +168,13 @@ def test_a_calibration_learns_nothing_of_guesses_that_nobody_judged():
     assert sum(calibration.right) + sum(calibration.wrong) == 2
 
 
-# Against fixed lengths: answers whose guesses are right or wrong as invented, with how sure the draft was.
+# Against fixed lengths: answers whose draft tokens are right or wrong as invented, with the confidence of the draft.
 
 Answer = Sequence[tuple[bool, float]]
 
 
 def invented(seed: int, right_when_sure: float, right_when_not: float, sure: float = 0.7) -> list[Answer]:
-    """Return 40 answers of 60 tokens: stretches where the draft is sure, and others."""
+    """Return 40 answers of 60 tokens: stretches where the draft is confident, and others."""
     chance = random.Random(seed)
     answers = []
     for _ in range(40):
@@ -196,8 +196,8 @@ def seconds_per_token(length: DraftLength, answers: Sequence[Answer], large: Row
             length.begin(1, 15)
             drafted, right = 0, True
             while place + drafted < len(answer):
-                hit, sureness = answer[place + drafted]
-                if not length.extend({0: sureness if right else chance.choice((0.97, 0.3))}):
+                hit, confidence = answer[place + drafted]
+                if not length.extend({0: confidence if right else chance.choice((0.97, 0.3))}):
                     break
                 right = right and hit
                 drafted += 1
@@ -241,14 +241,14 @@ def test_costs_between_and_beyond_what_was_measured_lie_on_straight_lines():
 
 @pytest.mark.parametrize(("unit", "repeats"), [(1e-6, 5), (10.0, 1)])
 def test_a_large_model_is_measured_fewer_times(unit: float, repeats: int) -> None:
-    asked: list[int] = []
+    requested: list[int] = []
 
     def evaluate(rows: int) -> float:
-        asked.append(rows)
-        return unit * rows * (1 + len(asked) / 100)  # the machine grows slower
+        requested.append(rows)
+        return unit * rows * (1 + len(requested) / 100)  # the machine grows slower
 
     seconds = _measure(MEASURED_ROWS, evaluate)
-    assert asked == [1, *MEASURED_ROWS * repeats]
+    assert requested == [1, *MEASURED_ROWS * repeats]
     assert seconds == [unit * rows * (1 + (place + 2) / 100) for place, rows in enumerate(MEASURED_ROWS)]
 
 

@@ -116,7 +116,7 @@ class Attention:
         )
 
     def compute(self, who: int, case: Case, part: tuple[int, int] | None = None, threads: int = 1) -> np.ndarray:
-        """Return float32 [rows, heads, width], computed by ggml. part: the first row and the one behind the last."""
+        """Return float32 [rows, heads, width], computed by ggml. part: the first row and the one after the last."""
         first, end = part or (0, case.rows)
         rows = end - first
         self.let(who)

@@ -57,7 +57,7 @@ WEIGHTS: Mapping[str, Weights] = {
 }
 """Types of weights for which llama.cpp has kernels for several rows.
 
-F32 has no way of ours: whether llama.cpp asks its kernel for several rows depends on how the values lie in memory.
+F32 has no way of ours: whether llama.cpp calls its kernel for several rows depends on how the values lie in memory.
 """
 
 

@@ -1,7 +1,7 @@
 """Loads a model, or an adapter on its model, in a child process first, where a crash can be caught.
 
 llama.cpp asserts thousands of things about a file and ends the process where one does not hold. `check_gguf` refuses
-what is known to do that, and says why; whether a file has something that nobody thought of, only trying it tells. The
+what is known to do that, and says why; whether a file has a fault that nobody thought of, only a test load shows. The
 child does what the process will do, once: load, read the vocabulary, evaluate a few tokens. A file that passed is
 remembered until it changes, so the price (a third of a second, and reading the weights) is paid once.
 """
@@ -35,7 +35,7 @@ _ANSWER = 0.05  # seconds until a cancel is noticed
 _NO_NUMBERS = 3  # the child's status where an adapter makes nonsense of a sound model
 
 
-def try_model(
+def probe_file(
     path: Path,
     passed: Path | None = None,
     waiting: Callable[[], None] = lambda: None,
@@ -44,15 +44,15 @@ def try_model(
 ) -> None:
     """Load the model and evaluate tokens with it in a child process, unless it passed before.
 
-    passed: a folder that remembers; None asks anew each time. waiting: called while the child works; what it raises
-    ends the child. adapter: what is on trial, on a model that has passed. A file that llama.cpp refuses properly
+    passed: a folder that remembers; None tests anew each time. waiting: called while the child works; what it raises
+    ends the child. adapter: what is probed, on a model that has passed. A file that llama.cpp refuses properly
     passes: loading it will say why.
     Raises: ModelFileError if the child crashed or hung, OutOfMemoryError if it was killed.
     """
     files = (path, adapter) if adapter else (path,)
     if passed is not None and _mark(files, passed).exists():
         return
-    code = "from eft_local.backends.llamacpp import trial; trial.load()"
+    code = "from eft_local.backends.llamacpp import file_probe; file_probe.load()"
     judge(run_child(code, [os.fspath(file) for file in files], files, waiting), files[-1])
     remember(files, passed)
 
@@ -72,7 +72,7 @@ class Ended:
 
 
 def judge(ended: Ended, tried: Path) -> None:
-    """Raise what a child's end tells of a file: ModelFileError, OutOfMemoryError; nothing if it passed."""
+    """Raise what a child's end says about a file: ModelFileError, OutOfMemoryError; nothing if it passed."""
     if ended.status == _NO_NUMBERS:
         raise ModelFileError(f"{tried} makes logits that are no numbers; download or convert it again")
     if ended.status == -signal.SIGKILL:
@@ -88,7 +88,7 @@ def remember(files: Sequence[Path], passed: Path | None) -> None:
     for count in range(1, len(files) + 1):
         if passed is not None:
             mark = _mark(files[:count], passed)
-            with contextlib.suppress(OSError):  # it is tried again next time
+            with contextlib.suppress(OSError):  # it is probed again next time
                 mark.parent.mkdir(parents=True, exist_ok=True)
                 mark.touch()
 
@@ -129,11 +129,11 @@ def run_child(code: str, arguments: Sequence[str], files: Sequence[Path], waitin
 
 def identity(files: Sequence[Path]) -> str:
     """Name the files as they are now, for this version of llama.cpp."""
-    facts: list[object] = [version("llama-cpp-python")]
+    parts: list[object] = [version("llama-cpp-python")]
     for path in files:
         status = path.stat()
-        facts += (str(path.resolve()), status.st_size, status.st_mtime_ns)
-    return hashlib.sha256(repr(facts).encode()).hexdigest()[:32]
+        parts += (str(path.resolve()), status.st_size, status.st_mtime_ns)
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:32]
 
 
 def load() -> None:
@@ -147,8 +147,8 @@ def load() -> None:
 
     try:
         # Not repacked: a model that only fits with the help of a GPU can be tried all the same.
-        with Model.load_untried(Path(sys.argv[1])) as model:
-            evaluate(model, Adapter.load_untried(model, Path(sys.argv[2])) if len(sys.argv) > 2 else None)
+        with Model.load_unprobed(Path(sys.argv[1])) as model:
+            evaluate(model, Adapter.load_unprobed(model, Path(sys.argv[2])) if len(sys.argv) > 2 else None)
     except EftError:
         return
 

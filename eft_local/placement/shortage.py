@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-from eft_local.backends.llamacpp.needs import Needs, at
+from eft_local.backends.llamacpp.estimate import Estimate, at
 from eft_local.errors import OutOfMemoryError
 from eft_local.hub.names import size_text
 from eft_local.machine.memory import ADDRESS_SPACE, CGROUP, Device, available
 from eft_local.placement.planner import Load, Plan, Shortage, longest_context, plan
 
-_ADVICE = 3
+_REMEDIES = 3
 _BLOCK = 32  # numbers that a quantised cache holds together
 
 
@@ -23,26 +23,26 @@ def checked_plan(loads: Sequence[Load], devices: Sequence[Device], context: int)
     return planned
 
 
-def check_context(needs: Needs, tokens: int, sequences: int, what: str) -> None:
+def check_context(estimate: Estimate, tokens: int, sequences: int, what: str) -> None:
     """Refuse a context in RAM that is made after its weights were loaded, if it cannot be had: Linux promises memory
     that it has not, and kills who uses it. Raises: OutOfMemoryError.
 
     tokens: that each of so many sequences has room for.
     """
-    figures, ours = at(needs.on_cpu, tokens), available()
+    figures, ours = at(estimate.on_cpu, tokens), available()
     held = figures.cache + figures.state + figures.outputs
-    needed = held * sequences // needs.sequences + figures.host
+    needed = held * sequences // estimate.sequences + figures.host
     if needed > ours.free:
         raise OutOfMemoryError(
             f"not enough memory for {sequences} × {tokens} tokens of context for {what}: "
             f"{size_text(needed)} are needed, {size_text(ours.free)} are free; write fewer answers side by side, "
-            "or set a smaller context" + (', or set kv_type = "q8_0"' if _quantises(needs) else "")
+            "or set a smaller context" + (', or set kv_type = "q8_0"' if _quantises(estimate) else "")
         )
 
 
-def _quantises(needs: Needs) -> bool:
-    """Whether a model's cache can be quantised, as far as its header tells."""
-    return all(length % _BLOCK == 0 for length in needs.weights.heads)
+def _quantises(estimate: Estimate) -> bool:
+    """Whether a model's cache can be quantised, as far as its header says."""
+    return all(length % _BLOCK == 0 for length in estimate.weights.heads)
 
 
 def refusal(planned: Plan) -> str:
@@ -55,16 +55,16 @@ def refusal(planned: Plan) -> str:
     return (
         f"not enough memory for {', '.join(role for placed in planned.placed for role in placed.load.roles)}: "
         f"{size_text(shortage.needed)} {what} are needed, {size_text(device.free)} are free{bound}{rest}; "
-        f"{', or '.join(advice(planned))}"
+        f"{', or '.join(remedies(planned))}"
     )
 
 
-def advice(planned: Plan) -> list[str]:
+def remedies(planned: Plan) -> list[str]:
     """Return three things to try, the least painful first."""
-    return list(dict.fromkeys(_ideas(planned, planned.shortages[0])))[:_ADVICE]
+    return list(dict.fromkeys(_possible_remedies(planned, planned.shortages[0])))[:_REMEDIES]
 
 
-def _ideas(planned: Plan, shortage: Shortage) -> Iterator[str]:
+def _possible_remedies(planned: Plan, shortage: Shortage) -> Iterator[str]:
     device = shortage.device
     loads = [placed.load for placed in planned.placed]
     fitting = longest_context(loads, planned.devices, planned.context - 1)
@@ -78,7 +78,7 @@ def _ideas(planned: Plan, shortage: Shortage) -> Iterator[str]:
         )
         yield f'set offload = "auto" for {here.load.roles[0]}'
     cache = sum(placed.total.cache for placed in planned.placed)
-    if cache * 2 > shortage.needed and all(_quantises(load.needs) for load in loads):
+    if cache * 2 > shortage.needed and all(_quantises(load.estimate) for load in loads):
         yield 'set kv_type = "q8_0"'
     yield f"choose a smaller quantisation of {largest.load.roles[0]} ({weights})"
     if device.limit == ADDRESS_SPACE:

@@ -7,12 +7,12 @@ from dataclasses import replace
 import pytest
 
 from eft_local import locations
-from eft_local.backends.llamacpp import kernels, needs
-from eft_local.backends.llamacpp.needs import Asked, ask
+from eft_local.backends.llamacpp import estimate, kernels
+from eft_local.backends.llamacpp.estimate import EstimateOptions, estimate_memory
 from eft_local.bench.studies.families import FAMILIES, write_family
 from eft_local.bench.studies.gguf_factory import bpe
 from eft_local.bench.studies.plan import ALLOWED, Case, compared, planned
-from eft_local.placement.survey import SCORED_ROWS, SHORT, Seat, loads
+from eft_local.placement.survey import SCORED_ROWS, SHORT, RoleFiles, loads
 from eft_local.recipe.roles import Placement
 from tests.helpers.mamba_factory import write_mamba
 
@@ -47,39 +47,42 @@ def test_the_plan_is_what_llama_cpp_makes(case, tmp_path):
     assert {name: off for name, off in row["off"].items() if abs(off) > ALLOWED} == {}
 
 
-def test_rows_of_logits_are_counted_as_many_as_will_be_asked_for(tmp_path):
+def test_rows_of_logits_are_counted_as_many_as_will_be_requested(tmp_path):
     path = write_family(tmp_path / "model.gguf", narrow("llama-0.5b"), 20_000)
-    figures = ask(path, Asked(256, n_seq=2, n_outputs=16), trusted=True).on_cpu[0]
+    figures = estimate_memory(path, EstimateOptions(256, n_seq=2, n_outputs=16), trusted=True).on_cpu[0]
     assert figures.outputs == pytest.approx(16 * 20_000 * 4, rel=0.05)
 
 
 def test_a_recurrent_state_does_not_grow_with_the_context(tmp_path):
     path = write_mamba(tmp_path / "mamba.gguf", bpe())
-    short, long = (ask(path, Asked(cells, n_seq=3), trusted=True).on_cpu for cells in (256, 512))
+    short, long = (estimate_memory(path, EstimateOptions(cells, n_seq=3), trusted=True).on_cpu for cells in (256, 512))
     assert short[0].cache == long[-1].cache == 0
     assert short[0].state == long[-1].state > 0
-    assert planned(path, Case("mamba", context=512)).total.cache == ask(path, Asked(512), trusted=True).on_cpu[0].state
+    assert (
+        planned(path, Case("mamba", context=512)).total.cache
+        == estimate_memory(path, EstimateOptions(512), trusted=True).on_cpu[0].state
+    )
 
 
 def test_answers_are_the_same_from_a_child_and_are_kept(tmp_path, ggufs, monkeypatch):
     monkeypatch.setenv("EFT_HOME", str(tmp_path))
-    here = ask(ggufs / "base.gguf", Asked(300, n_outputs=4), trusted=True)
-    (kept,) = (locations.cache() / "needs").iterdir()
+    here = estimate_memory(ggufs / "base.gguf", EstimateOptions(300, n_outputs=4), trusted=True)
+    (kept,) = (locations.cache() / "estimates").iterdir()
     kept.unlink()
-    assert ask(ggufs / "base.gguf", Asked(300, n_outputs=4)) == here
-    monkeypatch.setattr(needs, "_ask_child", None)  # it is not asked again
-    assert ask(ggufs / "base.gguf", Asked(300, n_outputs=4)) == here
+    assert estimate_memory(ggufs / "base.gguf", EstimateOptions(300, n_outputs=4)) == here
+    monkeypatch.setattr(estimate, "_measure_in_child", None)  # it is not estimated again
+    assert estimate_memory(ggufs / "base.gguf", EstimateOptions(300, n_outputs=4)) == here
     kept.write_text("{}")
     with pytest.raises(TypeError):  # what is broken is asked again
-        ask(ggufs / "base.gguf", Asked(300, n_outputs=4))
+        estimate_memory(ggufs / "base.gguf", EstimateOptions(300, n_outputs=4))
 
 
 def test_a_longer_context_is_never_underestimated_between_two_measured_ones(ggufs):
     """Straight lines between the rungs: the longest context that fits is looked for on them."""
-    curve = ask(ggufs / "base.gguf", Asked(256), trusted=True).on_cpu
+    curve = estimate_memory(ggufs / "base.gguf", EstimateOptions(256), trusted=True).on_cpu
     for cells in (512, 768, 2048, 3072):
-        exact = needs.at(ask(ggufs / "base.gguf", Asked(cells), trusted=True).on_cpu, cells)
-        line = needs.at(curve, cells)
+        exact = estimate.at(estimate_memory(ggufs / "base.gguf", EstimateOptions(cells), trusted=True).on_cpu, cells)
+        line = estimate.at(curve, cells)
         assert line.cache >= exact.cache - 6000  # a log line's last digit
         assert line.host >= exact.host - 6000
 
@@ -89,16 +92,17 @@ def test_a_recipe_of_short_contexts_knows_what_long_ones_take(tmp_path, monkeypa
     monkeypatch.setattr(kernels, "attends", lambda widths: False)
     path = write_family(tmp_path / "model.gguf", narrow("llama-0.5b"), 20_000)
     curves = [
-        loads({"model": Seat(path, Placement(offload=0))}, context, SCORED_ROWS)[0].contexts[0]
+        loads({"model": RoleFiles(path, Placement(offload=0))}, context, SCORED_ROWS)[0].contexts[0]
         for context in (256, 4096)
     ]
     for context in (256, SHORT, SHORT + 256, 2048, 4096):
         attention = "auto" if context <= SHORT else False
-        asked = Asked(context, n_outputs=SCORED_ROWS, flash_attention=attention)
-        made = needs.at(ask(path, asked, trusted=True).on_cpu, context)
+        options = EstimateOptions(context, n_outputs=SCORED_ROWS, flash_attention=attention)
+        made = estimate.at(estimate_memory(path, options, trusted=True).on_cpu, context)
         for curve in curves:
             assert curve.figures(context, 0) == made
     plain, flash = (
-        ask(path, Asked(4096, flash_attention=attention), trusted=True).on_cpu[-1].host for attention in (False, "auto")
+        estimate_memory(path, EstimateOptions(4096, flash_attention=attention), trusted=True).on_cpu[-1].host
+        for attention in (False, "auto")
     )
     assert plain > 1.2 * flash, "it makes a difference"

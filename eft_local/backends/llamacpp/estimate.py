@@ -1,8 +1,8 @@
-"""What a model and its contexts take of memory: llama.cpp is asked, and nothing is allocated.
+"""Estimates the memory of a model and its contexts with llama.cpp, which allocates nothing for it.
 
 llama.cpp can build a model and its contexts without memory for them (`no_alloc`) and logs how large each buffer would
 be: the KV cache, a recurrent state, the compute buffers of this backend. It aborts at some damaged files all the same,
-so a file that is not known to be sound is asked about in a child process. Answers are kept until the file changes.
+so a file that has not proved sound is measured in a child process. Estimates are kept until the file changes.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ from eft_local import errors
 from eft_local.backends.base import ContextOptions
 from eft_local.backends.llamacpp import library
 from eft_local.backends.llamacpp.context import KV_TYPES, context_params, unsuitable_cache
-from eft_local.backends.llamacpp.trial import identity
+from eft_local.backends.llamacpp.file_probe import identity
 from eft_local.errors import EftError, ModelFileError, UnsupportedModelError, UsageError
 from eft_local.gguf.weights import Weights, read_weights
 from eft_local.machine import measured
 
 _LADDER = (256, 1024, 4096, 16384, 65536, 262144)
-"""Contexts that are asked about, up to what the model was trained with. The sizes are convex, so that a straight line
+"""Contexts that are measured, up to what the model was trained with. The sizes are convex, so that a straight line
 between two of them is never too low."""
 
-_MOST_CELLS = 1 << 20  # that are asked about where nobody asks for more
+_MOST_CELLS = 1 << 20  # that are measured where nobody requests more
 
 UBATCH_CPU, UBATCH_GPU = 128, 512
 """Rows of one physical batch, where a recipe does not say: see `Placement`."""
@@ -50,7 +50,7 @@ _HOST = re.compile(r"CPU|.*_Host$")
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class EstimateOptions:
     """A context as `Model.open` makes it. ubatch None: what suits where the model is.
 
     cells: tokens that each of its sequences has room for.  plain_beyond: cells beyond which contexts go without
@@ -66,8 +66,8 @@ class Asked:
     flash_attention: bool | str = "auto"
     plain_beyond: int | None = None
 
-    def of(self, cells: int) -> Asked:
-        """Return what is asked for where there is room for so many tokens."""
+    def of(self, cells: int) -> EstimateOptions:
+        """Return the options where there is room for so many tokens."""
         plain = self.plain_beyond is not None and cells > self.plain_beyond
         return replace(self, cells=cells, flash_attention=False if plain else self.flash_attention)
 
@@ -120,8 +120,8 @@ def at(curve: Curve, cells: int) -> Figures:
 
 
 @dataclass(frozen=True, slots=True)
-class Needs:
-    """What a model needs, with one context.
+class Estimate:
+    """The memory of a model with one context.
 
     repacks: whether this CPU gets weights in another order, which are copies even where the file is mapped.
     copied: bytes of embeddings that it gets in both orders, as they serve as output matrix too.
@@ -138,35 +138,35 @@ class Needs:
     sequences: int = 1
 
 
-def ask(path: Path, asked: Asked, *, trusted: bool = False) -> Needs:
-    """Return what a model needs, with a context like this.
+def estimate_memory(path: Path, options: EstimateOptions, *, trusted: bool = False) -> Estimate:
+    """Return the memory that a model needs with a context like this.
 
     trusted: a file that cannot harm this process.
     Raises: ModelNotFoundError, ModelFileError, UnsupportedModelError if llama.cpp cannot make such a context for it.
     """
-    if asked.kv_type not in KV_TYPES:
-        raise UsageError(f"unknown KV cache type {asked.kv_type!r}; use one of {', '.join(KV_TYPES)}")
-    kept = _kept(path, asked) if path.is_file() else None
+    if options.kv_type not in KV_TYPES:
+        raise UsageError(f"unknown KV cache type {options.kv_type!r}; use one of {', '.join(KV_TYPES)}")
+    kept = _kept(path, options) if path.is_file() else None
     with contextlib.suppress(TypeError, KeyError):
-        if (known := measured.read(kept)) is not None:
-            return _needs(known)
+        if (found := measured.read(kept)) is not None:
+            return _from_json(found)
     weights = read_weights(path)
-    told = _measure(path, asked, weights) if trusted else _ask_child(path, asked, weights)
-    needs = _needs(told | {"weights": asdict(weights), "sequences": asked.n_seq})
-    measured.write(kept, asdict(needs))
-    return needs
+    found = _measure(path, options, weights) if trusted else _measure_in_child(path, options, weights)
+    estimate = _from_json(found | {"weights": asdict(weights), "sequences": options.n_seq})
+    measured.write(kept, asdict(estimate))
+    return estimate
 
 
-def _kept(path: Path, asked: Asked) -> Path | None:
-    return measured.place("needs", identity((path,)), "streams", asdict(asked), library.supports_gpu_offload())
+def _kept(path: Path, options: EstimateOptions) -> Path | None:
+    return measured.place("estimates", identity((path,)), "streams", asdict(options), library.supports_gpu_offload())
 
 
-def _needs(told: dict[str, Any]) -> Needs:
-    weights = told["weights"]
-    curves = {name: tuple(Figures(**each) for each in told[name]) for name in ("on_cpu", "on_gpu", "on_both")}
-    copied = weights["tied"] if told["repacks"] and weights["table_kind"] in _repacked_kinds() else 0
+def _from_json(found: dict[str, Any]) -> Estimate:
+    weights = found["weights"]
+    curves = {name: tuple(Figures(**each) for each in found[name]) for name in ("on_cpu", "on_gpu", "on_both")}
+    copied = weights["tied"] if found["repacks"] and weights["table_kind"] in _repacked_kinds() else 0
     read = Weights.from_dict(weights)
-    return Needs(read, told["repacks"], copied, **curves, sequences=told["sequences"])
+    return Estimate(read, found["repacks"], copied, **curves, sequences=found["sequences"])
 
 
 def _repacked_kinds() -> frozenset[int]:
@@ -176,15 +176,15 @@ def _repacked_kinds() -> frozenset[int]:
     return frozenset({q4_0, q4_k, iq4_nl, mxfp4} | arm)
 
 
-# Asking
+# Measuring
 
 
-def _ask_child(path: Path, asked: Asked, weights: Weights) -> dict[str, Any]:
-    """Ask in a process of its own, where a crash can be caught."""
-    question = {"path": os.fspath(path), "asked": asdict(asked), "weights": asdict(weights)}
+def _measure_in_child(path: Path, options: EstimateOptions, weights: Weights) -> dict[str, Any]:
+    """Measure in a process of its own, where a crash can be caught."""
+    question = {"path": os.fspath(path), "options": asdict(options), "weights": asdict(weights)}
     try:
         child = subprocess.run(
-            [sys.executable, "-c", "from eft_local.backends.llamacpp import needs; needs.answer()"],
+            [sys.executable, "-c", "from eft_local.backends.llamacpp import estimate; estimate.answer()"],
             input=json.dumps(question).encode(),
             capture_output=True,
             env=os.environ | {"GGML_NO_BACKTRACE": "1"},  # otherwise it would start a debugger
@@ -197,10 +197,10 @@ def _ask_child(path: Path, asked: Asked, weights: Weights) -> dict[str, Any]:
     if child.returncode:
         reason = noise[-1] if noise else f"status {child.returncode}"
         raise ModelFileError(f"{path} crashes llama.cpp ({reason}); download or convert it again")
-    told: dict[str, Any] = json.loads(child.stdout)
-    if "refusal" in told:
-        raise getattr(errors, told["kind"])(told["refusal"])
-    return told
+    measured: dict[str, Any] = json.loads(child.stdout)
+    if "refusal" in measured:
+        raise getattr(errors, measured["kind"])(measured["refusal"])
+    return measured
 
 
 def answer() -> None:
@@ -209,14 +209,14 @@ def answer() -> None:
     question = json.load(sys.stdin)
     weights = question["weights"]
     try:
-        told = _measure(
+        measured = _measure(
             Path(question["path"]),
-            Asked(**question["asked"]),
+            EstimateOptions(**question["options"]),
             Weights.from_dict(weights),
         )
     except EftError as error:
-        told = {"refusal": str(error), "kind": type(error).__name__}
-    json.dump(told, sys.stdout)
+        measured = {"refusal": str(error), "kind": type(error).__name__}
+    json.dump(measured, sys.stdout)
 
 
 def _bound_resources() -> None:
@@ -235,11 +235,11 @@ def _bound_resources() -> None:
             resource.setrlimit(limit, (bound, resource.getrlimit(limit)[1]))
 
 
-def _measure(path: Path, asked: Asked, weights: Weights) -> dict[str, Any]:
+def _measure(path: Path, options: EstimateOptions, weights: Weights) -> dict[str, Any]:
     """Return the curves, ready for JSON. Raises: ModelFileError, UnsupportedModelError."""
     gpu = library.supports_gpu_offload()
-    on_cpu = replace(asked, ubatch=asked.ubatch or UBATCH_CPU)
-    on_gpu = replace(asked, ubatch=asked.ubatch or UBATCH_GPU)
+    on_cpu = replace(options, ubatch=options.ubatch or UBATCH_CPU)
+    on_gpu = replace(options, ubatch=options.ubatch or UBATCH_GPU)
     curves: dict[str, list[Figures]] = {}
     with _dry_model(path, 0) as (model, buffers):
         curves["on_cpu"] = _curve(model, path, on_cpu, weights)
@@ -275,25 +275,25 @@ def _dry_model(path: Path, layers: int) -> Iterator[tuple[int, list[str]]]:
         llama_cpp.llama_model_free(handle)
 
 
-def _curve(model: int, path: Path, asked: Asked, weights: Weights) -> list[Figures]:
+def _curve(model: int, path: Path, options: EstimateOptions, weights: Weights) -> list[Figures]:
     trained = min(weights.trained, _MOST_CELLS)
-    rungs = {_LADDER[0], _LADDER[1], *(cells for cells in _LADDER if cells < trained), trained, asked.cells}
-    if asked.plain_beyond:  # one step, which no straight line may cross, and a second point for the line behind it
-        rungs |= {asked.plain_beyond, asked.plain_beyond + _ROUNDED, 2 * asked.plain_beyond}
+    rungs = {_LADDER[0], _LADDER[1], *(cells for cells in _LADDER if cells < trained), trained, options.cells}
+    if options.plain_beyond:  # one step, which no straight line may cross, and a second point for the line after it
+        rungs |= {options.plain_beyond, options.plain_beyond + _ROUNDED, 2 * options.plain_beyond}
     rounded = sorted({-(-cells // _ROUNDED) * _ROUNDED for cells in rungs if cells})
-    return [_figures(model, path, asked.of(cells)) for cells in rounded]
+    return [_figures(model, path, options.of(cells)) for cells in rounded]
 
 
-def _figures(model: int, path: Path, asked: Asked) -> Figures:
+def _figures(model: int, path: Path, options: EstimateOptions) -> Figures:
     params = context_params(
         ContextOptions(
-            n_ctx=asked.cells,
-            n_seq=asked.n_seq,
-            n_outputs=asked.n_outputs,
-            n_batch=asked.batch,
-            n_ubatch=asked.ubatch or UBATCH_CPU,
-            kv_type=asked.kv_type,
-            flash_attention=asked.flash_attention,
+            n_ctx=options.cells,
+            n_seq=options.n_seq,
+            n_outputs=options.n_outputs,
+            n_batch=options.batch,
+            n_ubatch=options.ubatch or UBATCH_CPU,
+            kv_type=options.kv_type,
+            flash_attention=options.flash_attention,
         )
     )
     library.forget_complaints()
@@ -302,11 +302,11 @@ def _figures(model: int, path: Path, asked: Asked) -> Figures:
     if not context:
         reason = library.last_complaint() or "no reason given"
         raise unsuitable_cache(path) or UnsupportedModelError(
-            f"llama.cpp cannot make a context of {asked.cells} tokens for {path} ({reason}); "
+            f"llama.cpp cannot make a context of {options.cells} tokens for {path} ({reason}); "
             'try kv_type = "f16", or flash_attention = "auto"'
         )
     llama_cpp.llama_free(context)
-    return read_figures(heard, asked.cells, asked.n_seq, asked.n_outputs)
+    return read_figures(heard, options.cells, options.n_seq, options.n_outputs)
 
 
 def read_buffers(lines: Sequence[str]) -> dict[str, int]:
@@ -321,7 +321,7 @@ def read_buffers(lines: Sequence[str]) -> dict[str, int]:
 def read_figures(lines: Sequence[str], cells: int, n_seq: int = 1, n_outputs: int = 1) -> Figures:
     """Read the sizes of a context's buffers from what llama.cpp logs as it makes one.
 
-    It first makes room for one row of logits per sequence, and for n_outputs when they are asked for.
+    It first makes room for one row of logits per sequence, and for n_outputs when they are requested.
     """
     sizes = {"cache": 0.0, "state": 0.0, "outputs": 0.0, "host": 0.0, "gpu": 0.0}
     for line in lines:

@@ -1,13 +1,13 @@
 """Tries whether a model's logits depend on what is evaluated together, and times the ways of evaluating it.
 
-The same tokens are evaluated one at a time, in calls of 2 to 264 rows, behind and beside other sequences. What would
+The same tokens are evaluated one at a time, in calls of 2 to 264 rows, after and beside other sequences. What would
 break exactness shows here, whatever the device.
 
 Both kinds of attention are tried where a recipe leaves the choice. Which is faster depends on the model and on how much
-it looks at, so they are timed behind a long sequence; one that is put together from copies of a short one, as reading
+it looks at, so they are timed after a long sequence; one that is put together from copies of a short one, as reading
 so many tokens would take minutes.
 
-All this happens in a child process where a file is new, the one that tries whether it is sound (see `trial`): what
+All this happens in a child process where a file is new, the one that tests whether it is sound (see `file_probe`): what
 llama.cpp asserts about a model that nobody has thought of must not end ours.
 """
 
@@ -27,7 +27,7 @@ import numpy as np
 
 from eft_local import locations
 from eft_local.backends.base import ContextOptions, Evaluator, Floats, Rows
-from eft_local.backends.llamacpp import kernels, library, trial
+from eft_local.backends.llamacpp import file_probe, kernels, library
 from eft_local.backends.llamacpp.adapter import Adapter
 from eft_local.backends.llamacpp.context import KV_TYPES, context_params
 from eft_local.backends.llamacpp.exactness import DEEP, Attention, Question, Verdict, Way, ways_from, ways_to
@@ -114,7 +114,7 @@ def find(model: Model, question: Question, open_context: OpenContext) -> tuple[W
 
     Raises: EvaluationError, Cancelled.
     """
-    found = question.known()
+    found = question.recorded()
     if found is None:
         try:
             found = tuple(_tried(model, question, open_context))
@@ -131,15 +131,15 @@ def find_in_child(question: Question, waiting: Callable[[], None] = lambda: None
     it raises ends the child. Does nothing where they are known, or nothing can be kept.
     Raises: ModelFileError if files crashed the child, or made it hang; OutOfMemoryError if it was killed.
     """
-    if question.kept is None or question.known() is not None:
+    if question.kept is None or question.recorded() is not None:
         return
-    code = "from eft_local.backends.llamacpp import probing; probing.answer()"
-    ended = trial.run_child(code, [question.to_json()], question.files, waiting)
+    code = "from eft_local.backends.llamacpp import exactness_probe; exactness_probe.answer()"
+    ended = file_probe.run_child(code, [question.to_json()], question.files, waiting)
     sound, _, answer = ended.said.partition("\n")
     if sound != _SOUND or ended.status == -signal.SIGKILL:  # for want of memory: that is no verdict to keep
-        trial.judge(ended, question.files[-1])
+        file_probe.judge(ended, question.files[-1])
         return
-    trial.remember(question.files, locations.cached("trials"))
+    file_probe.remember(question.files, locations.cached("probes"))
     if not ended.status and answer:
         question.keep(ways_from(answer))
     elif ended.status:
@@ -157,7 +157,7 @@ def answer() -> None:
     try:
         model = Model.load(path, n_gpu_layers=question.offload, split=question.split, mmap=question.mmap, trusted=True)
         with model, Adapter.load(model, adapters[0], trusted=True) if adapters else nullcontext() as adapter:
-            trial.evaluate(model, adapter)
+            file_probe.evaluate(model, adapter)
             print(_SOUND, flush=True)
 
             def open_context(**room: Any) -> Evaluator:
@@ -227,7 +227,7 @@ def _has_price(question: Question) -> bool:
 
 @contextmanager
 def _deep(model: Model, flash: Attention, question: Question) -> Iterator[Callable[[int], float] | None]:
-    """Yield a function that evaluates rows behind a long sequence and returns the seconds; it stays as it is.
+    """Yield a function that evaluates rows after a long sequence and returns the seconds; it stays as it is.
 
     The sequence is one of copies: in one cache for all sequences, cells of several may belong to one.
     """
