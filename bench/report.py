@@ -161,7 +161,7 @@ def _print_answers(console: Console, answers: Answers) -> None:
     steps = sum(runs[PLAIN].steps for runs in answers.questions) / len(answers.questions)
     count = _count(len(answers.questions), "question")
     title = f"{answers.kind.capitalize()} answers: {count}, {steps:.0f} tokens each on average"
-    _print_table(console, title, ("contender", "tokens/s", "÷ plain", "÷ base", "accepted", "a round"), rows)
+    _print_table(console, title, ("drafts", "tokens/s", "÷ plain", "÷ base", "accepted", "a round"), rows)
     best, lengths = answers.best_fixed(), answers.drafts(AUTO).lengths
     rounds = sum(lengths.values())
     shares = ", ".join(f"{length} ({share(count / rounds)})" for length, count in lengths.items())
@@ -170,9 +170,9 @@ def _print_answers(console: Console, answers: Answers) -> None:
     lines = [
         f"auto ÷ best fixed length ({best}): {_cell(answers.speed_over(AUTO, best))}",
         f"lengths that auto drafted: {shares}",
-        f"answers equal to plain's, of {len(answers.questions)}: {', '.join(text)}; all with the other contenders"
+        f"answers equal to plain's, of {len(answers.questions)}: {', '.join(text)}; all with the others"
         if text
-        else "all contenders wrote the same answers, token for token",
+        else "all wrote the same answers, token for token",
     ]
     if answers.skipped:
         lines.append(f"left out: {_count(answers.skipped, 'question')} where an answer ended with its first token")

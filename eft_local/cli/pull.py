@@ -151,7 +151,7 @@ def _plain_lines() -> Report:
 
 def _planned(event: Event) -> str:
     if event.all_done == event.all_size:
-        return f"{size_text(event.all_size)}, all of it here already"
+        return f"{size_text(event.all_size)}, all of it already downloaded"
     here = f"; {size_text(event.all_done)} of {size_text(event.all_size)} are downloaded" if event.all_done else ""
     return f"{size_text(event.all_size - event.all_done)} to download{here}"
 
@@ -161,7 +161,7 @@ def _said(event: Event) -> str:
 
 
 def _ended(event: Event, begun: bool) -> str:
-    return f"{event.file}: {'complete and verified' if begun else 'here already'}"
+    return f"{event.file}: {'complete and verified' if begun else 'already downloaded'}"
 
 
 @contextmanager

@@ -245,7 +245,7 @@ def test_the_text_reports_which_answers_differ_and_which_questions_were_left_out
     odd = [question(100, 50, 75, 40) | {"auto": run(50, token=8)}]
     measured.answers["long"] = Answers("long", odd, measured.answers["long"].tokens, skipped=2)  # type: ignore[index]
     text = report.text(measured)
-    assert "answers equal to plain's, of 1: auto 0; all with the other contenders" in text
+    assert "answers equal to plain's, of 1: auto 0; all with the others" in text
     assert "left out: 2 questions" in text
 
 

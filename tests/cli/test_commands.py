@@ -152,7 +152,7 @@ def test_wrong_usage_is_one_line_and_exit_code_2(run: Run, arguments: list[str],
 
 
 @pytest.mark.parametrize(
-    "kind", [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, errors.EftError)]
+    "kind", [kind for kind in vars(errors).values() if isinstance(kind, type) and kind.__module__ == errors.__name__]
 )
 def test_every_error_ends_with_its_exit_code(
     run: Run, monkeypatch: pytest.MonkeyPatch, kind: type[errors.EftError]

@@ -167,12 +167,12 @@ def test_a_stopped_answer_is_kept_as_such(run: Run, history: History, monkeypatc
 @pytest.mark.parametrize(
     ("arguments", "reported"),
     [
-        (["-c"], "there is no chat to go on with yet"),
+        (["-c"], "there is no chat to continue yet"),
         (["--chat", "x"], "there is no chat 'x'"),
-        (["--chat", "x", "-c"], "give one of them"),
+        (["--chat", "x", "-c"], "give only one of them"),
     ],
 )
-def test_a_chat_that_cannot_go_on_is_reported(
+def test_a_chat_that_cannot_continue_is_reported(
     run: Run,
     arguments: list[str],
     reported: str,

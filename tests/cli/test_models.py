@@ -177,7 +177,7 @@ def test_json_reports_the_plan_the_progress_and_the_result(
 def test_what_is_here_is_not_said_to_have_been_verified_again(home: Home) -> None:
     first, again = (home.eft("pull", f"{SMALL}:F32") for _ in range(2))
     assert first.err.splitlines()[-1] == f"{SMALL}/small.F32.gguf: complete and verified"
-    assert again.err.splitlines()[-1] == f"{SMALL}/small.F32.gguf: here already"
+    assert again.err.splitlines()[-1] == f"{SMALL}/small.F32.gguf: already downloaded"
     assert again.out == first.out
 
 

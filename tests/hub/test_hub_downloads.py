@@ -511,7 +511,7 @@ def test_an_etag_that_is_no_checksum_is_refused(
         return SimpleNamespace(etag=etag, size=seen.size)
 
     monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", lying)
-    with pytest.raises(DownloadError, match="tells no checksum"):
+    with pytest.raises(DownloadError, match="reports no checksum"):
         get(hub)
     assert not any(path.is_file() for path in tmp_path.rglob("*"))
 

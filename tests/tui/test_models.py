@@ -87,7 +87,7 @@ async def test_a_recipe_is_pulled_and_used(opened: Open, hub: HubServer) -> None
         assert "900.0 kB of models" in text(screen, "models-disk")
         assert here() == [f"{REPO}/{name}" for name in sorted(CONTENT)]
         await desk.press("p")
-        assert "here already" in text(screen, "notice")
+        assert "already downloaded" in text(screen, "notice")
         await desk.press("enter")
         await desk.until(lambda: len(desk.emulators) == 2)
         await desk.idle()
