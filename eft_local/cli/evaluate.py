@@ -1,4 +1,4 @@
-"""`eft eval`: targets over a question file, and what they get right."""
+"""`eft eval`: targets over a question file, benchmarks or prompts for a judge, and what they are worth."""
 
 from __future__ import annotations
 
@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
-from eft_local.cli import output, progress, reports
+from eft_local.cli import benchmarks, output, progress, reports
+from eft_local.cli.benchmarks import Benchmarking, benchmark_options
 from eft_local.cli.interrupt import Interrupt, interruptible
 from eft_local.cli.loading import loaded
-from eft_local.cli.options import Command, Option, Session, example, json_option, recipe_option
+from eft_local.cli.options import Command, Option, Session, context_option, example, json_option, recipe_option
 from eft_local.cli.plot import check_plot, save_plot
 from eft_local.errors import Cancelled, UsageError
 from eft_local.evals import run as evaluation
@@ -23,6 +25,8 @@ from eft_local.recipe.names import COMPARED
 
 if TYPE_CHECKING:
     from eft_local.emulator import Emulator
+    from eft_local.evals.endpoint import Address
+    from eft_local.recipe import Recipe
 
 MAX_TOKENS = {"short": 48, "long": 256}
 
@@ -59,6 +63,7 @@ def _sweep(name: str, read: Callable[[str], Any], **settings: Any) -> Callable[[
         "eft eval",
         "eft eval my-questions.jsonl --targets base,eft --alpha 0,0.5,1,1.5 --plot alpha.png",
         "eft eval --recipe demo-two --targets eft --mix 0,0.25,0.5,0.75,1 --json",
+        "eft eval --tasks eft_gsm8k,eft_truthfulqa_mc --recipe llama2-laptop --limit 100 --output results",
     ),
 )
 @click.argument("questions", required=False, type=click.Path(path_type=Path))
@@ -68,8 +73,8 @@ def _sweep(name: str, read: Callable[[str], Any], **settings: Any) -> Callable[[
     "--systems",  # its name before 0.2
     "targets",
     metavar="NAMES",
-    help="What to run, separated by commas: eft, base, antiexpert, expert, an expert's or a [compare] name. "
-    "[default: base,expert,eft and all of [compare]]",
+    help="What to run, separated by commas: eft, base, antiexpert, expert, an expert's or a [compare] name; with "
+    "--tasks also MODEL=URL, an endpoint. [default: base,expert,eft and all of [compare]]",
 )
 @_sweep("--alpha", _alphas, help="Values of α for eft: 0,0.5,1 or, for one of several experts, NAME=0,0.5,1.")
 @_sweep("--beta", _numbers, help="Values of β for eft.")
@@ -90,10 +95,20 @@ def _sweep(name: str, read: Callable[[str], Any], **settings: Any) -> Callable[[
     metavar="FILE.jsonl",
     help="Write every answer and how it was judged.",
 )
+@click.option(
+    "--output",
+    "folder",
+    type=click.Path(path_type=Path, file_okay=False),
+    metavar="FOLDER",
+    help="With --tasks: keep answers as they come, so that the same command continues a run that was stopped, and "
+    "write lm-eval's own files.",
+)
+@context_option
+@benchmark_options
 @json_option
-@click.pass_obj
+@click.pass_context
 def evaluate(
-    session: Session,
+    ctx: click.Context,
     questions: Path | None,
     targets: str | None,
     alpha: list[float | dict[str, float]],
@@ -109,7 +124,9 @@ def evaluate(
     seed: int | None,
     plot: Path | None,
     answers_file: Path | None,
+    folder: Path | None,
     as_json: bool,
+    benchmarking: Benchmarking,
 ) -> None:
     """Run targets over a question file; print what they get right, with 95 % Wilson intervals.
 
@@ -118,7 +135,28 @@ def evaluate(
     judged is printed: by the words of the answer in the first line, unless the file's own first line says otherwise.
     Decoding is greedy whatever the recipe says. "correct", "form" and "both" are shares of the questions that are not
     sensitive, "declined" of the sensitive ones.
+
+    With --tasks: benchmarks, with the papers' prompts or lm-eval's; figures of all targets side by side with their
+    standard errors, and the share of the gap between base and tuned model that each mixture closes.
     """
+    session = ctx.ensure_object(Session)
+    _check_mode(ctx, benchmarking)
+    if benchmarking.tasks:
+        named = evaluation.names(targets) if targets is not None else (*COMPARED, *session.recipe().compare)
+        local, addresses = split_endpoints(named)
+        recipe, planned = _planned(session.recipe(), local, alpha, beta, mix, [])
+        benchmarks.run(
+            benchmarking,
+            recipe,
+            planned,
+            addresses,
+            limit=limit,
+            parallel=parallel,
+            seed=seed,
+            folder=folder,
+            as_json=as_json,
+        )
+        return
     for path in (plot, answers_file):
         if path:
             output.check_writable(path)
@@ -128,12 +166,9 @@ def evaluate(
     chosen = file.select(split=None if split == "all" else split, kind=None if kind == "all" else kind, limit=limit)
     recipe = session.recipe().replace(temperature=temperature, seed=seed)
     names = evaluation.names(targets) if targets is not None else (*COMPARED, *recipe.compare)
-    recipe, planned = evaluation.plan(recipe, names, alphas=alpha, betas=beta, mixes=mix, steer_first=steer_first)
+    recipe, planned = _planned(recipe, names, alpha, beta, mix, steer_first)
     tokens = max_tokens or MAX_TOKENS.get(kind, MAX_TOKENS["long"])
-    from eft_local.engine.targets import targets_of
-
     wanted = tuple(dict.fromkeys(target.target for target in planned))
-    evaluation.check_targets(wanted, targets_of(recipe))
     with loaded(recipe, wanted) as emulator, interruptible(emulator.cancel) as interrupt:
         finished = _run(emulator, chosen, planned, tokens, parallel, interrupt)
     if as_json:
@@ -147,6 +182,49 @@ def evaluate(
         save_plot(finished, plot, f"{recipe.name}: {len(chosen.items)} questions")
     if len(finished) < len(planned):
         raise Cancelled(f"stopped: {len(finished)} of {len(planned)} targets are complete")
+
+
+def _check_mode(ctx: click.Context, benchmarking: Benchmarking) -> None:
+    """Refuse options that mean nothing with, or without, --tasks."""
+    given = {
+        parameter.name: parameter.opts[0]
+        for parameter in ctx.command.params
+        if ctx.get_parameter_source(str(parameter.name)) is ParameterSource.COMMANDLINE
+    }
+    mode, refused = ("with --tasks", _QUESTIONS_ONLY) if benchmarking.tasks else ("without --tasks", _TASKS_ONLY)
+    wrong = [option for name, option in given.items() if name in refused]
+    if wrong:
+        raise UsageError(f"{wrong[0]} means nothing {mode}; leave it out")
+
+
+_QUESTIONS_ONLY = ("questions", "steer_first", "split", "kind", "max_tokens", "temperature", "plot", "answers_file")
+_TASKS_ONLY = (
+    "data", "fewshot", "chat_template", "draws", "execute_code", "samples", "tuned", "folder"
+)  # fmt: skip
+
+
+def split_endpoints(names: Sequence[str]) -> tuple[list[str], list[Address]]:
+    """Return the names of targets, and the endpoints among them. Raises: UsageError."""
+    from eft_local.evals.endpoint import Address
+
+    found = {name: Address.parse(name) for name in names}
+    return [name for name, address in found.items() if address is None], [each for each in found.values() if each]
+
+
+def _planned(
+    recipe: Recipe,
+    names: Sequence[str],
+    alphas: Sequence[float | dict[str, float]],
+    betas: Sequence[float],
+    mixes: Sequence[float],
+    steer_first: Sequence[int],
+) -> tuple[Recipe, tuple[Target, ...]]:
+    """Return the recipe and the targets to run. Raises: UsageError, RecipeError."""
+    from eft_local.engine.targets import targets_of
+
+    recipe, planned = evaluation.plan(recipe, names, alphas=alphas, betas=betas, mixes=mixes, steer_first=steer_first)
+    evaluation.check_targets([target.target for target in planned], targets_of(recipe))
+    return recipe, planned
 
 
 def _run(
