@@ -183,8 +183,13 @@ def answering(
         emulator = opened.enter_context(loaded(recipe, tuple(dict.fromkeys(target.target for target in planned))))
         models += [LocalTarget(emulator, target, parallel) for target in planned]
         cancels.append(emulator.cancel)
+    models += remote
     cancels += [endpoint.cancel for endpoint in endpoints]
-    return [*models, *remote], cancels
+    names = [model.name for model in models]
+    twice = [name for name in names if names.count(name) > 1]
+    if twice:
+        raise UsageError(f"two targets are called {twice[0]}; evaluate them one after the other")
+    return models, cancels
 
 
 def _files(benchmarking: Benchmarking) -> dict[str, Path]:

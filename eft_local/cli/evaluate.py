@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from eft_local.cli import benchmarks, output, progress, reports
+from eft_local.cli import benchmarks, judged, output, progress, reports
 from eft_local.cli.benchmarks import Benchmarking, benchmark_options
 from eft_local.cli.interrupt import Interrupt, interruptible
 from eft_local.cli.loading import loaded
@@ -74,7 +74,7 @@ def _sweep(name: str, read: Callable[[str], Any], **settings: Any) -> Callable[[
     "targets",
     metavar="NAMES",
     help="What to run, separated by commas: eft, base, antiexpert, expert, an expert's or a [compare] name; with "
-    "--tasks also MODEL=URL, an endpoint. [default: base,expert,eft and all of [compare]]",
+    "--tasks and --judge also MODEL=URL, an endpoint. [default: base,expert,eft and all of [compare]]",
 )
 @_sweep("--alpha", _alphas, help="Values of α for eft: 0,0.5,1 or, for one of several experts, NAME=0,0.5,1.")
 @_sweep("--beta", _numbers, help="Values of β for eft.")
@@ -96,12 +96,18 @@ def _sweep(name: str, read: Callable[[str], Any], **settings: Any) -> Callable[[
     help="Write every answer and how it was judged.",
 )
 @click.option(
+    "--judge",
+    metavar="RECIPE[:TARGET]|[MODEL=]URL",
+    help="Let a model judge the targets' answers to the prompts of a file: helpfulness, factual errors, harmlessness, "
+    "in pairs with the first target, in both orders, and by counts. An endpoint's key is in EFT_API_KEY.",
+)
+@click.option(
     "--output",
     "folder",
     type=click.Path(path_type=Path, file_okay=False),
     metavar="FOLDER",
-    help="With --tasks: keep answers as they come, so that the same command continues a run that was stopped, and "
-    "write lm-eval's own files.",
+    help="With --tasks and --judge: keep answers as they come, so that the same command continues a run that was "
+    "stopped; write lm-eval's own files, or every verdict.",
 )
 @context_option
 @benchmark_options
@@ -124,6 +130,7 @@ def evaluate(
     seed: int | None,
     plot: Path | None,
     answers_file: Path | None,
+    judge: str | None,
     folder: Path | None,
     as_json: bool,
     benchmarking: Benchmarking,
@@ -138,13 +145,31 @@ def evaluate(
 
     With --tasks: benchmarks, with the papers' prompts or lm-eval's; figures of all targets side by side with their
     standard errors, and the share of the gap between base and tuned model that each mixture closes.
+
+    With --judge: QUESTIONS holds prompts, one "prompt" a line, and a model judges what the targets answer.
     """
     session = ctx.ensure_object(Session)
-    _check_mode(ctx, benchmarking)
-    if benchmarking.tasks:
-        named = evaluation.names(targets) if targets is not None else (*COMPARED, *session.recipe().compare)
+    _check_mode(ctx, benchmarking.tasks, judge)
+    if benchmarking.tasks or judge:
+        recipe = session.recipe().replace(temperature=temperature, seed=seed)
+        named = evaluation.names(targets) if targets is not None else (*COMPARED, *recipe.compare)
         local, addresses = split_endpoints(named)
-        recipe, planned = _planned(session.recipe(), local, alpha, beta, mix, [])
+        recipe, planned = _planned(recipe, local, alpha, beta, mix, [])
+    if judge:
+        judged.run(
+            judge,
+            questions or demo_questions(),
+            recipe,
+            planned,
+            addresses,
+            limit=limit,
+            parallel=parallel,
+            max_tokens=max_tokens or MAX_TOKENS["long"],
+            folder=folder,
+            as_json=as_json,
+        )
+        return
+    if benchmarking.tasks:
         benchmarks.run(
             benchmarking,
             recipe,
@@ -184,23 +209,27 @@ def evaluate(
         raise Cancelled(f"stopped: {len(finished)} of {len(planned)} targets are complete")
 
 
-def _check_mode(ctx: click.Context, benchmarking: Benchmarking) -> None:
-    """Refuse options that mean nothing with, or without, --tasks."""
+def _check_mode(ctx: click.Context, tasks: Sequence[str], judge: str | None) -> None:
+    """Refuse options that mean nothing in a mode: questions, --tasks or --judge."""
+    if tasks and judge:
+        raise UsageError("--tasks and --judge are two evaluations; give one of them")
     given = {
         parameter.name: parameter.opts[0]
         for parameter in ctx.command.params
         if ctx.get_parameter_source(str(parameter.name)) is ParameterSource.COMMANDLINE
     }
-    mode, refused = ("with --tasks", _QUESTIONS_ONLY) if benchmarking.tasks else ("without --tasks", _TASKS_ONLY)
+    mode, refused = "without --tasks", (*_TASKS_ONLY, *(() if judge else ("folder",)))
+    if tasks:
+        mode, refused = "with --tasks", (*_QUESTIONS_ONLY, "questions", "max_tokens", "temperature")
+    elif judge:
+        mode, refused = "with --judge", (*_QUESTIONS_ONLY, *_TASKS_ONLY)
     wrong = [option for name, option in given.items() if name in refused]
     if wrong:
         raise UsageError(f"{wrong[0]} means nothing {mode}; leave it out")
 
 
-_QUESTIONS_ONLY = ("questions", "steer_first", "split", "kind", "max_tokens", "temperature", "plot", "answers_file")
-_TASKS_ONLY = (
-    "data", "fewshot", "chat_template", "draws", "execute_code", "samples", "tuned", "folder"
-)  # fmt: skip
+_QUESTIONS_ONLY = ("steer_first", "split", "kind", "plot", "answers_file")
+_TASKS_ONLY = ("data", "fewshot", "chat_template", "draws", "execute_code", "samples", "tuned")
 
 
 def split_endpoints(names: Sequence[str]) -> tuple[list[str], list[Address]]:

@@ -191,6 +191,22 @@ class LocalTarget:
         return replace(asked.sampling, logit_bias={**asked.sampling.logit_bias, **biases})
 
 
+def plain_pair(asked: tuple[Prompt, str]) -> Any:
+    """Return what is to be scored, ready for JSON: equal for equal questions."""
+    return [_plain(asked[0]), asked[1]]
+
+
+def plain_writing(asked: Writing) -> Any:
+    """Return what is to be written, ready for JSON: equal for equal questions."""
+    return [_plain(asked.prompt), repr(asked.sampling), asked.seed, list(asked.banned)]
+
+
+def _plain(prompt: Prompt) -> Any:
+    if isinstance(prompt, str):
+        return prompt
+    return [[dict(each) for each in prompt.messages], prompt.text, prompt.start]
+
+
 def _score(task: Task) -> Scored:
     score = task.score
     return Scored(float(score.logprobs.sum(dtype="float64")), score.greedy)

@@ -172,6 +172,9 @@ def _task_manager(options: Options) -> Any:
         from eft_local.evals.harness import TASKS as FOLDER
     except ImportError as error:
         raise UsageError(f'--tasks needs lm-eval ({error}); install it with pip install "eft-local[eval]"') from None
+    for name in options.tasks:
+        if name.startswith("eft_") and name not in TASKS:
+            raise _unknown(name, TASKS)
     metadata = {"eft_data": {name: str(file) for name, file in options.data.items()}, "eft_execute": options.execute}
     manager = TaskManager(
         include_path=str(FOLDER),
@@ -180,11 +183,15 @@ def _task_manager(options: Options) -> Any:
     )
     for name in options.tasks:
         if name not in manager.all_tasks and not Path(name).is_file():
-            raise UsageError(
-                f"there is no task {name!r}; did you mean {nearest(name, manager.all_tasks)}? The papers' are "
-                f"{', '.join(TASKS)}; `lm-eval ls tasks` lists all others"
-            )
+            raise _unknown(name, manager.all_tasks)
     return manager
+
+
+def _unknown(name: str, known: Sequence[str]) -> UsageError:
+    return UsageError(
+        f"there is no task {name!r}; did you mean {nearest(name, known)}? The papers' are {', '.join(TASKS)}; "
+        "`lm-eval ls tasks` lists all others"
+    )
 
 
 def _figures(raw: Mapping[str, Any]) -> list[Figure]:

@@ -24,7 +24,7 @@ from eft_local.prompts.task import TaskPrompt
 
 _BUSY = (408, 409, 429, 500, 502, 503, 504)
 _TRIES = 5
-_LONGEST_PAUSE = 60.0  # seconds
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 60.0  # seconds
 _MOST_STOPS = 4  # stop texts that OpenAI's own endpoint takes; the text is cut at the others here
 _NAMED = re.compile(r"(?:(?P<model>[^=]+)=)?(?P<url>https?://\S+)")
 
@@ -119,7 +119,7 @@ class Endpoint:
             except (OSError, ValueError) as error:  # no connection, or no JSON
                 reason, asked = str(getattr(error, "reason", error)), ""
             if number + 1 < _TRIES:
-                pause = float(asked) if asked.isdecimal() else 2.0**number / 2
+                pause = float(asked) if asked.isdecimal() else _FIRST_PAUSE * 2.0**number
                 self._stopped.wait(min(pause, _LONGEST_PAUSE))
         raise EvaluationError(f"{url} did not answer in {_TRIES} tries: {reason}")
 

@@ -13,7 +13,6 @@ import json
 import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,15 @@ from lm_eval.api.model import LM
 from lm_eval.api.registry import register_model
 
 from eft_local.errors import EftError, UsageError, shown
-from eft_local.evals.answering import Answered, Answering, LocalTarget, Prompt, Scored, Writing
+from eft_local.evals.answering import (
+    Answering,
+    Done,
+    LocalTarget,
+    Prompt,
+    Writing,
+    plain_pair,
+    plain_writing,
+)
 from eft_local.evals.kept import Kept, key_of
 from eft_local.evals.papers import FRAMINGS, task_prompt
 from eft_local.evals.run import Target, names, plan
@@ -94,7 +101,7 @@ class EftLM(LM):  # type: ignore[misc]  # lm-eval has no types
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         """Score continuations of contexts; white space at a context's end belongs to the continuation."""
         asked = [self._moved(self._prompt(each, each.args[0]), each.args[1]) for each in requests]
-        return [tuple(row) for row in self._results("score", requests, asked, _plain_pair, self._model.score)]
+        return [tuple(row) for row in self._results("score", requests, asked, plain_pair, self._model.score)]
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
         """Score whole texts."""
@@ -112,7 +119,7 @@ class EftLM(LM):  # type: ignore[misc]  # lm-eval has no types
             prompt, seed = self._prompt(each, context), self._seed + drawn[key]
             asked.append(Writing(prompt, _sampling(settings), seed, tuple(settings.get("banned", ()))))
             drawn[key] += 1
-        rows = self._results("write", requests, asked, _plain_writing, self._model.write)
+        rows = self._results("write", requests, asked, plain_writing, self._model.write)
         self.cut_short += sum(row[1] == "context" for row in rows)
         return [row[0] for row in rows]
 
@@ -122,24 +129,20 @@ class EftLM(LM):  # type: ignore[misc]  # lm-eval has no types
         requests: Sequence[Instance],
         asked: Sequence[Any],
         plain: Callable[[Any], Any],
-        answer: Callable[[Sequence[Any], Callable[[int, Scored | Answered], None]], None],
+        answer: Callable[[Sequence[Any], Done], None],
     ) -> list[list[Any]]:
-        """Return what came of each question, from what is kept or from the model, and keep it."""
+        """Return what came of each question, from what is kept or from the model."""
         keys = [key_of(self._conditions, kind, plain(each)) for each in asked]
-        missing = list({key: place for place, key in enumerate(keys) if self._kept.get(key) is None}.values())
         self._expected(len(asked))
 
-        def done(at: int, result: Scored | Answered) -> None:
-            request, key = requests[missing[at]], keys[missing[at]]
-            about = {"target": self._model.name, "task": request.task_name, "item": request.doc_id, "kind": kind}
-            self._kept.put(key, list(result), about)
-            self._progress()
+        def about(place: int) -> dict[str, Any]:
+            request = requests[place]
+            return {"target": self._model.name, "kind": kind, "task": request.task_name, "item": request.doc_id}
 
-        for _ in range(len(asked) - len(missing)):
-            self._progress()
-        if missing:
-            answer([asked[place] for place in missing], done)
-        return [self._kept.get(key) for key in keys]
+        def ask(places: list[int], done: Done) -> None:
+            answer([asked[place] for place in places], done)
+
+        return self._kept.through(keys, about, ask, self._progress)
 
     def _prompt(self, request: Instance, context: str) -> Prompt:
         """Return what each role reads."""
@@ -221,18 +224,6 @@ def _sampling(settings: Mapping[str, Any]) -> Sampling:
         max_tokens=int(values.get("max_tokens") or _MAX_TOKENS),
         stop=(stop,) if isinstance(stop, str) else tuple(text for text in stop if text),
     )
-
-
-def _plain(prompt: Prompt) -> Any:
-    return asdict(prompt) if isinstance(prompt, TaskPrompt) else prompt
-
-
-def _plain_pair(asked: tuple[Prompt, str]) -> Any:
-    return [_plain(asked[0]), asked[1]]
-
-
-def _plain_writing(asked: Writing) -> Any:
-    return [_plain(asked.prompt), repr(asked.sampling), asked.seed, list(asked.banned)]
 
 
 def main() -> None:

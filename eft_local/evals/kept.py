@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -59,6 +59,32 @@ class Kept:
             os.write(self._file, line.encode("utf-8", "backslashreplace"))
         except OSError as error:
             raise OutputError(f"cannot keep answers in {self.path}: {error.strerror}") from error
+
+    def through(
+        self,
+        keys: Sequence[str],
+        about: Callable[[int], Mapping[str, Any]],
+        ask: Callable[[list[int], Callable[[int, Sequence[Any]], None]], None],
+        progress: Callable[[], None] = lambda: None,
+    ) -> list[Any]:
+        """Return the result under each key: what is kept, or what comes of asking, which is kept as it comes.
+
+        about: returns what a reader wants to know of the question at a place.
+        ask: called with the places whose results are missing, and with a function that takes a result and where its
+            question stands among these.  progress: called for each result.
+        """
+        missing = list({key: place for place, key in enumerate(keys) if self.get(key) is None}.values())
+
+        def done(at: int, result: Sequence[Any]) -> None:
+            place = missing[at]
+            self.put(keys[place], list(result), about(place))
+            progress()
+
+        for _ in range(len(keys) - len(missing)):
+            progress()
+        if missing:
+            ask(missing, done)
+        return [self.get(key) for key in keys]
 
     def close(self) -> None:
         """Close the file."""
