@@ -7,6 +7,7 @@ import weakref
 from collections.abc import Callable, Iterable, Mapping
 from collections.abc import Sequence as SequenceOf
 from contextlib import ExitStack
+from itertools import count
 from pathlib import Path
 from types import TracebackType
 from typing import TypeVar, Unpack, cast, overload
@@ -21,11 +22,12 @@ from eft_local.engine.step import Answer, Score
 from eft_local.engine.stream import Stream
 from eft_local.engine.targets import targets_of
 from eft_local.engine.task import OnStep, Task
-from eft_local.engine.worker import Worker
+from eft_local.engine.worker import OnEnd, Worker
 from eft_local.errors import UsageError
 from eft_local.hub.references import find_recipe
 from eft_local.machine import memory
 from eft_local.placement.survey import rows_at_once
+from eft_local.prompts.task import TaskPrompt
 from eft_local.recipe import Recipe, checks
 from eft_local.recipe.names import MIXTURE
 
@@ -264,6 +266,21 @@ class Emulator:
         scores = [next(tasks).score if request.given else Sequence(request).score() for request in requests]
         return scores if isinstance(continuation, list) else scores[0]
 
+    def run(self, requests: SequenceOf[Request], *, parallel: int = 8, on_end: OnEnd | None = None) -> list[Task]:
+        """Run requests of one target to their ends, answers and scores, at least `parallel` side by side.
+
+        Returns their tasks in order. on_end: called with a request's place and its task as soon as it has ended; after
+        `cancel`, that is with the finish reason "cancelled".
+        Raises: ContextOverflowError, EvaluationError, and what `on_end` raises.
+        """
+        parallel = min(parallel, len(requests))
+        if parallel > 1:
+            longest = max(len(text) + request.longest for request in requests for text in request.texts.values())
+            roles = {name: self.models.roles[name] for name in requests[0].target.roles}
+            outputs = max(request.outputs for request in requests)
+            self._reserve(roles, parallel, int(min(longest, self.recipe.context)), outputs)
+        return self._worker.run(requests, on_end)
+
     def cancel(self) -> None:
         """Stop what is running, soon, from any thread; answers keep their partial text."""
         self._worker.cancel_all()
@@ -282,22 +299,33 @@ class Emulator:
 
     def request(
         self,
-        prompt: Messages | Text,
+        prompt: Messages | Text | TaskPrompt,
         options: Options,
         prefix: SequenceOf[int] = (),
         *,
         raw: bool = False,
         record: Record | None = None,
         followed: bool = False,
+        given: Text | None = None,
         outputs: int = 0,
     ) -> Request:
-        """Return a request that the engine can run: its models are loaded, and its prompts fit. See `Request`."""
+        """Return a request that the engine can run: its models are loaded, and its prompts fit. See `Request`.
+
+        given: the answer, where it is only to be scored.
+        """
         self.prepare(options.get("target", MIXTURE))
         with self._loading:
             request = self.models.request(
-                prompt, raw=raw, prefix=prefix, record=record, followed=followed, outputs=outputs, **options
+                prompt,
+                raw=raw,
+                prefix=prefix,
+                record=record,
+                followed=followed,
+                given=given,
+                outputs=outputs,
+                **options,
             )
-        self._cache.check(request.texts)
+        self._cache.check(request.texts, len(request.given) - 1 if request.given else 0)
         return request
 
     def _stream(self, request: Request, on_step: OnStep | None = None) -> Stream:
@@ -330,11 +358,11 @@ class Emulator:
             self.request(each, options, given, raw=raw, outputs=outputs)
             for each, given in zip(prompt, prefixes, strict=True)
         ]
-        if parallel > 1:
-            longest = max(len(text) + request.longest for request in requests for text in request.texts.values())
-            roles = {name: self.models.roles[name] for name in requests[0].target.roles}
-            self._reserve(roles, parallel, int(min(longest, self.recipe.context)), outputs)
-        return [task.answer for task in self._worker.run(requests, progress)]
+        finished = count(1)
+        tasks = self.run(
+            requests, parallel=parallel, on_end=(lambda _place, _task: progress(next(finished))) if progress else None
+        )
+        return [task.answer for task in tasks]
 
     def _reserve(
         self, roles: Mapping[str, LoadedRole], parallel: int = 0, room: int | None = None, outputs: int = 0

@@ -1,4 +1,4 @@
-"""`eft eval`: targets over a question file, and what they get right."""
+"""`eft eval`: targets over a question file, benchmarks or prompts for a judge, and what they are worth."""
 
 from __future__ import annotations
 
@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
-from eft_local.cli import output, progress, reports
+from eft_local.cli import benchmarks, judged, output, progress, reports
+from eft_local.cli.benchmarks import Benchmarking, benchmark_options
 from eft_local.cli.interrupt import Interrupt, interruptible
 from eft_local.cli.loading import loaded
-from eft_local.cli.options import Command, Option, Session, example, json_option, recipe_option
+from eft_local.cli.options import Command, Option, Session, context_option, example, json_option, recipe_option
 from eft_local.cli.plot import check_plot, save_plot
 from eft_local.errors import Cancelled, UsageError
 from eft_local.evals import run as evaluation
@@ -23,6 +25,8 @@ from eft_local.recipe.names import COMPARED
 
 if TYPE_CHECKING:
     from eft_local.emulator import Emulator
+    from eft_local.evals.endpoint import Address
+    from eft_local.recipe import Recipe
 
 MAX_TOKENS = {"short": 48, "long": 256}
 
@@ -59,6 +63,7 @@ def _sweep(name: str, read: Callable[[str], Any], **settings: Any) -> Callable[[
         "eft eval",
         "eft eval my-questions.jsonl --targets base,eft --alpha 0,0.5,1,1.5 --plot alpha.png",
         "eft eval --recipe demo-two --targets eft --mix 0,0.25,0.5,0.75,1 --json",
+        "eft eval --tasks eft_gsm8k,eft_truthfulqa_mc --recipe llama2-laptop --limit 100 --output results",
     ),
 )
 @click.argument("questions", required=False, type=click.Path(path_type=Path))
@@ -68,8 +73,8 @@ def _sweep(name: str, read: Callable[[str], Any], **settings: Any) -> Callable[[
     "--systems",  # its name before 0.2
     "targets",
     metavar="NAMES",
-    help="What to run, separated by commas: eft, base, antiexpert, expert, an expert's or a [compare] name. "
-    "[default: base,expert,eft and all of [compare]]",
+    help="What to run, separated by commas: eft, base, antiexpert, expert, an expert's or a [compare] name; with "
+    "--tasks and --judge also MODEL=URL, an endpoint. [default: base,expert,eft and all of [compare]]",
 )
 @_sweep("--alpha", _alphas, help="Values of α for eft: 0,0.5,1 or, for one of several experts, NAME=0,0.5,1.")
 @_sweep("--beta", _numbers, help="Values of β for eft.")
@@ -90,10 +95,26 @@ def _sweep(name: str, read: Callable[[str], Any], **settings: Any) -> Callable[[
     metavar="FILE.jsonl",
     help="Write every answer and how it was judged.",
 )
+@click.option(
+    "--judge",
+    metavar="RECIPE[:TARGET]|[MODEL=]URL",
+    help="Let a model judge the targets' answers to the prompts of a file: helpfulness, factual errors, harmlessness, "
+    "in pairs with the first target, in both orders, and by counts. An endpoint's key is in EFT_API_KEY.",
+)
+@click.option(
+    "--output",
+    "folder",
+    type=click.Path(path_type=Path, file_okay=False),
+    metavar="FOLDER",
+    help="With --tasks and --judge: keep answers as they come, so that the same command continues a run that was "
+    "stopped; write lm-eval's own files, or every verdict.",
+)
+@context_option
+@benchmark_options
 @json_option
-@click.pass_obj
+@click.pass_context
 def evaluate(
-    session: Session,
+    ctx: click.Context,
     questions: Path | None,
     targets: str | None,
     alpha: list[float | dict[str, float]],
@@ -109,7 +130,10 @@ def evaluate(
     seed: int | None,
     plot: Path | None,
     answers_file: Path | None,
+    judge: str | None,
+    folder: Path | None,
     as_json: bool,
+    benchmarking: Benchmarking,
 ) -> None:
     """Run targets over a question file; print what they get right, with 95 % Wilson intervals.
 
@@ -118,7 +142,46 @@ def evaluate(
     judged is printed: by the words of the answer in the first line, unless the file's own first line says otherwise.
     Decoding is greedy whatever the recipe says. "correct", "form" and "both" are shares of the questions that are not
     sensitive, "declined" of the sensitive ones.
+
+    With --tasks: benchmarks, with the papers' prompts or lm-eval's; figures of all targets side by side with their
+    standard errors, and the share of the gap between base and tuned model that each mixture closes.
+
+    With --judge: QUESTIONS holds prompts, one "prompt" a line, and a model judges what the targets answer.
     """
+    session = ctx.ensure_object(Session)
+    _check_mode(ctx, benchmarking.tasks, judge)
+    if benchmarking.tasks or judge:
+        recipe = session.recipe().replace(temperature=temperature, seed=seed)
+        named = evaluation.names(targets) if targets is not None else (*COMPARED, *recipe.compare)
+        local, addresses = split_endpoints(named)
+        recipe, planned = _planned(recipe, local, alpha, beta, mix, [])
+    if judge:
+        judged.run(
+            judge,
+            questions or demo_questions(),
+            recipe,
+            planned,
+            addresses,
+            limit=limit,
+            parallel=parallel,
+            max_tokens=max_tokens or MAX_TOKENS["long"],
+            folder=folder,
+            as_json=as_json,
+        )
+        return
+    if benchmarking.tasks:
+        benchmarks.run(
+            benchmarking,
+            recipe,
+            planned,
+            addresses,
+            limit=limit,
+            parallel=parallel,
+            seed=seed,
+            folder=folder,
+            as_json=as_json,
+        )
+        return
     for path in (plot, answers_file):
         if path:
             output.check_writable(path)
@@ -128,12 +191,9 @@ def evaluate(
     chosen = file.select(split=None if split == "all" else split, kind=None if kind == "all" else kind, limit=limit)
     recipe = session.recipe().replace(temperature=temperature, seed=seed)
     names = evaluation.names(targets) if targets is not None else (*COMPARED, *recipe.compare)
-    recipe, planned = evaluation.plan(recipe, names, alphas=alpha, betas=beta, mixes=mix, steer_first=steer_first)
+    recipe, planned = _planned(recipe, names, alpha, beta, mix, steer_first)
     tokens = max_tokens or MAX_TOKENS.get(kind, MAX_TOKENS["long"])
-    from eft_local.engine.targets import targets_of
-
     wanted = tuple(dict.fromkeys(target.target for target in planned))
-    evaluation.check_targets(wanted, targets_of(recipe))
     with loaded(recipe, wanted) as emulator, interruptible(emulator.cancel) as interrupt:
         finished = _run(emulator, chosen, planned, tokens, parallel, interrupt)
     if as_json:
@@ -147,6 +207,53 @@ def evaluate(
         save_plot(finished, plot, f"{recipe.name}: {len(chosen.items)} questions")
     if len(finished) < len(planned):
         raise Cancelled(f"stopped: {len(finished)} of {len(planned)} targets are complete")
+
+
+def _check_mode(ctx: click.Context, tasks: Sequence[str], judge: str | None) -> None:
+    """Refuse options that mean nothing in a mode: questions, --tasks or --judge."""
+    if tasks and judge:
+        raise UsageError("--tasks and --judge are two evaluations; give one of them")
+    given = {
+        parameter.name: parameter.opts[0]
+        for parameter in ctx.command.params
+        if ctx.get_parameter_source(str(parameter.name)) is ParameterSource.COMMANDLINE
+    }
+    mode, refused = "without --tasks", (*_TASKS_ONLY, *(() if judge else ("folder",)))
+    if tasks:
+        mode, refused = "with --tasks", (*_QUESTIONS_ONLY, "questions", "max_tokens", "temperature")
+    elif judge:
+        mode, refused = "with --judge", (*_QUESTIONS_ONLY, *_TASKS_ONLY)
+    wrong = [option for name, option in given.items() if name in refused]
+    if wrong:
+        raise UsageError(f"{wrong[0]} means nothing {mode}; leave it out")
+
+
+_QUESTIONS_ONLY = ("steer_first", "split", "kind", "plot", "answers_file")
+_TASKS_ONLY = ("data", "fewshot", "chat_template", "draws", "execute_code", "samples", "tuned")
+
+
+def split_endpoints(names: Sequence[str]) -> tuple[list[str], list[Address]]:
+    """Return the names of targets, and the endpoints among them. Raises: UsageError."""
+    from eft_local.evals.endpoint import Address
+
+    found = {name: Address.parse(name) for name in names}
+    return [name for name, address in found.items() if address is None], [each for each in found.values() if each]
+
+
+def _planned(
+    recipe: Recipe,
+    names: Sequence[str],
+    alphas: Sequence[float | dict[str, float]],
+    betas: Sequence[float],
+    mixes: Sequence[float],
+    steer_first: Sequence[int],
+) -> tuple[Recipe, tuple[Target, ...]]:
+    """Return the recipe and the targets to run. Raises: UsageError, RecipeError."""
+    from eft_local.engine.targets import targets_of
+
+    recipe, planned = evaluation.plan(recipe, names, alphas=alphas, betas=betas, mixes=mixes, steer_first=steer_first)
+    evaluation.check_targets([target.target for target in planned], targets_of(recipe))
+    return recipe, planned
 
 
 def _run(

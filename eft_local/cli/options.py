@@ -311,6 +311,18 @@ def json_option(command: Decorated) -> Decorated:
     return click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")(command)
 
 
+def context_option(command: Decorated) -> Decorated:
+    """Add --context."""
+    return click.option(
+        "--context",
+        type=click.IntRange(min=1),
+        metavar="N",
+        expose_value=False,
+        callback=_change,
+        help="Tokens that each role can hold; otherwise as the recipe says.",
+    )(command)
+
+
 def system_option(command: Decorated) -> Decorated:
     """Add --system."""
     return click.option("--system", metavar="TEXT", help="A system prompt for all roles.")(command)

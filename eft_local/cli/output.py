@@ -74,13 +74,13 @@ def abandon() -> None:
             os.close(nowhere)
 
 
-def save(path: Path, content: bytes, *, private: bool = False) -> None:
+def save(path: Path, content: bytes, *, private: bool = False, make_folder: bool = False) -> None:
     """Write a file whole or not at all. Raises: OutputError.
 
-    private: only the user may read it.
+    private: only the user may read it.  make_folder: where there is none yet.
     """
     try:
-        files.write(path, content, private=private)
+        files.write(path, content, private=private, make_folder=make_folder)
     except OSError as error:
         raise OutputError(f"cannot write {path}: {error.strerror}") from error
 

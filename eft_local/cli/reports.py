@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from eft_local.analysis.format import condition, interval
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from eft_local.recipe import Recipe
 
 
-def _conditions(recipe: Recipe) -> dict[str, Any]:
+def conditions(recipe: Recipe) -> dict[str, Any]:
     """Return what all targets were run with, by its name in the output."""
     sampling = recipe.sampling
     temperature = sampling.temperature
@@ -34,7 +34,7 @@ def as_dict(recipe: Recipe, questions: Questions, reports: Sequence[Report]) -> 
     return {
         "questions": str(questions.path),
         "judge": dict(questions.judge),
-        **_conditions(recipe),
+        **conditions(recipe),
         "targets": {report.target.name: report.as_dict() for report in reports},
     }
 
@@ -61,16 +61,19 @@ def answer_lines(reports: Sequence[Report]) -> str:
 
 def tables(recipe: Recipe, questions: Questions, reports: Sequence[Report]) -> str:
     """Return what a person reads: the conditions, how answers were judged, then all questions and each category."""
-    given = {name: condition(value) for name, value in _conditions(recipe).items() if value is not None}
     judged = {name: questions.judge[name] for name in ("correct", "form", "declined")}
-    conditions = {"questions": f"{len(questions.items)} of {questions.path}", **given, **judged}
-    lines = [f"{name.replace('_', ' ')}: {value}" for name, value in conditions.items()]
+    lines = listed({"questions": f"{len(questions.items)} of {questions.path}", **conditions(recipe), **judged})
     lines += ["", "Per cent [95 % Wilson interval]; declined counts sensitive questions, the rest the others"]
-    lines += _aligned(("target", "n", *SHARES, "tokens/s"), [_summary(report) for report in reports])
+    lines += aligned(("target", "n", *SHARES, "tokens/s"), [_summary(report) for report in reports])
     for category in reports[0].categories if reports else ():
         lines += ["", category]
-        lines += _aligned(("target", "n", *SHARES), [_row(report, category) for report in reports])
+        lines += aligned(("target", "n", *SHARES), [_row(report, category) for report in reports])
     return "\n".join(lines) + "\n"
+
+
+def listed(values: Mapping[str, Any]) -> list[str]:
+    """Return a line for each value that there is."""
+    return [f"{name.replace('_', ' ')}: {condition(value)}" for name, value in values.items() if value is not None]
 
 
 def _summary(report: Report) -> tuple[str, ...]:
@@ -83,7 +86,7 @@ def _row(report: Report, category: str) -> tuple[str, ...]:
     return report.target.name, str(tally.n), *(_cell(getattr(tally, name), tally.n) for name in SHARES)
 
 
-def _aligned(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+def aligned(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     """Return the lines of a table, the first column to the left and numbers to the right."""
     table = [headings, *rows]
     widths = [max(len(row[column]) for row in table) for column in range(len(headings))]

@@ -31,7 +31,8 @@ from eft_local.placement.planner import Placed
 from eft_local.placement.shortage import check_context, checked_plan
 from eft_local.placement.survey import RoleFiles, loads, question, resolved_placement, role_files, rows_at_once
 from eft_local.prompts.markup import Template
-from eft_local.prompts.render import Message, render, template_for
+from eft_local.prompts.render import Message, conversation, introduction, render, template_for
+from eft_local.prompts.task import TaskPrompt
 from eft_local.recipe import Placement, Recipe, Role
 
 log = logging.getLogger("eft_local")
@@ -72,15 +73,25 @@ class LoadedRole:
         """What roles that can be sequences of one context have in common: weights, adapter, placement."""
         return id(self.model), id(self.adapter), self.role.lora_scale, self.placement
 
-    def tokens(self, messages: Sequence[Message]) -> list[int]:
-        """Return the conversation as this role's prompt. Raises: PromptError."""
+    def task_tokens(self, task: TaskPrompt) -> list[int]:
+        """Return a benchmark's prompt as this role reads it. Raises: PromptError."""
+        if self.role.prompt.is_framed and task.text is not None:
+            return tokenize_text(self.vocabulary, introduction(self.role.prompt) + task.text, add_special=True)
+        return self.tokens(conversation(task.messages), task.started)
+
+    def tokens(self, messages: Sequence[Message], started: Callable[[str], str] = lambda text: "") -> list[int]:
+        """Return the conversation as this role's prompt. Raises: PromptError.
+
+        started: returns what follows a template's text: the start of the answer.
+        """
         vocabulary = self.vocabulary
         rendered = render(self.role.prompt, messages, self.template, vocabulary.specials())
         if rendered.moved:
             notice("the chat template of %s takes no system text: it goes before the first question", self.role.model)
+        start = started(rendered.text)
         if rendered.marked is None:
-            return tokenize_text(vocabulary, rendered.text, add_special=True)
-        tokens = tokenize_marked(vocabulary, rendered.text, rendered.marked)
+            return tokenize_text(vocabulary, rendered.text + start, add_special=True)
+        tokens = tokenize_marked(vocabulary, rendered.text + start, rendered.marked + "\0" * len(start))
         if vocabulary.add_bos and vocabulary.bos is not None and tokens[:1] != [vocabulary.bos]:
             tokens.insert(0, vocabulary.bos)
         return tokens

@@ -12,6 +12,7 @@ from eft_local.engine.request import Record, Request
 from eft_local.engine.targets import Target, make_mixture, make_single, roles_of
 from eft_local.errors import PromptError, RecipeError, UsageError, shown
 from eft_local.prompts.render import conversation
+from eft_local.prompts.task import TaskPrompt
 from eft_local.recipe import Recipe, Sampling, checks
 from eft_local.recipe.names import MIXTURE
 
@@ -79,7 +80,7 @@ class Models:
 
     def request(
         self,
-        prompt: Messages | Text,
+        prompt: Messages | Text | TaskPrompt,
         *,
         raw: bool = False,
         target: str = MIXTURE,
@@ -94,12 +95,12 @@ class Models:
         prefix: Sequence[int] = (),
         record: Record | None = None,
         followed: bool = False,
-        given: str | None = None,
+        given: Text | None = None,
         outputs: int = 0,
     ) -> Request:
         """Return the request, with each role's prompt; see `Options` and `Request`. Its roles must be loaded.
 
-        raw: whether `prompt` is `Text`, not `Messages`.  given: the text of an answer that is to be scored.
+        raw: whether `prompt` is `Text`, not `Messages`.  given: the answer that is to be scored, text or token ids.
         Raises: PromptError, UsageError, RecipeError.
         """
         if max_tokens is not None and checks.given_integer("max_tokens", max_tokens) < 1:
@@ -108,7 +109,7 @@ class Models:
         recipe = self._changed(recipe, sampling, alpha, beta)
         self._check(recipe)
         roles = {name: self._with_prompt_of(recipe, name) for name in who.roles}
-        texts = self._texts(prompt, who, roles) if raw else _turns(prompt, roles)
+        texts = _texts(prompt, who, roles) if raw else _turns(prompt, roles)
         for name, tokens in texts.items():
             if not tokens:
                 raise PromptError(f"the prompt of {name} is empty: its template rendered nothing; change it")
@@ -123,7 +124,7 @@ class Models:
             record=record or ("statistics" if statistics or top else "nothing"),
             top=top,
             followed=followed,
-            given=None if given is None else _shared(given, who, roles),
+            given=None if given is None else _given(given, target, who, roles),
             outputs=outputs,
         )
 
@@ -158,17 +159,20 @@ class Models:
         self._prompted[name] = self._library.load(recipe, {name: wanted})[name]
         return self._prompted[name]
 
-    def _texts(self, prompt: Messages | Text, target: Target, roles: Mapping[str, LoadedRole]) -> dict[str, list[int]]:
-        """Return a raw prompt as every role reads it."""
-        if isinstance(prompt, str):
-            checks.given_text("prompt", prompt)
-            return {name: tokenize_text(role.vocabulary, prompt, add_special=True) for name, role in roles.items()}
-        tokens = _checked_tokens("the prompt", prompt, next(iter(roles)), target)
-        return {name: list(tokens) for name in roles}
+
+def _texts(prompt: object, target: Target, roles: Mapping[str, LoadedRole]) -> dict[str, list[int]]:
+    """Return a raw prompt as every role reads it."""
+    if isinstance(prompt, str):
+        checks.given_text("prompt", prompt)
+        return {name: tokenize_text(role.vocabulary, prompt, add_special=True) for name, role in roles.items()}
+    tokens = _checked_tokens("the prompt", prompt, next(iter(roles)), target)
+    return {name: list(tokens) for name in roles}
 
 
-def _turns(prompt: Messages | Text, roles: Mapping[str, LoadedRole]) -> dict[str, list[int]]:
-    """Return a conversation as each role's template renders it. Raises: PromptError."""
+def _turns(prompt: Messages | Text | TaskPrompt, roles: Mapping[str, LoadedRole]) -> dict[str, list[int]]:
+    """Return a conversation, or a benchmark's prompt, as each role reads it. Raises: PromptError."""
+    if isinstance(prompt, TaskPrompt):
+        return {name: role.task_tokens(prompt) for name, role in roles.items()}
     messages = conversation(prompt)  # type: ignore[arg-type]  # anything: it is checked
     return {name: role.tokens(messages) for name, role in roles.items()}
 
@@ -181,6 +185,17 @@ def _checked_tokens(what: str, given: object, name: str, target: Target) -> tupl
     for token in tokens:
         if not 0 <= token < target.n_vocab:
             raise UsageError(f"{what} holds the token {token}; the tokens of {name} are 0 … {target.n_vocab - 1}")
+    return tokens
+
+
+def _given(given: Text, name: str, target: Target, roles: Mapping[str, LoadedRole]) -> Sequence[int]:
+    if isinstance(given, str):
+        checks.given_text("continuation", given)
+        return _shared(given, target, roles)
+    tokens = _checked_tokens("the continuation", given, name, target)
+    strange = [token for token in tokens if not target.common.has(token)]
+    if strange:
+        raise UsageError(f"the continuation holds the token {strange[0]}, which not all models have")
     return tokens
 
 

@@ -19,6 +19,8 @@ from eft_local.errors import UsageError
 from eft_local.recipe import Recipe
 
 Result = TypeVar("Result")
+OnEnd = Callable[[int, Task], None]
+"""Called with the place of a request among those that run together, and its task, when that has ended."""
 
 
 class Worker:
@@ -47,21 +49,23 @@ class Worker:
     def run(
         self,
         requests: Iterable[Request],
-        progress: Callable[[int], None] | None = None,
+        on_end: OnEnd | None = None,
         on_step: OnStep | None = None,
     ) -> list[Task]:
-        """Run requests to their ends; return them in order. progress: called with the number of those that ended.
+        """Run requests to their ends; return them in order. on_end: called with the place and the task of each.
 
-        Raises: what ended the first that failed, when all have ended; what `progress` raises.
+        Raises: what ended the first that failed, when all have ended; what `on_end` raises.
         """
         ended: SimpleQueue[Task] = SimpleQueue()
         tasks = [Task(request, on_step, ended.put) for request in requests]
+        places = {task: place for place, task in enumerate(tasks)}
         self.submit(tasks)
         try:
-            for number in range(1, len(tasks) + 1):
-                _ = ended.get().answer
-                if progress:
-                    progress(number)
+            for _ in tasks:
+                task = ended.get()
+                _ = task.answer
+                if on_end:
+                    on_end(places[task], task)
         except BaseException:  # Ctrl-C as well
             self.cancel(tasks)
             for task in tasks:

@@ -187,6 +187,11 @@ def _introduced(prompt: Prompt, messages: Sequence[Message]) -> list[Message]:
     return [*system, *shots, *turns]
 
 
+def introduction(prompt: Prompt) -> str:
+    """Return what a plain or few-shot prompt writes before the conversation: its instructions and examples."""
+    return _framed(prompt.frame, _introduced(prompt, ()))
+
+
 def _framed(frame: Frame, messages: Sequence[Message]) -> str:
     """Write the turns in the frame's words.
 
