@@ -118,7 +118,7 @@ def _cell(metric: str, figure: Any) -> str:
 
 
 def _share(gap: float | None) -> str:
-    return "-" if gap is None else f"{100 * gap:.0f} %"
+    return "-" if gap is None else f"{round(100 * gap)} %"
 
 
 def _asked(row: Mapping[str, Any]) -> str:

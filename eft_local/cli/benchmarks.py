@@ -134,7 +134,7 @@ def run(
     results: list[Result] = []
     with Kept(folder / "answers.jsonl" if folder else None) as kept, ExitStack() as opened:
         if len(kept):
-            output.note(f"{folder}: {len(kept)} answers are kept from before; and they are not asked for again")
+            output.note(f"{folder}: {len(kept)} answers are kept from before and are not asked for again")
         models, cancels = answering(recipe, planned, addresses, parallel, opened)
 
         def stop() -> None:

