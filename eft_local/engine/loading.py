@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from eft_local.backends.base import Evaluator, LanguageModel, TokenTable, Vocabulary
 from eft_local.backends.llamacpp import Adapter, ChatTemplate, Model, kernels
@@ -72,10 +73,10 @@ class LoadedRole:
         """What roles that can be sequences of one context have in common: weights, adapter, placement."""
         return id(self.model), id(self.adapter), self.role.lora_scale, self.placement
 
-    def tokens(self, messages: Sequence[Message]) -> list[int]:
-        """Return the conversation as this role's prompt. Raises: PromptError."""
+    def tokens(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] = ()) -> list[int]:
+        """Return the conversation as this role's prompt. tools: see `render`. Raises: PromptError."""
         vocabulary = self.vocabulary
-        rendered = render(self.role.prompt, messages, self.template, vocabulary.specials())
+        rendered = render(self.role.prompt, messages, self.template, vocabulary.specials(), tools)
         if rendered.moved:
             notice("the chat template of %s takes no system text: it goes before the first question", self.role.model)
         if rendered.marked is None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Mapping, Sequence
-from typing import TypeGuard
+from typing import Any, TypeGuard
 
 from eft_local.backends.tokenize import tokenize_text, verbatim
 from eft_local.engine.loading import Library, LoadedRole, LoadProgress, compared_roles, mixed_roles
@@ -28,6 +28,7 @@ class Models:
         self.recipe = recipe
         self.roles = dict(roles)
         self._library = library or Library()
+        self._shares_library = library is not None
         self._targets: dict[str, Target] = {}
         self._prompted: dict[str, LoadedRole] = {}  # with the prompt of the last recipe that had another one
         if roles:
@@ -93,12 +94,14 @@ class Models:
         prefix: Sequence[int] = (),
         record: Record | None = None,
         followed: bool = False,
-        given: str | None = None,
+        given: Text | None = None,
         outputs: int = 0,
+        tools: Sequence[Mapping[str, Any]] = (),
     ) -> Request:
         """Return what is asked for, with each role's prompt; see `Options` and `Request`. Its roles must be loaded.
 
-        raw: whether `prompt` is `Text`, not `Messages`.  given: the text of an answer that is to be scored.
+        raw: whether `prompt` is `Text`, not `Messages`.  given: an answer that is to be scored, text or token ids.
+        tools: functions that chat templates are to describe, in OpenAI's form; templates that know none leave them out.
         Raises: PromptError, UsageError, RecipeError.
         """
         if max_tokens is not None and checks.given_integer("max_tokens", max_tokens) < 1:
@@ -107,7 +110,7 @@ class Models:
         recipe = self._changed(recipe, sampling, alpha, beta)
         self._check(recipe)
         roles = {name: self._with_prompt_of(recipe, name) for name in who.roles}
-        texts = self._texts(prompt, who, roles) if raw else _turns(prompt, roles)
+        texts = self._texts(prompt, who, roles) if raw else _turns(prompt, roles, tools)
         for name, tokens in texts.items():
             if not tokens:
                 raise PromptError(f"the prompt of {name} is empty: its template rendered nothing; change it")
@@ -122,13 +125,14 @@ class Models:
             record=record or ("statistics" if statistics or top else "nothing"),
             top=top,
             followed=followed,
-            given=None if given is None else _shared(given, who, roles),
+            given=None if given is None else _given(given, target, who, roles),
             outputs=outputs,
         )
 
     def close(self) -> None:
-        """Free the models."""
-        self._library.close()
+        """Free the models, unless their library is shared."""
+        if not self._shares_library:
+            self._library.close()
 
     def _names(self, targets: Sequence[str]) -> set[str]:
         return {name for target in targets for name in roles_of(self.recipe, target)}
@@ -166,10 +170,12 @@ class Models:
         return {name: list(tokens) for name in roles}
 
 
-def _turns(prompt: Messages | Text, roles: Mapping[str, LoadedRole]) -> dict[str, list[int]]:
+def _turns(
+    prompt: Messages | Text, roles: Mapping[str, LoadedRole], tools: Sequence[Mapping[str, Any]]
+) -> dict[str, list[int]]:
     """Return a conversation as each role's template renders it. Raises: PromptError."""
     messages = conversation(prompt)  # type: ignore[arg-type]  # anything: it is checked
-    return {name: role.tokens(messages) for name, role in roles.items()}
+    return {name: role.tokens(messages, tools) for name, role in roles.items()}
 
 
 def _checked_tokens(what: str, given: object, name: str, target: Target) -> tuple[int, ...]:
@@ -181,6 +187,13 @@ def _checked_tokens(what: str, given: object, name: str, target: Target) -> tupl
         if not 0 <= token < target.n_vocab:
             raise UsageError(f"{what} holds the token {token}; the tokens of {name} are 0 … {target.n_vocab - 1}")
     return tokens
+
+
+def _given(answer: Text, name: str, target: Target, roles: Mapping[str, LoadedRole]) -> Sequence[int]:
+    """Return the tokens of an answer that is scored, which all roles must have. Raises: UsageError."""
+    if not isinstance(answer, str):
+        return _checked_tokens("the given answer", answer, name, target)
+    return _shared(answer, target, roles)
 
 
 def _shared(text: str, target: Target, roles: Mapping[str, LoadedRole]) -> list[int]:

@@ -53,6 +53,16 @@ class Stream:
         except StopIteration:
             raise StopAsyncIteration from None
 
+    async def steps(self) -> list[Step]:
+        """Return the next step and all that are ready with it; none at the end. Raises: what ended the request."""
+        try:
+            found = [await anext(self)]
+        except StopAsyncIteration:
+            return []
+        while not (found[-1].finish_reason or self._task.steps.empty()):
+            found.append(self._given(self._task.steps.get()))
+        return found
+
     def _given(self, step: Step | None) -> Step:
         if step is not None:
             return step
