@@ -19,6 +19,7 @@ COMMANDS = {
     "compare": ("compare", "Answers of base, expert and mixture, side by side."),
     "inspect": ("inspect", "Who decided each token of an answer."),
     "eval": ("evaluate", "Run targets over a question file and count what they get right."),
+    "serve": ("serve", "Serve recipes to other programs, by OpenAI's API and Ollama's."),
     "bench": ("bench", "What emulation costs on this machine, beside its models alone."),
     "history": ("history", "The chats that are kept: list, search, show, export, delete."),
     "recipes": ("recipes", "List recipes, show one, or write your own."),
