@@ -65,6 +65,8 @@ class Admission:
         if ticket.granted.is_set():
             self._running[ticket.client] -= 1
             self._running += Counter()  # drops clients with nothing
+            if ticket.client in self._waiting:  # it had its turn: behind the others
+                self._waiting[ticket.client] = self._waiting.pop(ticket.client)
         else:
             line = self._waiting[ticket.client]
             line.remove(ticket)
@@ -73,12 +75,12 @@ class Admission:
         self._grant()
 
     def _grant(self) -> None:
-        """Fill free places: the client with the fewest answers first, of equals the one that waits longest."""
+        """Fill free places: who has the fewest answers first, of equals who had the last turn longest ago."""
         while self._waiting and self.running < self.parallel:
             client = min(self._waiting, key=lambda name: self._running[name])
             line = self._waiting.pop(client)
             ticket = line.popleft()
             if line:
-                self._waiting[client] = line  # behind the others
+                self._waiting[client] = line  # behind the others as well
             self._running[client] += 1
             ticket.granted.set()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -24,6 +25,10 @@ from eft_local.errors import (
 )
 
 log = logging.getLogger("eft_local.server")
+
+_PLACES = ("body", "query", "path")
+_FIELD = re.compile(r"(?!(?:str|int|float|bool|dict|list|literal)$)[a-z_]+")
+"""A field's name; other parts of a place are names of types."""
 
 _TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error", 503: "unavailable_error"}
 
@@ -137,10 +142,12 @@ def _said(request: Request, error: HTTPException) -> str:
 
 def _invalid(error: RequestValidationError) -> ApiError:
     """Return the first thing that is wrong with a body."""
-    first = error.errors()[0]
-    place = [str(part) for part in first["loc"] if part not in ("body", "query", "path")]
-    # Of a union pydantic names the branch as well, such as "list[str]": it is no field.
-    param = ".".join(part for part in place if "[" not in part and part not in ("str", "int", "float", "bool"))
+    found = error.errors()
+    # Of a union pydantic names every branch and what it misses: the one that got furthest is the one that was meant.
+    field = next((part for part in found[0]["loc"] if part not in _PLACES), None)
+    first = max((each for each in found if field in each["loc"]), key=lambda each: len(each["loc"]), default=found[0])
+    place = [str(part) for part in first["loc"] if part not in _PLACES]
+    param = ".".join(part for part in place if part.isdecimal() or _FIELD.fullmatch(part))
     if first["type"] == "json_invalid":
         return ApiError(400, f"the body is not JSON: {first.get('ctx', {}).get('error', 'it cannot be read')}")
     if first["type"] == "missing":

@@ -77,7 +77,7 @@ class Guard:
             return
         scheme, _, given = headers.get("authorization", "").partition(" ")
         key = given.strip() if scheme.lower() == "bearer" else headers.get("x-api-key", "")
-        matches = [hmac.compare_digest(key.encode("utf-8", "surrogateescape"), each) for each in self._keys]
+        matches = [hmac.compare_digest(key.encode("latin-1"), each) for each in self._keys]
         if not any(matches):
             what = "is not one of this server's" if key else "is missing"
             raise ApiError(401, f"the API key {what}; send it as Authorization: Bearer KEY", code="invalid_api_key")
