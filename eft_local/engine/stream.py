@@ -44,7 +44,8 @@ class Stream:
         if self._ended:
             raise StopAsyncIteration
         try:
-            await until(self._task, lambda: not self._task.steps.empty())
+            if self._task.steps.empty():
+                await until(self._task, lambda: not self._task.steps.empty())
         except asyncio.CancelledError:
             self.cancel()
             raise

@@ -17,7 +17,7 @@ from eft_local.server.figures import timings, usage
 from eft_local.server.replies import ERRORS, Reply, finish, json_of, reader, recorded, usage_wanted, variants
 from eft_local.server.sampling import changed, constraint, seed_of
 from eft_local.server.schema import ChatRequest
-from eft_local.server.streaming import EventStream, merged, sse
+from eft_local.server.streaming import EventStream, merged, sse, text_of
 from eft_local.server.tools import CallReader, Toolbox, turns
 
 router = APIRouter(responses=ERRORS)
@@ -110,10 +110,19 @@ class ChatReply(Reply):
     async def events(self) -> AsyncGenerator[bytes, None]:
         """Give the choices as events."""
         finders = [CallReader(self.box) if self.box else None for _ in self.answers]
+        simple = self.box is None and self.top is None and not self.record
+        around = [
+            self.around(f'{{"index":{index},"delta":{{"content":', '},"finish_reason":null}')
+            for index in range(len(self.answers))
+        ]
         first = {"role": "assistant", "content": ""}
         yield b"".join(self._event(index, first) for index in range(len(self.answers)))
         async for index, steps in merged([reader(answer) for answer in self.answers]):
             answer, finder = self.answers[index], finders[index]
+            if simple and not answer.ended:
+                before, after = around[index]
+                yield b"".join(before + text_of(step.text) + after for step in steps if step.text)
+                continue
             kept = len(answer.tokens(steps))
             events = b""
             for number, step in enumerate(steps):

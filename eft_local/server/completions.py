@@ -19,7 +19,7 @@ from eft_local.server.replies import ERRORS, Reply, finish, json_of, reader, rec
 from eft_local.server.sampling import changed, constraint, seed_of
 from eft_local.server.schema import CompletionRequest
 from eft_local.server.service import Model, Writing
-from eft_local.server.streaming import EventStream, merged, sse
+from eft_local.server.streaming import EventStream, merged, sse, text_of
 
 COMPLETION_TOKENS = 16
 """Tokens of a completion that names no number, as OpenAI has it."""
@@ -142,11 +142,20 @@ class CompletionReply(Reply):
     async def events(self) -> AsyncGenerator[bytes, None]:
         """Give the choices as events."""
         offsets = [0] * len(self.answers)
+        simple = self.top is None and not self.record
+        around = [
+            self.around(f'{{"index":{index},"text":', ',"logprobs":null,"finish_reason":null}')
+            for index in range(len(self.answers))
+        ]
         for index, echo in enumerate(self.echoes):
             if echo.first is not None and self.answers[index].given is None:
                 yield self._event(index, echo.text, echo.first, (), offsets)
         async for index, steps in merged([self._scoring_reader(answer) for answer in self.answers]):
             answer = self.answers[index]
+            if simple and not answer.ended:
+                before, after = around[index]
+                yield b"".join(before + text_of(step.text) + after for step in steps if step.text)
+                continue
             kept = answer.tokens(steps)
             if not answer.read_steps:  # the prompt was scored
                 echo = self.echoes[index]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Sequence
@@ -65,6 +66,14 @@ class Reply:
             "model": self.model.name,
             "system_fingerprint": FINGERPRINT,
         }
+
+    def around(self, before: str, after: str) -> tuple[bytes, bytes]:
+        """Return what stands around a token's text in its event: most events differ in nothing else.
+
+        before, after: JSON of the choice around its text.
+        """
+        head = json.dumps(self.chunk, ensure_ascii=False, separators=(",", ":")).removesuffix("}")
+        return f'data: {head},"choices":[{before}'.encode(), f"{after}]}}\n\n".encode()
 
     @property
     def chunk(self) -> dict[str, Any]:

@@ -100,6 +100,8 @@ class Writing:
     drafted: int = 0
     read_steps: int = 0
     stream: Stream | None = None
+    expired: bool = False
+    timer: asyncio.TimerHandle | None = None
     begun_at: float = field(default_factory=time.monotonic)
 
     async def score(self) -> list[Step]:
@@ -128,19 +130,14 @@ class Writing:
         if self.stream is None:
             await self._turn()
             self.stream = self.model.emulator.stream(self.request)
-        try:
-            async with asyncio.timeout_at(self.deadline):
-                steps = await self.stream.steps()
-        except TimeoutError:  # which has cancelled it: it says so with its last step
-            self.deadline = float("inf")
-            steps = await self.stream.steps()
-            self.ended = "deadline"
+            self.timer = asyncio.get_running_loop().call_at(self.deadline, self._expire)
+        steps = await self.stream.steps()
         if not self.read_steps:
             self.metrics.first_token.observe(time.monotonic() - self.begun_at)
         self.read_steps += len(steps)
         self.drafted += sum(step.drafted for step in steps)
         if reason := steps[-1].finish_reason:
-            self.ended = self.ended or reason
+            self.ended = "deadline" if self.expired and reason == "cancelled" else reason
             self.metrics.count(self.model.name, self.answer, self.drafted)
         return steps
 
@@ -149,6 +146,12 @@ class Writing:
         if steps and steps[-1].finish_reason and len(self.answer.tokens) < self.read_steps:
             return steps[:-1]
         return steps
+
+    def _expire(self) -> None:
+        """The deadline has come: what is written is the answer."""
+        self.expired = True
+        if self.stream is not None:
+            self.stream.cancel()
 
     async def _turn(self) -> None:
         """Wait for a place. Raises: ApiError where the deadline passes first."""
@@ -167,6 +170,8 @@ class Writing:
         """Stop it if it is still being written, and let others have its place."""
         if self.stream is not None and not self.ended:
             self.stream.cancel()
+        if self.timer is not None:
+            self.timer.cancel()
         self.ended = self.ended or "cancelled"
         self.ticket.give_back()
 

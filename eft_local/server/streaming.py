@@ -34,12 +34,17 @@ def line(content: Any) -> bytes:
     return _json(content) + b"\n"
 
 
+def text_of(text: str) -> bytes:
+    """Return a text in JSON."""
+    return json.dumps(text).encode()
+
+
 def _json(content: Any) -> bytes:
     return json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "backslashreplace")
 
 
 class Gone(Exception):  # noqa: N818 - nobody's fault
-    """The client has left, or reads no more."""
+    """The client has left."""
 
 
 async def until_gone(receive: Receive) -> None:
@@ -97,42 +102,38 @@ class EventStream(Response):
                 answer.close()
             for task in (sending, gone):
                 task.cancel()
-                with suppress(asyncio.CancelledError, Gone):
+                with suppress(asyncio.CancelledError):
                     await task
 
     async def _send(self, scope: Scope, send: Send) -> None:
         loop = asyncio.get_running_loop()
-        last = loop.time()
+        since, sending = loop.time(), False
 
         async def put(body: bytes, *, more: bool = True) -> None:
-            nonlocal last
-            last = loop.time()
-            try:
-                async with asyncio.timeout(self._patience):
-                    await send({"type": "http.response.body", "body": body, "more_body": more})
-            except TimeoutError:
-                scope["state"]["abort"]()  # a close would wait until everything is read
-                raise Gone from None
+            nonlocal since, sending
+            since, sending = loop.time(), True
+            await send({"type": "http.response.body", "body": body, "more_body": more})
+            sending = False
 
-        async def ping() -> None:
+        async def watch() -> None:
             while True:
-                await asyncio.sleep(PING)
-                if loop.time() - last >= PING:
+                await asyncio.sleep(min(PING, self._patience) / 4)
+                waited = loop.time() - since
+                if sending and waited > self._patience:
+                    scope["state"]["abort"]()  # a close would wait until everything is read
+                elif not sending and waited > PING and self.media_type == "text/event-stream":
                     await put(b": still working\n\n")
 
         await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-        pinging = asyncio.ensure_future(ping()) if self.media_type == "text/event-stream" else None
+        watching = asyncio.ensure_future(watch())
         try:
             async with aclosing(self._events):
                 async for event in self._events:
                     await put(event)
-        except Gone:
-            raise
         except Exception as error:
             await put(self._error(api_error(error)))
         finally:
-            if pinging:
-                pinging.cancel()
+            watching.cancel()
         await put(b"", more=False)
 
 
