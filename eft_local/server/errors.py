@@ -86,6 +86,8 @@ def api_error(error: BaseException) -> ApiError:
             return ApiError(400, text, code="context_length_exceeded")
         case UsageError() | ConstraintError():
             return ApiError(400, text)
+        case UnicodeEncodeError():
+            return ApiError(400, "a text is not valid Unicode: it holds half a surrogate pair; correct it")
         case ModelNotFoundError():
             return ApiError(404, text, code="model_not_found", param="model")
         case OutOfMemoryError():

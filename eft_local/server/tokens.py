@@ -11,6 +11,7 @@ from fastapi.responses import Response
 from eft_local.backends.base import Vocabulary
 from eft_local.backends.tokenize import tokenize_text
 from eft_local.errors import UsageError
+from eft_local.recipe import checks
 from eft_local.server.calls import service_of
 from eft_local.server.errors import json_response
 from eft_local.server.schema import DetokenizeRequest, TokenizeRequest
@@ -26,6 +27,7 @@ async def tokenize(body: TokenizeRequest, request: Request) -> Response:
     text = body.content if body.content is not None else body.prompt
     if text is None:
         raise UsageError("content is missing; send the text as content, or as prompt")
+    checks.given_text("content", text)
     # llama.cpp's default is without, vLLM's with: each by its own name.
     default = body.content is None
     special = next((each for each in (body.add_special, body.add_special_tokens) if each is not None), default)
