@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from eft_local.engine.step import Step as Step
     from eft_local.engine.stream import Stream as Stream
     from eft_local.errors import Cancelled as Cancelled
+    from eft_local.errors import ConstraintError as ConstraintError
     from eft_local.errors import ContextOverflowError as ContextOverflowError
     from eft_local.errors import DownloadError as DownloadError
     from eft_local.errors import EftError as EftError
@@ -55,6 +56,7 @@ _HOMES = {
     "Answer": "eft_local.engine.step",
     "Cancelled": "eft_local.errors",
     "Candidate": "eft_local.engine.step",
+    "ConstraintError": "eft_local.errors",
     "ContextOverflowError": "eft_local.errors",
     "DownloadError": "eft_local.errors",
     "EftError": "eft_local.errors",
@@ -91,6 +93,7 @@ __all__ = [
     "Answer",
     "Cancelled",
     "Candidate",
+    "ConstraintError",
     "ContextOverflowError",
     "DownloadError",
     "EftError",

@@ -10,7 +10,7 @@ from contextlib import ExitStack
 from itertools import count
 from pathlib import Path
 from types import TracebackType
-from typing import TypeVar, Unpack, cast, overload
+from typing import Any, TypeVar, Unpack, cast, overload
 
 from eft_local.engine.cache import Cache
 from eft_local.engine.engine import Engine
@@ -69,19 +69,21 @@ class Emulator:
         target: str | Iterable[str] = MIXTURE,
         parallel: int = 1,
         progress: LoadProgress | None = None,
+        library: Library | None = None,
     ) -> Emulator:
         """Load a recipe, given itself, by name or by path.
 
         target: who is to answer (see `targets`), one or several; roles that they do without are not loaded.
         parallel: requests that are answered side by side, each with room for `context` tokens.
         progress: called with a role's name and 0…1, by several threads; returning False cancels.
+        library: of the models, to share them with other emulators; to be closed after all of these.
         Raises: RecipeError, UsageError, ModelNotFoundError, ModelFileError, UnsupportedModelError, PromptError,
             VocabularyMismatchError, OutOfMemoryError, Cancelled.
         """
         if not isinstance(recipe, Recipe):
             recipe = find_recipe(recipe)
         with ExitStack() as cleanup:
-            emulator = cls(recipe, {})
+            emulator = cls(recipe, {}, library)
             cleanup.callback(emulator.close)
             emulator._parallel = parallel
             emulator.prepare(*((target,) if isinstance(target, str) else target), progress=progress)
@@ -142,7 +144,7 @@ class Emulator:
         options: see `Options`.
         Raises: PromptError, UsageError, RecipeError, and what `load` raises; while reading: EvaluationError.
         """
-        return self._stream(self.request(messages, options, prefix, followed=True))
+        return self.stream(self.request(messages, options, prefix, followed=True))
 
     def follow(
         self, messages: Messages, on_step: OnStep, *, prefix: SequenceOf[int] = (), **options: Unpack[Options]
@@ -152,11 +154,11 @@ class Emulator:
         Steps have evidence in place of statistics: `statistics.compute` works these out in another thread. Otherwise as
         `stream_chat`; wait for the answer by `Stream.wait`.
         """
-        return self._stream(self.request(messages, options, prefix, record="evidence"), on_step)
+        return self.stream(self.request(messages, options, prefix, record="evidence"), on_step)
 
     def stream_generate(self, prompt: Text, *, prefix: SequenceOf[int] = (), **options: Unpack[Options]) -> Stream:
         """Continue a raw prompt, text or token ids, token by token; otherwise as `stream_chat`."""
-        return self._stream(self.request(prompt, options, prefix, raw=True, followed=True))
+        return self.stream(self.request(prompt, options, prefix, raw=True, followed=True))
 
     @overload
     def chat(
@@ -308,10 +310,11 @@ class Emulator:
         followed: bool = False,
         given: Text | None = None,
         outputs: int = 0,
+        tools: SequenceOf[Mapping[str, Any]] = (),
     ) -> Request:
-        """Return a request that the engine can run: its models are loaded, and its prompts fit. See `Request`.
+        """Return a request that the engine can run: its models are loaded, and its prompts fit.
 
-        given: the answer, where it is only to be scored.
+        given, tools: see `Models.request`; the others: see `Request`.
         """
         self.prepare(options.get("target", MIXTURE))
         with self._loading:
@@ -323,12 +326,14 @@ class Emulator:
                 followed=followed,
                 given=given,
                 outputs=outputs,
+                tools=tools,
                 **options,
             )
         self._cache.check(request.texts, len(request.given) - 1 if request.given else 0)
         return request
 
-    def _stream(self, request: Request, on_step: OnStep | None = None) -> Stream:
+    def stream(self, request: Request, on_step: OnStep | None = None) -> Stream:
+        """Run a request, from `request`; its steps are read if it is `followed`. on_step: see `follow`."""
         task = Task(request, on_step)
         self._worker.submit([task])
         return Stream(self._worker, task, self)

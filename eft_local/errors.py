@@ -11,6 +11,7 @@
     ├── UnsupportedModelError     1   a model that cannot do what was requested (rewind, decode)
     ├── ContextOverflowError      1   a prompt longer than the context
     ├── EvaluationError           1   llama.cpp failed while it evaluated
+    │   └── ConstraintError       1   a grammar or schema that leaves an answer no way to continue
     ├── OutOfMemoryError          1   no memory for weights or context
     ├── OutputError               1   a result could not be written (disk full, no permission)
     ├── HistoryError              1   the history of chats cannot be read or written (disk full, damaged, ...)
@@ -80,6 +81,10 @@ class ContextOverflowError(EftError):
 
 class EvaluationError(EftError):
     """llama.cpp reported a failure while evaluating tokens."""
+
+
+class ConstraintError(EvaluationError):
+    """A grammar or JSON schema leaves an answer no way to continue, or takes too many steps."""
 
 
 class OutOfMemoryError(EftError):

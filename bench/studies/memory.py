@@ -7,6 +7,7 @@ import ctypes
 import json
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 from typing import Any, cast
 
@@ -38,7 +39,7 @@ def run_emulator(job: dict[str, Any]) -> dict[str, Any]:
     # As Emulator.load does, but in two steps: the prompts' token ids are wanted below.
     library = Library()
     roles = library.load(recipe, mixed_roles(recipe))
-    with Emulator(recipe, roles, library) as emulator:
+    with closing(library), Emulator(recipe, roles, library) as emulator:
         memory["after loading"] = resident()
         tokens: list[int] = []
         for step in emulator.stream_chat(

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -120,7 +120,7 @@ def serve() -> None:
         recipe = Recipe.from_text(job["recipe"], job["folder"] and Path(job["folder"]))
         library = Library()
         roles = library.load(recipe, mixed_roles(recipe))
-        with Emulator(recipe, roles, library) as emulator:
+        with closing(library), Emulator(recipe, roles, library) as emulator:
             tables = {name: loaded.vocabulary for name, loaded in roles.items()}
             common = common_tokens(tables)
             write({"n_vocab": common.width, "unused": common.hidden.tolist()})

@@ -19,6 +19,7 @@ COMMANDS = {
     "compare": ("compare", "Compare answers of base, expert and mixture."),
     "inspect": ("inspect", "Show which model decided each token of an answer."),
     "eval": ("evaluate", "Run targets over a question file and count what they get right."),
+    "serve": ("serve", "Serve recipes to other programs, by OpenAI's API and Ollama's."),
     "bench": ("bench", "Measure the speed of emulation on this machine."),
     "history": ("history", "List, search, show, export and delete saved chats."),
     "recipes": ("recipes", "List recipes, show one, or write your own."),

@@ -102,7 +102,8 @@ def _set_recipe(ctx: click.Context, _parameter: click.Parameter, value: str) -> 
         ctx.ensure_object(Session).recipe_name = value
 
 
-def _complete_recipe(_ctx: click.Context, _parameter: click.Parameter, start: str) -> list[CompletionItem]:
+def complete_recipe(_ctx: click.Context, _parameter: click.Parameter, start: str) -> list[CompletionItem]:
+    """Return recipes whose names begin so; a shell completes paths of files itself."""
     from click.shell_completion import CompletionItem
 
     from eft_local.hub.references import recipe_names
@@ -121,7 +122,7 @@ def recipe_option(command: Decorated) -> Decorated:
         show_default=True,
         expose_value=False,
         callback=_set_recipe,
-        shell_complete=_complete_recipe,
+        shell_complete=complete_recipe,
         help="Which models, and how they are mixed; 'eft recipes' lists them.",
     )(command)
 

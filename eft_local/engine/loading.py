@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from eft_local.backends.base import ContextOptions, Evaluator, LanguageModel, TokenTable, Vocabulary
 from eft_local.backends.llamacpp import Adapter, ChatTemplate, Model, kernels
@@ -77,15 +78,20 @@ class LoadedRole:
         """Return a benchmark's prompt as this role reads it. Raises: PromptError."""
         if self.role.prompt.is_framed and task.text is not None:
             return tokenize_text(self.vocabulary, introduction(self.role.prompt) + task.text, add_special=True)
-        return self.tokens(conversation(task.messages), task.started)
+        return self.tokens(conversation(task.messages), started=task.started)
 
-    def tokens(self, messages: Sequence[Message], started: Callable[[str], str] = lambda text: "") -> list[int]:
+    def tokens(
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[Mapping[str, Any]] = (),
+        started: Callable[[str], str] = lambda text: "",
+    ) -> list[int]:
         """Return the conversation as this role's prompt. Raises: PromptError.
 
-        started: returns what follows a template's text: the start of the answer.
+        tools: see `render`.  started: returns what follows a template's text: the start of the answer.
         """
         vocabulary = self.vocabulary
-        rendered = render(self.role.prompt, messages, self.template, vocabulary.specials())
+        rendered = render(self.role.prompt, messages, self.template, vocabulary.specials(), tools)
         if rendered.moved:
             notice("the chat template of %s takes no system text: it goes before the first question", self.role.model)
         start = started(rendered.text)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Mapping, Sequence
-from typing import TypeGuard
+from typing import Any, TypeGuard
 
 from eft_local.backends.tokenize import tokenize_text, verbatim
 from eft_local.engine.loading import Library, LoadedRole, LoadProgress, compared_roles, mixed_roles
@@ -30,6 +30,7 @@ class Models:
         self.recipe = recipe
         self.roles = dict(roles)
         self._library = library or Library()
+        self._shares_library = library is not None
         self._targets: dict[str, Target] = {}
         self._prompted: dict[str, LoadedRole] = {}  # with the prompt of the last recipe that had another one
         if roles:
@@ -97,10 +98,12 @@ class Models:
         followed: bool = False,
         given: Text | None = None,
         outputs: int = 0,
+        tools: Sequence[Mapping[str, Any]] = (),
     ) -> Request:
         """Return the request, with each role's prompt; see `Options` and `Request`. Its roles must be loaded.
 
-        raw: whether `prompt` is `Text`, not `Messages`.  given: the answer that is to be scored, text or token ids.
+        raw: whether `prompt` is `Text`, not `Messages`.  given: an answer that is to be scored, text or token ids.
+        tools: functions that chat templates are to describe, in OpenAI's form; templates that know none leave them out.
         Raises: PromptError, UsageError, RecipeError.
         """
         if max_tokens is not None and checks.given_integer("max_tokens", max_tokens) < 1:
@@ -109,7 +112,7 @@ class Models:
         recipe = self._changed(recipe, sampling, alpha, beta)
         self._check(recipe)
         roles = {name: self._with_prompt_of(recipe, name) for name in who.roles}
-        texts = _texts(prompt, who, roles) if raw else _turns(prompt, roles)
+        texts = _texts(prompt, who, roles) if raw else _turns(prompt, roles, tools)
         for name, tokens in texts.items():
             if not tokens:
                 raise PromptError(f"the prompt of {name} is empty: its template rendered nothing; change it")
@@ -129,8 +132,9 @@ class Models:
         )
 
     def close(self) -> None:
-        """Free the models."""
-        self._library.close()
+        """Free the models, unless their library is shared."""
+        if not self._shares_library:
+            self._library.close()
 
     def _names(self, targets: Sequence[str]) -> set[str]:
         return {name for target in targets for name in roles_of(self.recipe, target)}
@@ -169,12 +173,14 @@ def _texts(prompt: object, target: Target, roles: Mapping[str, LoadedRole]) -> d
     return {name: list(tokens) for name in roles}
 
 
-def _turns(prompt: Messages | Text | TaskPrompt, roles: Mapping[str, LoadedRole]) -> dict[str, list[int]]:
+def _turns(
+    prompt: Messages | Text | TaskPrompt, roles: Mapping[str, LoadedRole], tools: Sequence[Mapping[str, Any]]
+) -> dict[str, list[int]]:
     """Return a conversation, or a benchmark's prompt, as each role reads it. Raises: PromptError."""
     if isinstance(prompt, TaskPrompt):
         return {name: role.task_tokens(prompt) for name, role in roles.items()}
     messages = conversation(prompt)  # type: ignore[arg-type]  # anything: it is checked
-    return {name: role.tokens(messages) for name, role in roles.items()}
+    return {name: role.tokens(messages, tools) for name, role in roles.items()}
 
 
 def _checked_tokens(what: str, given: object, name: str, target: Target) -> tuple[int, ...]:
@@ -188,11 +194,12 @@ def _checked_tokens(what: str, given: object, name: str, target: Target) -> tupl
     return tokens
 
 
-def _given(given: Text, name: str, target: Target, roles: Mapping[str, LoadedRole]) -> Sequence[int]:
-    if isinstance(given, str):
-        checks.given_text("continuation", given)
-        return _shared(given, target, roles)
-    tokens = _checked_tokens("the continuation", given, name, target)
+def _given(answer: Text, name: str, target: Target, roles: Mapping[str, LoadedRole]) -> Sequence[int]:
+    """Return the tokens of an answer that is scored, which all roles must have. Raises: UsageError."""
+    if isinstance(answer, str):
+        checks.given_text("continuation", answer)
+        return _shared(answer, target, roles)
+    tokens = _checked_tokens("the continuation", answer, name, target)
     strange = [token for token in tokens if not target.common.has(token)]
     if strange:
         raise UsageError(f"the continuation holds the token {strange[0]}, which not all models have")

@@ -44,7 +44,8 @@ class Stream:
         if self._ended:
             raise StopAsyncIteration
         try:
-            await until(self._task, lambda: not self._task.steps.empty())
+            if self._task.steps.empty():
+                await until(self._task, lambda: not self._task.steps.empty())
         except asyncio.CancelledError:
             self.cancel()
             raise
@@ -52,6 +53,16 @@ class Stream:
             return self._given(self._task.steps.get())
         except StopIteration:
             raise StopAsyncIteration from None
+
+    async def steps(self) -> list[Step]:
+        """Return the next step and all that are ready with it; none at the end. Raises: what ended the request."""
+        try:
+            found = [await anext(self)]
+        except StopAsyncIteration:
+            return []
+        while not (found[-1].finish_reason or self._task.steps.empty()):
+            found.append(self._given(self._task.steps.get()))
+        return found
 
     def _given(self, step: Step | None) -> Step:
         if step is not None:

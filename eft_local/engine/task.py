@@ -83,12 +83,17 @@ class Task:
 async def until(task: Task, ready: Callable[[], bool]) -> None:
     """Wait for something of a task without holding up the event loop."""
     loop, event = asyncio.get_running_loop(), asyncio.Event()
+    called = False  # once is enough for all the steps of a round
 
     def wake() -> None:
-        with suppress(RuntimeError):  # the loop is closed: nobody waits any more
-            loop.call_soon_threadsafe(event.set)
+        nonlocal called
+        if not called:
+            called = True
+            with suppress(RuntimeError):  # the loop is closed: nobody waits any more
+                loop.call_soon_threadsafe(event.set)
 
     task.woken = wake
     while not ready():
         await event.wait()
         event.clear()
+        called = False

@@ -136,11 +136,16 @@ def _read_template(style: str, folder: Path | None) -> str:
 
 
 def render(
-    prompt: Prompt, messages: Sequence[Message], template: Template | None, specials: Specials = _NO_SPECIALS
+    prompt: Prompt,
+    messages: Sequence[Message],
+    template: Template | None,
+    specials: Specials = _NO_SPECIALS,
+    tools: Sequence[Mapping[str, Any]] = (),
 ) -> Rendered:
     """Return the text that a role continues. messages: from `conversation`; template: from `template_for`.
 
     specials: the vocabulary's, which are markup in the template and text in messages.
+    tools: functions in OpenAI's form, for the template to describe; what is markup in them becomes markup.
     The prompt's instructions and examples stand in front, as a system text and as turns of the conversation.
     Raises: PromptError if the template is missing or cannot render these messages.
     """
@@ -149,7 +154,7 @@ def render(
         return Rendered(_framed(prompt.frame, messages))
     if template is None:
         raise PromptError(f'prompt = {shown(prompt.style)} needs a template; use prompt = "plain" or a Jinja file')
-    args = prompt.template_args
+    args = {**prompt.template_args, "tools": list(tools)} if tools else prompt.template_args
     if messages[0]["role"] == "system" and _takes_no_system(template, messages, args):
         with suppress(PromptError):  # what the template says of the conversation as it is says more
             return Rendered(*render_marked(template, _system_moved(messages), args, specials), moved=True)

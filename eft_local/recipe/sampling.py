@@ -29,6 +29,9 @@ def _token_names(value: Any) -> Any:
     return _BIASES.accept({str(key) if type(key) is int else key: item for key, item in value.items()})
 
 
+LARK = "%llguidance"
+"""What a grammar in llguidance's Lark begins with, for llama.cpp as well."""
+
 _BIAS_NEED = "a table from token ids or token texts to finite numbers (-100 forbids a token)"
 _BIASES = table_of(number(), _BIAS_NEED)
 
@@ -43,8 +46,9 @@ class Sampling:
     dry_multiplier: 0 turns DRY off.  dry_base, dry_allowed_length, dry_penalty_last_n: as in llama.cpp.
     xtc_probability: 0 turns XTC off.  xtc_threshold: as in llama.cpp.
     logit_bias: token id (digits) or token text → what is added to its logit.
-    grammar: GBNF text.  json_schema: JSON text, or a table in TOML; only one of the two. The answer is then JSON on
-        one line that matches the schema (draft 2020-12); what cannot be enforced is refused by the keyword's name.
+    grammar: GBNF text, or Lark that begins with %llguidance.
+    json_schema: JSON text, or a table in TOML; only one of the two. The answer is then JSON on one line that matches
+        the schema (draft 2020-12); what cannot be enforced is refused by the keyword's name.
     seed: None draws a new one for each answer.  max_tokens: None writes to an end token or the context's end.
     stop: texts that end an answer; they are not part of it.
     Raises: RecipeError for a value outside its range, or a JSON schema that cannot be enforced.

@@ -56,7 +56,7 @@ IDS = np.arange(VOCABULARY.n_tokens, dtype=np.int32)
 
 
 def matcher(schema: Any) -> Matcher:
-    return Matcher(VOCABULARY, schema if isinstance(schema, str) else json.dumps(schema))
+    return Matcher.of_schema(VOCABULARY, schema if isinstance(schema, str) else json.dumps(schema))
 
 
 def writable(schema: Matcher, value: Any, *, spaces: bool = False) -> bool:
@@ -448,14 +448,14 @@ def test_a_vocabulary_is_read_once_and_goes_with_its_model(ggufs: Path, name: st
         assert tokenizer(vocabulary) is made
         text = '{"name": "Zoë 名前", "n": [1, 2]}'
         tokens = verbatim(vocabulary, text)
-        answer = Matcher(vocabulary, "{}")
+        answer = Matcher.of_schema(vocabulary, "{}")
         assert all(map(answer.accept, tokens))
         ends = [token for token in range(vocabulary.n_tokens) if vocabulary.is_eog(token)]
         assert ends
         assert answer.allowed(np.array(ends)).all()
         assert made.decode_bytes(tokens) == text.encode()
         # Text that is certain comes as the vocabulary's own tokens of it.
-        certain = Matcher(vocabulary, '{"const": "there they were"}')
+        certain = Matcher.of_schema(vocabulary, '{"const": "there they were"}')
         for token in verbatim(vocabulary, '"there they were"')[:-2]:
             assert list(np.flatnonzero(certain.allowed(np.arange(vocabulary.n_tokens)))) == [token]
             assert certain.accept(token)
@@ -468,6 +468,6 @@ def test_a_vocabulary_is_read_once_and_goes_with_its_model(ggufs: Path, name: st
 def test_a_vocabulary_without_an_end_token() -> None:
     endless = Bytes()
     endless.ends = ()
-    answer = Matcher(endless, '{"const": 1}')
+    answer = Matcher.of_schema(endless, '{"const": 1}')
     assert answer.accept(ord("1"))
     assert not answer.allowed(IDS).any()

@@ -1,4 +1,4 @@
-"""What llguidance allows next: an answer in the making that must match a JSON schema."""
+"""What llguidance allows next: an answer in the making that must match a JSON schema or a Lark grammar."""
 
 from __future__ import annotations
 
@@ -10,27 +10,40 @@ from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
 
 from eft_local.backends.base import Vocabulary
 from eft_local.backends.tokenize import verbatim
-from eft_local.errors import EvaluationError
+from eft_local.errors import ConstraintError, UsageError
 from eft_local.recipe.json_schema import compiled, one_line
 
 _tokenizers: WeakKeyDictionary[Vocabulary, LLTokenizer] = WeakKeyDictionary()
 
 
 class Matcher:
-    """Implements `sampler.Constraint`: the tokens with which an answer can still become JSON that matches a schema."""
+    """Implements `sampler.Constraint`: the tokens with which an answer can still become what is allowed."""
 
-    def __init__(self, vocabulary: Vocabulary, schema: str) -> None:
-        """schema: text of a JSON schema. Raises: UsageError for one that cannot be enforced."""
-        grammar = compiled(schema)
+    def __init__(self, vocabulary: Vocabulary, grammar: str, law: str) -> None:
+        """grammar: llguidance's own form. law: what it is called."""
+        self._law = law
         self._matcher = LLMatcher(
             tokenizer(vocabulary), grammar, log_level=0, limits=LLParserLimits(verbose_errors=False)
         )
         self._mask: npt.NDArray[np.bool_] | None = None
 
+    @classmethod
+    def of_schema(cls, vocabulary: Vocabulary, schema: str) -> Matcher:
+        """schema: text of a JSON schema. Raises: UsageError for one that cannot be enforced."""
+        return cls(vocabulary, compiled(schema), "JSON schema")
+
+    @classmethod
+    def of_lark(cls, vocabulary: Vocabulary, grammar: str) -> Matcher:
+        """grammar: Lark text. Raises: UsageError for one that llguidance does not accept."""
+        matcher = cls(vocabulary, LLMatcher.grammar_from_lark(grammar), "grammar")
+        if matcher._matcher.is_error():
+            raise UsageError(f"llguidance does not accept the grammar: {one_line(matcher._matcher.get_error())}")
+        return matcher
+
     def allowed(self, ids: npt.NDArray[np.int32]) -> npt.NDArray[np.bool_]:
         """Return which of these tokens may come next, [n]; text that is certain comes in its usual tokens.
 
-        Raises: EvaluationError where the schema takes more steps than llguidance's limits allow.
+        Raises: ConstraintError where it takes more steps than llguidance's limits allow.
         """
         if self._mask is None:
             bits = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
@@ -39,7 +52,7 @@ class Matcher:
         return self._mask[ids]
 
     def accept(self, token: int) -> bool:
-        """Extend the answer. Return whether the schema allows the token; one that it does not allow changes nothing."""
+        """Extend the answer. Return whether the token is allowed; one that is not changes nothing."""
         if self._matcher.is_stopped():  # complete: only an end may follow
             return bool(self.allowed(np.array([token], np.int32))[0])
         if not self._matcher.validate_tokens([token]):
@@ -52,7 +65,7 @@ class Matcher:
 
     def clone(self) -> Matcher:
         twin = Matcher.__new__(Matcher)
-        twin._matcher, twin._mask = self._matcher.deep_copy(), self._mask
+        twin._law, twin._matcher, twin._mask = self._law, self._matcher.deep_copy(), self._mask
         return twin
 
     def close(self) -> None:
@@ -60,8 +73,8 @@ class Matcher:
 
     def _check(self) -> None:
         if self._matcher.is_error():
-            raise EvaluationError(
-                f"the JSON schema cannot be followed any further: {one_line(self._matcher.get_error())}; simplify it"
+            raise ConstraintError(
+                f"the {self._law} cannot be followed any further: {one_line(self._matcher.get_error())}; simplify it"
             )
 
 

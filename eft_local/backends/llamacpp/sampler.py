@@ -21,8 +21,8 @@ from eft_local.backends.llamacpp.noise import CONSTRAINED, gumbel, key
 from eft_local.backends.llamacpp.vocabulary import LlamaVocabulary
 from eft_local.backends.ranking import best
 from eft_local.backends.tokenize import verbatim
-from eft_local.errors import EvaluationError, UsageError
-from eft_local.recipe.sampling import Sampling
+from eft_local.errors import ConstraintError, EvaluationError, UsageError
+from eft_local.recipe.sampling import LARK, Sampling
 
 _NOTHING_LEFT = "the models left no token to choose (their logits are NaN or all masked)"
 _DRY_BREAKERS = (b"\n", b":", b'"', b"*")
@@ -114,7 +114,7 @@ class Sampler:
     def accept(self, token: int) -> None:
         """Remember a chosen token. Raises: EvaluationError if the grammar or schema forbids it."""
         if self._constraint and not self._constraint.accept(token):
-            raise EvaluationError(f"token {token} breaks the {self._law}")
+            raise ConstraintError(f"token {token} breaks the {self._law}")
         llama_cpp.llama_sampler_accept(self._chain, token)
 
     def clone(self) -> Sampler:
@@ -168,7 +168,7 @@ class Sampler:
         """Return the scores of what the grammar or schema allows, −inf for the rest. Raises: EvaluationError."""
         restricted = np.where(self._allowed(self._ids), scores, np.float32(-np.inf))
         if not isfinite(restricted.max()):
-            raise EvaluationError(f"no token may be chosen here: the {self._law} allows none of those that are left")
+            raise ConstraintError(f"no token may be chosen here: the {self._law} allows none of those that are left")
         return restricted
 
     def _fill(self, scores: Floats) -> Any:
@@ -264,13 +264,15 @@ def _bias_token(vocabulary: Vocabulary, text: str, n_vocab: int) -> int:
 
 
 def _constraint(vocabulary: Vocabulary, s: Sampling) -> Constraint | None:
-    if s.grammar is not None:
+    if s.grammar is not None and not s.grammar.lstrip().startswith(LARK):
         return Grammar(_llama(vocabulary), s.grammar)
-    if s.json_schema is not None:
-        # Loaded only where a schema is set.
+    if s.grammar is not None or s.json_schema is not None:
+        # llguidance is loaded only where it is needed.
         from eft_local.backends.llamacpp.matcher import Matcher
 
-        return Matcher(vocabulary, s.json_schema)
+        if s.json_schema is not None:
+            return Matcher.of_schema(vocabulary, s.json_schema)
+        return Matcher.of_lark(vocabulary, str(s.grammar))
     return None
 
 
