@@ -48,7 +48,7 @@ def heed(interrupt: Interrupt, cancel: Callable[[], None]) -> Callable[[Step], N
     """
 
     def stop_if_requested(step: Step) -> None:
-        if interrupt.asked and step.finish_reason is None:
+        if interrupt.requested and step.finish_reason is None:
             cancel()
 
     return stop_if_requested

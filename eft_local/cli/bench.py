@@ -197,13 +197,13 @@ def _measured(recipe: Recipe, plan: Plan, about: dict[str, Any], show: Show, sta
         cleanup.callback(library.close)
         show("loading models")
         with interruptible() as interrupt:
-            roles = library.load(recipe, mixed_roles(recipe), lambda role, fraction: not interrupt.asked)
+            roles = library.load(recipe, mixed_roles(recipe), lambda role, fraction: not interrupt.requested)
         measurement = cleanup.enter_context(Measurement(recipe, roles, read_questions(demo_questions()), plan))
         stopped = True
         with interruptible(measurement.cancel) as second, suppress(Cancelled):
-            if not interrupt.asked:
+            if not interrupt.requested:
                 measurement.run(show)
-                stopped = second.asked
+                stopped = second.requested
         if not measurement.is_complete:
             if stopped:
                 raise Cancelled("stopped before there was a result")

@@ -145,12 +145,12 @@ def run(
         show = opened.enter_context(progress.bar("share", len(models)))
         with suppress(Cancelled):
             for model in models:
-                if interrupt.asked:
+                if interrupt.requested:
                     break
 
                 def report(done: int, wanted: int, name: str = model.name) -> None:
                     show(len(results) + done / max(1, wanted), f"{name}: {done} of {wanted}")
-                    if interrupt.asked:  # again: a request between two runs found nothing to stop
+                    if interrupt.requested:  # again: a request between two runs found nothing to stop
                         stop()
 
                 results.append(benchmarks.run(model, kept, report))

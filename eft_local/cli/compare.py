@@ -85,7 +85,7 @@ def compare(session: Session, question: tuple[str, ...], targets: str, system: s
         output.write(_side_by_side(answered))
     for name, answer in answered.items():
         answers.remark(answer.text, answer.finish_reason, f"{name}: ")
-    return INTERRUPTED if interrupt.asked else 0
+    return INTERRUPTED if interrupt.requested else 0
 
 
 def _answers(
@@ -93,7 +93,7 @@ def _answers(
 ) -> Iterator[tuple[str, Answer]]:
     """Yield each target's answer; Ctrl+C ends with the partial answer of the one that writes."""
     for name in targets:
-        if interrupt.asked:
+        if interrupt.requested:
             return
         with progress.waiting(f"{name} answers"):
             yield name, emulator.chat(messages, target=name, on_step=answers.heed(interrupt, emulator.cancel))

@@ -277,12 +277,12 @@ def _run(
 
         def report(done: int) -> None:
             show(len(finished) * len(questions.items) + done, targets[len(finished)].name)
-            if interrupt.asked:  # again: a request between two runs found nothing to stop
+            if interrupt.requested:  # again: a request between two runs found nothing to stop
                 emulator.cancel()
 
         with suppress(Cancelled):
             for target in targets:
-                if interrupt.asked:
+                if interrupt.requested:
                     break
                 finished.append(
                     evaluation.run(

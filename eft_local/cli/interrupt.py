@@ -16,7 +16,7 @@ _END = b"\0"
 class Interrupt:
     """Whether Ctrl+C was pressed."""
 
-    asked = False
+    requested = False
 
 
 @contextmanager
@@ -40,14 +40,14 @@ def interruptible(stop: Callable[[], None] = lambda: None) -> Iterator[Interrupt
     def in_main_thread(_signal: int, _frame: FrameType | None) -> None:
         nonlocal presses
         presses += 1
-        interrupt.asked = True
+        interrupt.requested = True
         if presses > 1:
             raise KeyboardInterrupt
 
     def watch() -> None:
         heard = 0
         while reader.recv(1) != _END:
-            interrupt.asked = True
+            interrupt.requested = True
             stop()
             heard += 1
             if heard == 3:

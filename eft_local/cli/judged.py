@@ -100,7 +100,7 @@ def _asking(
         def counting(text: str) -> Callable[[], None]:
             def one() -> None:
                 show(next(done), text)
-                if interrupt.asked:
+                if interrupt.requested:
                     raise Cancelled("stopped; with --output the same command continues")
 
             return one

@@ -29,10 +29,10 @@ def loaded(recipe: Recipe, only: str | Iterable[str] = MIXTURE) -> Iterator[Emul
 
         def report(role: str, fraction: float) -> bool:
             show(fraction, f"loading {role}")
-            return not interrupt.asked
+            return not interrupt.requested
 
         emulator = Emulator.load(recipe, target=only, progress=report)
     with emulator:
-        if interrupt.asked:  # too late for the progress callback
+        if interrupt.requested:  # too late for the progress callback
             raise Cancelled("loading was cancelled")
         yield emulator

@@ -103,8 +103,8 @@ def _answers(emulator: Emulator, questions: Questions, system: str | None, inter
         for question in questions.items:
             stream = emulator.stream_chat(conversation(question.question, system), top=1)
             with closing(cast("Generator[Step]", stream)):
-                steps = tuple(stream) if not interrupt.asked else ()
-            if interrupt.asked:
+                steps = tuple(stream) if not interrupt.requested else ()
+            if interrupt.requested:
                 break
             answers.append(Inspection(steps))
             show(len(answers), "answers")

@@ -99,8 +99,11 @@ class Benchmarks:
         Raises: Cancelled, UsageError, DownloadError, and what evaluating raises.
         """
         import lm_eval
+        from lm_eval import evaluator
 
         from eft_local.evals.harness import EftLM
+
+        evaluator.get_git_commit_hash = lambda: None  # of wherever the user stands; outside a checkout git complains
 
         options, counted = self.options, _Counter(progress)
         lm = EftLM(model, seed=options.seed, kept=kept, progress=counted.one, expected=counted.more)

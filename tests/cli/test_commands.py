@@ -428,7 +428,7 @@ def test_interrupts_are_heard_in_another_thread_and_put_back() -> None:
     with interruptible(stopped.set) as interrupt:
         signal.raise_signal(signal.SIGINT)
         assert stopped.wait(5)
-        assert interrupt.asked
+        assert interrupt.requested
         with pytest.raises(KeyboardInterrupt):  # noqa: PT012 (the handler runs before the next instruction or two)
             signal.raise_signal(signal.SIGINT)
             stopped.wait(0.01)
@@ -440,7 +440,7 @@ def test_an_ignored_ctrl_c_stays_ignored() -> None:
     try:
         with interruptible() as interrupt:
             signal.raise_signal(signal.SIGINT)
-            assert not interrupt.asked
+            assert not interrupt.requested
         assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
     finally:
         signal.signal(signal.SIGINT, before)

@@ -430,7 +430,7 @@ def test_questions_that_were_stopped_report_what_was_answered(run: Run, monkeypa
     def counted(self: Emulator, *arguments: Any, **options: Any) -> Any:
         answered.append(1)
         if len(answered) == 3:
-            Interrupt.asked = True
+            Interrupt.requested = True
         return original(self, *arguments, **options)
 
     monkeypatch.setattr(Emulator, "stream_chat", counted)
