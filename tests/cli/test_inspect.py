@@ -434,7 +434,7 @@ def test_questions_that_were_stopped_report_what_was_answered(run: Run, monkeypa
         return original(self, *arguments, **options)
 
     monkeypatch.setattr(Emulator, "stream_chat", counted)
-    monkeypatch.setattr(Interrupt, "asked", False)
+    monkeypatch.setattr(Interrupt, "requested", False)
     ran = run("inspect", "--questions", "demo", "--limit", "5", "--kind", "short")
     assert ran.code == 130
     assert "2 answers: first choices changed" in ran.out
