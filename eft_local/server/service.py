@@ -123,8 +123,9 @@ class Writing:
 
         Raises: ApiError where the deadline passes in the queue; what ended the request.
         """
-        if not self.writes:
+        if not self.writes and not self.ended:
             self.ended = "length"
+            self.ticket.give_back()
         if self.ended:
             return []
         if self.stream is None:
@@ -138,6 +139,7 @@ class Writing:
         self.drafted += sum(step.drafted for step in steps)
         if reason := steps[-1].finish_reason:
             self.ended = "deadline" if self.expired and reason == "cancelled" else reason
+            self.ticket.give_back()  # others of the same request may wait for it
             self.metrics.count(self.model.name, self.answer, self.drafted)
         return steps
 

@@ -195,6 +195,12 @@ def test_completions_continue_texts(client: OpenAI, alone: Emulator) -> None:
     assert offsets == sorted(offsets)
 
 
+@pytest.mark.parametrize("options", [{"max_tokens": 3}, {"max_tokens": 0, "echo": True, "logprobs": 1}])
+def test_more_answers_than_places_are_written_in_turn(client: OpenAI, options: dict[str, Any]) -> None:
+    made = client.completions.create(model="demo", prompt=["Peru", "Oman", "Cuba", "Chile", "Kenya"], n=2, **options)
+    assert [choice.index for choice in made.choices] == list(range(10))
+
+
 def test_answers_match_schemas(client: OpenAI) -> None:
     schema = {
         "type": "object",
