@@ -67,7 +67,7 @@ def ending_at(text: str, end: int, n_tokens: int) -> Callable[[tuple[int, ...]],
 def unsaid(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(notices, "_given", set())
     # It takes long, and the files are ours.
-    monkeypatch.setattr("eft_local.backends.llamacpp.model.try_model", lambda *_: None)
+    monkeypatch.setattr("eft_local.backends.llamacpp.model.probe_file", lambda *_: None)
     monkeypatch.setattr("eft_local.engine.loading.find_in_child", lambda *_: None)
 
 

@@ -44,8 +44,8 @@ class Watched(FakeModel):
         super().__init__(noise(seed))
         self.batches: list[list[tuple[int, int]]] = []
 
-    def open(self, **options: object) -> FakeContext:
-        context = super().open(**options)
+    def open(self, options: ContextOptions) -> FakeContext:
+        context = super().open(options)
         submit = context.submit
 
         def watched(batch: Sequence[Rows]) -> None:

@@ -40,7 +40,7 @@ N_VOCAB = 6000
 @pytest.fixture(autouse=True)
 def _unprobed(monkeypatch):
     """A probe is a process for every new file, and these files are our own."""
-    monkeypatch.setattr("eft_local.backends.llamacpp.model.try_model", lambda *_: None)
+    monkeypatch.setattr("eft_local.backends.llamacpp.model.probe_file", lambda *_: None)
     monkeypatch.setattr("eft_local.engine.loading.find_in_child", lambda *_: None)
 
 

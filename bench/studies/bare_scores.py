@@ -21,7 +21,6 @@ _quiet = llama_cpp.llama_log_callback(lambda level, text, data: None)  # referre
 
 def scores(model_path: str, pairs: Sequence[Sequence[str]]) -> Iterator[float]:
     """Yield the log-probability of each continuation after its context."""
-    llama_cpp.llama_log_set(_quiet, ctypes.c_void_p(0))
     llama_cpp.llama_backend_init()
     settings = llama_cpp.llama_model_default_params()
     settings.n_gpu_layers = 0
@@ -62,4 +61,5 @@ def scores(model_path: str, pairs: Sequence[Sequence[str]]) -> Iterator[float]:
 
 
 if __name__ == "__main__":
+    llama_cpp.llama_log_set(_quiet, ctypes.c_void_p(0))
     json.dump(list(scores(sys.argv[1], json.load(sys.stdin))), sys.stdout)

@@ -160,6 +160,6 @@ def test_a_deleted_chat_does_not_continue(session: Session, history: History) ->
     history.delete(session.chat.id)
     with pytest.raises(UsageError, match="is deleted"):
         chat_to_continue(history, session.chat.id, resume=False)
-    with pytest.raises(UsageError, match="no chat to go on with"):
+    with pytest.raises(UsageError, match="no chat to continue"):
         chat_to_continue(history, None, resume=True)
     assert chat_to_continue(history, None, resume=False) is None
