@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -118,6 +119,10 @@ class Adapter(Protocol):
     def handle(self) -> Any:
         """What the model knows it by."""
 
+    @property
+    def path(self) -> Path:
+        """Its file."""
+
 
 @dataclass(frozen=True, slots=True)
 class Capabilities:
@@ -165,6 +170,14 @@ class LanguageModel(Protocol):
 
     @property
     def vocabulary(self) -> Vocabulary: ...
+
+    @property
+    def path(self) -> Path | None:
+        """Its file; None for a model without one."""
+
+    @property
+    def chat_template(self) -> str | None:
+        """The Jinja source of its own chat template, if it has one."""
 
     def open(self, options: ContextOptions) -> Evaluator:
         """Make a context. Raises: OutOfMemoryError; UsageError, UnsupportedModelError for options it cannot have."""

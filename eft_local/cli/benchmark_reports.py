@@ -48,11 +48,11 @@ def tables(conditions: Mapping[str, Any], results: Sequence[Result], tuned: str 
         rows.append((*key, str(items), *(_cell(key[1], figure) for figure in figures)))
     lines += aligned(("task", "metric", "n", *(result.name for result in results)), rows)
     gaps = [(key, _gaps(results, key, tuned)) for key in keys_of(results)]
-    told = list(dict.fromkeys(name for _, each in gaps for name in each))
-    if told:
+    mixtures = list(dict.fromkeys(name for _, each in gaps for name in each))
+    if mixtures:
         lines += ["", f"Share of the gap between {BASE} and {tuned} that is closed"]
-        body = [(*key, *(_share(each.get(name)) for name in told)) for key, each in gaps if each]
-        lines += aligned(("task", "metric", *told), body)
+        body = [(*key, *(_share(each.get(name)) for name in mixtures)) for key, each in gaps if each]
+        lines += aligned(("task", "metric", *mixtures), body)
     for result in results:
         if result.cut_short:
             lines += ["", f"{result.name}: {result.cut_short} answers ended where the context was full; see --context"]
@@ -69,8 +69,8 @@ def samples(results: Sequence[Result], limit: int) -> str:
             found = next((row[0] for row in rows.values() if row), None)
             if found is None:
                 break
-            asked = _asked(found)
-            lines += ["", f"{task}, item {found['doc_id']}: {printable(asked)}"]
+            question = _question(found)
+            lines += ["", f"{task}, item {found['doc_id']}: {printable(question)}"]
             lines += [f"expected: {printable(str(found['target']))}"] if str(found["target"]) else []
             lines += [f"{name}: {printable(_answered(row[0]))}" for name, row in rows.items() if row]
     return "\n".join(lines) + "\n" if lines else ""
@@ -121,7 +121,7 @@ def _share(gap: float | None) -> str:
     return "-" if gap is None else f"{round(100 * gap)} %"
 
 
-def _asked(row: Mapping[str, Any]) -> str:
+def _question(row: Mapping[str, Any]) -> str:
     return str(row["arguments"][0][0])
 
 
@@ -129,5 +129,5 @@ def _answered(row: Mapping[str, Any]) -> str:
     """Return what was written; of choices, each one's log-probability."""
     if len(row["arguments"][0]) > 1 and isinstance(row["arguments"][0][1], str):
         pairs = zip(row["arguments"], row["resps"], strict=True)
-        return "; ".join(f"{asked[1].strip()} {float(answers[0][0]):.2f}" for asked, answers in pairs)
+        return "; ".join(f"{pair[1].strip()} {float(answers[0][0]):.2f}" for pair, answers in pairs)
     return " | ".join(str(answer) for answers in row["resps"] for answer in answers)

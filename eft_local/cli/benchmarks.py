@@ -20,8 +20,9 @@ from eft_local.evals.run import Target
 
 if TYPE_CHECKING:
     from eft_local.evals.answering import Answering
-    from eft_local.evals.benchmarks import Result
+    from eft_local.evals.benchmarks import Benchmarks, Result
     from eft_local.evals.endpoint import Address
+    from eft_local.evals.kept import Kept
     from eft_local.recipe import Recipe
 
 Decorated = TypeVar("Decorated", bound=Callable[..., Any])
@@ -131,29 +132,11 @@ def run(
     tuned = _tuned(benchmarking.tuned, recipe, planned)
     with progress.waiting("reading the tasks"):
         benchmarks = Benchmarks(options)
-    results: list[Result] = []
     with Kept(folder / "answers.jsonl" if folder else None) as kept, ExitStack() as opened:
         if len(kept):
-            output.note(f"{folder}: {len(kept)} answers are kept from before and are not asked for again")
-        models, cancels = answering(recipe, planned, addresses, parallel, opened)
-
-        def stop() -> None:
-            for cancel in cancels:
-                cancel()
-
-        interrupt = opened.enter_context(interruptible(stop))
-        show = opened.enter_context(progress.bar("share", len(models)))
-        with suppress(Cancelled):
-            for model in models:
-                if interrupt.requested:
-                    break
-
-                def report(done: int, wanted: int, name: str = model.name) -> None:
-                    show(len(results) + done / max(1, wanted), f"{name}: {done} of {wanted}")
-                    if interrupt.requested:  # again: a request between two runs found nothing to stop
-                        stop()
-
-                results.append(benchmarks.run(model, kept, report))
+            output.note(f"{folder}: {len(kept)} answers are kept from before and are not written again")
+        models, stop = answering(recipe, planned, addresses, parallel, opened)
+        results = _results(benchmarks, models, stop, kept)
     conditions = {**reports.conditions(recipe), "decoding": "as each task says", "limit": limit, "seed": options.seed}
     if folder:
         benchmark_reports.save(folder, results)
@@ -168,28 +151,49 @@ def run(
         raise Cancelled(f"stopped: {len(results)} of {len(models)} targets are complete{again}")
 
 
+def _results(benchmarks: Benchmarks, models: Sequence[Answering], stop: Callable[[], None], kept: Kept) -> list[Result]:
+    """Run the tasks on one model after the other; Ctrl+C leaves it at those that are complete."""
+    results: list[Result] = []
+    with interruptible(stop) as interrupt, progress.bar("share", len(models)) as show, suppress(Cancelled):
+        for model in models:
+            if interrupt.requested:
+                break
+
+            def report(done: int, wanted: int, name: str = model.name) -> None:
+                show(len(results) + done / max(1, wanted), f"{name}: {done} of {wanted}")
+                if interrupt.requested:  # again: a request between two runs found nothing to stop
+                    stop()
+
+            results.append(benchmarks.run(model, kept, report))
+    return results
+
+
 def answering(
     recipe: Recipe, planned: Sequence[Target], addresses: Sequence[Address], parallel: int, opened: ExitStack
-) -> tuple[list[Answering], list[Callable[[], None]]]:
+) -> tuple[list[Answering], Callable[[], None]]:
     """Return all who answer, targets of a loaded recipe and endpoints, and what stops them. opened: what is closed."""
     from eft_local.evals.answering import LocalTarget
     from eft_local.evals.endpoint import Endpoint, RemoteTarget
 
     models: list[Answering] = []
-    cancels: list[Callable[[], None]] = []
     endpoints = [Endpoint(address, parallel=parallel) for address in addresses]
-    remote = [RemoteTarget(endpoint) for endpoint in endpoints]  # asked first: loading takes longer
+    cancels = [endpoint.cancel for endpoint in endpoints]
+    remote = [RemoteTarget(endpoint) for endpoint in endpoints]  # connected first: loading takes longer
     if planned:
         emulator = opened.enter_context(loaded(recipe, tuple(dict.fromkeys(target.target for target in planned))))
         models += [LocalTarget(emulator, target, parallel) for target in planned]
         cancels.append(emulator.cancel)
     models += remote
-    cancels += [endpoint.cancel for endpoint in endpoints]
     names = [model.name for model in models]
     twice = [name for name in names if names.count(name) > 1]
     if twice:
         raise UsageError(f"two targets are called {twice[0]}; evaluate them one after the other")
-    return models, cancels
+
+    def stop() -> None:
+        for cancel in cancels:
+            cancel()
+
+    return models, stop
 
 
 def _files(benchmarking: Benchmarking) -> dict[str, Path]:

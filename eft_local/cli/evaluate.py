@@ -155,54 +155,48 @@ def evaluate(
     """
     session = ctx.ensure_object(Session)
     _check_mode(ctx, benchmarking.tasks, judge)
-    if benchmarking.tasks or judge:
-        recipe = session.recipe().replace(temperature=temperature, seed=seed)
-        named = evaluation.names(targets) if targets is not None else (*COMPARED, *recipe.compare)
-        local, addresses = split_endpoints(named)
-        recipe, planned = _planned(recipe, local, alpha, beta, mix, [])
+    recipe = session.recipe().replace(temperature=temperature, seed=seed)
+    named = evaluation.names(targets) if targets is not None else (*COMPARED, *recipe.compare)
+    local, addresses = split_endpoints(named) if benchmarking.tasks or judge else (named, [])
+    recipe, planned = _planned(recipe, local, alpha, beta, mix, steer_first)
     if judge:
         from eft_local.cli import judged
 
         judged.run(
-            judge,
-            questions or demo_questions(),
-            recipe,
-            planned,
-            addresses,
-            limit=limit,
-            parallel=parallel,
-            max_tokens=max_tokens or MAX_TOKENS["long"],
-            folder=folder,
-            as_json=as_json,
-        )
-        return
-    if benchmarking.tasks:
+            judge, questions or demo_questions(), recipe, planned, addresses, limit=limit, parallel=parallel,
+            max_tokens=max_tokens or MAX_TOKENS["long"], folder=folder, as_json=as_json,
+        )  # fmt: skip
+    elif benchmarking.tasks:
         benchmarks.run(
-            benchmarking,
-            recipe,
-            planned,
-            addresses,
-            limit=limit,
-            parallel=parallel,
-            seed=seed,
-            folder=folder,
+            benchmarking, recipe, planned, addresses, limit=limit, parallel=parallel, seed=seed, folder=folder,
             as_json=as_json,
-        )
-        return
+        )  # fmt: skip
+    else:
+        file = read_questions(questions or demo_questions())
+        chosen = file.select(split=None if split == "all" else split, kind=None if kind == "all" else kind, limit=limit)
+        tokens = max_tokens or MAX_TOKENS.get(kind, MAX_TOKENS["long"])
+        _run_questions(recipe, planned, chosen, tokens, parallel, plot, answers_file, as_json)
+
+
+def _run_questions(
+    recipe: Recipe,
+    planned: Sequence[Target],
+    chosen: Questions,
+    max_tokens: int,
+    parallel: int,
+    plot: Path | None,
+    answers_file: Path | None,
+    as_json: bool,
+) -> None:
+    """Run targets over questions and write what they got right. Raises: Cancelled if not all are complete."""
     for path in (plot, answers_file):
         if path:
             output.check_writable(path)
     if plot:
         check_plot(plot)
-    file = read_questions(questions or demo_questions())
-    chosen = file.select(split=None if split == "all" else split, kind=None if kind == "all" else kind, limit=limit)
-    recipe = session.recipe().replace(temperature=temperature, seed=seed)
-    names = evaluation.names(targets) if targets is not None else (*COMPARED, *recipe.compare)
-    recipe, planned = _planned(recipe, names, alpha, beta, mix, steer_first)
-    tokens = max_tokens or MAX_TOKENS.get(kind, MAX_TOKENS["long"])
     wanted = tuple(dict.fromkeys(target.target for target in planned))
     with loaded(recipe, wanted) as emulator, interruptible(emulator.cancel) as interrupt:
-        finished = _run(emulator, chosen, planned, tokens, parallel, interrupt)
+        finished = _run(emulator, chosen, planned, max_tokens, parallel, interrupt)
     if as_json:
         output.write_json(reports.as_dict(recipe, chosen, finished))
     else:

@@ -198,7 +198,7 @@ def _print_overview(console: Console, inspection: Inspection) -> None:
 
 
 def _print_table(console: Console, inspection: Inspection, index: int) -> None:
-    """Print who thought what of a token and its rivals."""
+    """Print who thought what of a token and its candidates."""
     step = inspection.steps[index]
     roles = (inspection.target, *(role for role in inspection.roles if role != inspection.target))
     mixed = inspection.target == MIXTURE

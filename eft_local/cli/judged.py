@@ -84,15 +84,10 @@ def _asking(
 ) -> Iterator[tuple[list[Answering], Callable[[str], Callable[[], None]]]]:
     """Yield those who answer, and a function from what is being done to one that counts an answer; Ctrl+C stops them.
 
-    number: questions that each is asked.
+    number: questions to each of them.
     """
     with ExitStack() as opened:
-        models, cancels = answering(recipe, planned, addresses, parallel, opened)
-
-        def stop() -> None:
-            for cancel in cancels:
-                cancel()
-
+        models, stop = answering(recipe, planned, addresses, parallel, opened)
         interrupt = opened.enter_context(interruptible(stop))
         show = opened.enter_context(progress.bar("count", number * len(models)))
         done = count(1)

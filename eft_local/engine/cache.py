@@ -200,13 +200,18 @@ class Cache:
                 return None
             self.reserve({name: self._roles[name] for name in prompts}, outputs=outputs)
             return self._places(prompts, room, outputs)
-        free = [each for each in large_enough if len(each.free) >= len(prompts)]
+        enough = [each for each in large_enough if each.outputs >= outputs] or large_enough
+        free = [each for each in enough if len(each.free) >= len(prompts)]
         holding = max(free, key=lambda each: _saved(each, prompts), default=None)
         if holding is None or not _saved(holding, prompts):
             # The smallest that will do, even if it is full: what runs in one context is evaluated together.
-            holding = min(large_enough, key=lambda each: each.room)
-            if holding not in free:
+            holding = min(enough, key=lambda each: each.room)
+        if len(holding.free) < len(prompts):
+            # Better now with shorter drafts than later.
+            others = [each for each in large_enough if each not in enough and len(each.free) >= len(prompts)]
+            if not others:
                 return None
+            holding = min(others, key=lambda each: each.room)
         return _placed(holding, prompts)
 
 

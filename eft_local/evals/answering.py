@@ -1,4 +1,4 @@
-"""Who is evaluated: a target of a loaded recipe, or a model behind an endpoint, asked in the same three ways."""
+"""Who is evaluated: a target of a loaded recipe, or a model behind an endpoint, with three kinds of questions."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class Writing(NamedTuple):
 
 
 Done = Callable[[int, Any], None]
-"""Called with the place of a question among those that were asked together, and what came of it, as it comes."""
+"""Called with the place of a question among those that are answered together, and what came of it, as it comes."""
 
 
 class Answering(Protocol):
@@ -70,13 +70,13 @@ class Answering(Protocol):
     def conditions(self) -> Mapping[str, Any]:
         """What answers depend on, ready for JSON."""
 
-    def score(self, asked: Sequence[tuple[Prompt, str]], done: Done) -> None:
+    def score(self, questions: Sequence[tuple[Prompt, str]], done: Done) -> None:
         """Score continuations of prompts: `Scored`."""
 
     def score_whole(self, texts: Sequence[str], done: Done) -> None:
         """Score whole texts, from their first token on: `Scored`."""
 
-    def write(self, asked: Sequence[Writing], done: Done) -> None:
+    def write(self, questions: Sequence[Writing], done: Done) -> None:
         """Write answers: `Answered`."""
 
 
@@ -106,12 +106,12 @@ class LocalTarget:
             "files": [[str(file), file.stat().st_size, int(file.stat().st_mtime)] for file in files],
         }
 
-    def score(self, asked: Sequence[tuple[Prompt, str]], done: Done) -> None:
+    def score(self, questions: Sequence[tuple[Prompt, str]], done: Done) -> None:
         """Score continuations, in tokens of their own: they are the same for all roles, whatever these have read."""
-        places = [place for place, (_, text) in enumerate(asked) if text]
-        for place in set(range(len(asked))).difference(places):
+        places = [place for place, (_, text) in enumerate(questions) if text]
+        for place in set(range(len(questions))).difference(places):
             done(place, Scored(0.0, True))
-        requests = [self._request(asked[place][0], given=asked[place][1]) for place in places]
+        requests = [self._request(questions[place][0], given=questions[place][1]) for place in places]
         self._run(requests, lambda at, task: done(places[at], _score(task)))
 
     def score_whole(self, texts: Sequence[str], done: Done) -> None:
@@ -141,9 +141,9 @@ class LocalTarget:
             done(place, Scored(0.0, True))
         self._run(requests, ended)
 
-    def write(self, asked: Sequence[Writing], done: Done) -> None:
+    def write(self, questions: Sequence[Writing], done: Done) -> None:
         """Write answers with the recipe's mixture and each question's own sampling."""
-        requests = [self._request(each.prompt, sampling=self._banning(each), seed=each.seed) for each in asked]
+        requests = [self._request(each.prompt, sampling=self._banning(each), seed=each.seed) for each in questions]
         self._run(requests, lambda at, task: done(at, _answer(task)))
 
     def _request(
@@ -180,25 +180,25 @@ class LocalTarget:
     def _tokens(self, text: str) -> list[int]:
         return tokenize_text(self._vocabulary(), text, add_special=False)
 
-    def _banning(self, asked: Writing) -> Sampling:
+    def _banning(self, writing: Writing) -> Sampling:
         """Return the sampling in which the banned words' tokens cannot be chosen."""
-        if not asked.banned:
-            return asked.sampling
+        if not writing.banned:
+            return writing.sampling
         vocabulary = self._vocabulary()
-        spellings = [spelling for word in asked.banned for spelling in (word, f" {word}")]
+        spellings = [spelling for word in writing.banned for spelling in (word, f" {word}")]
         found = [vocabulary.tokenize(text, add_special=False, parse_special=False) for text in spellings]
         biases = {str(tokens[0]): -100.0 for tokens in found if len(tokens) == 1}
-        return replace(asked.sampling, logit_bias={**asked.sampling.logit_bias, **biases})
+        return replace(writing.sampling, logit_bias={**writing.sampling.logit_bias, **biases})
 
 
-def plain_pair(asked: tuple[Prompt, str]) -> Any:
+def plain_pair(pair: tuple[Prompt, str]) -> Any:
     """Return what is to be scored, ready for JSON: equal for equal questions."""
-    return [_plain(asked[0]), asked[1]]
+    return [_plain(pair[0]), pair[1]]
 
 
-def plain_writing(asked: Writing) -> Any:
+def plain_writing(writing: Writing) -> Any:
     """Return what is to be written, ready for JSON: equal for equal questions."""
-    return [_plain(asked.prompt), repr(asked.sampling), asked.seed, list(asked.banned)]
+    return [_plain(writing.prompt), repr(writing.sampling), writing.seed, list(writing.banned)]
 
 
 def _plain(prompt: Prompt) -> Any:

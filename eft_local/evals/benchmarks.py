@@ -1,6 +1,6 @@
 """Benchmarks: lm-evaluation-harness's tasks and the papers' on several targets, side by side.
 
-What emulation is worth is told per task, never as a mean over tasks: the share of the gap between the base and the
+What emulation is worth is reported per task, never as a mean over tasks: the share of the gap between the base and the
 directly tuned large model that the mixture closes, (mixture − base) / (tuned − base) (Liu et al. 2024, section 3).
 """
 

@@ -31,7 +31,7 @@ _NAMED = re.compile(r"(?:(?P<model>[^=]+)=)?(?P<url>https?://\S+)")
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """An endpoint's base URL, and the model that is asked there; None for the only one that it serves."""
+    """An endpoint's base URL, and the model that answers there; None for the only one that it serves."""
 
     url: str
     model: str | None = None
@@ -51,7 +51,7 @@ class Address:
 
 
 class Endpoint:
-    """Asks an endpoint, side by side; what is busy or broken for a moment is asked again."""
+    """Asks an endpoint, side by side; what is busy or broken for a moment is tried again."""
 
     def __init__(self, address: Address, *, parallel: int = 8, timeout: float = 600.0) -> None:
         """timeout: seconds for one answer."""
@@ -63,7 +63,7 @@ class Endpoint:
 
     @property
     def model(self) -> str:
-        """The model that is asked. Raises: UsageError where the endpoint serves several and none was named."""
+        """The model that answers. Raises: UsageError where the endpoint serves several and none was named."""
         if self._model is None:
             served = [str(each["id"]) for each in self._ask("models").get("data", [])]
             if len(served) != 1:
@@ -84,10 +84,10 @@ class Endpoint:
         """Return the answer to a conversation: the first choice of /chat/completions."""
         return self._choice("chat/completions", body)
 
-    def each(self, ask: Callable[[Any], Any], asked: Sequence[Any], done: Done) -> None:
+    def each(self, ask: Callable[[Any], Any], questions: Sequence[Any], done: Done) -> None:
         """Call `ask` with each question, several at a time, and `done` with its place and what came of it."""
         with ThreadPoolExecutor(self._parallel) as pool:
-            places = {pool.submit(ask, each): place for place, each in enumerate(asked)}
+            places = {pool.submit(ask, each): place for place, each in enumerate(questions)}
             try:
                 for future in as_completed(places):
                     done(places[future], future.result())
@@ -108,18 +108,18 @@ class Endpoint:
         reason = ""
         for number in range(_TRIES):
             if self._stopped.is_set():
-                raise Cancelled("stopped while an endpoint was asked")
+                raise Cancelled("stopped while an endpoint was answering")
             try:
                 return self._once(url, body)
             except urllib.error.HTTPError as error:
-                reason = _told(error)
+                reason = _reason(error)
                 if error.code not in _BUSY:
                     raise EvaluationError(f"{url} refused with {error.code}: {reason}") from None
-                asked = error.headers.get("Retry-After", "")
+                wait = error.headers.get("Retry-After", "")
             except (OSError, ValueError) as error:  # no connection, or no JSON
-                reason, asked = str(getattr(error, "reason", error)), ""
+                reason, wait = str(getattr(error, "reason", error)), ""
             if number + 1 < _TRIES:
-                pause = float(asked) if asked.isdecimal() else _FIRST_PAUSE * 2.0**number
+                pause = float(wait) if wait.isdecimal() else _FIRST_PAUSE * 2.0**number
                 self._stopped.wait(min(pause, _LONGEST_PAUSE))
         raise EvaluationError(f"{url} did not answer in {_TRIES} tries: {reason}")
 
@@ -137,12 +137,12 @@ class Endpoint:
         return answer
 
 
-def _told(error: urllib.error.HTTPError) -> str:
+def _reason(error: urllib.error.HTTPError) -> str:
     """Return what an endpoint says of its refusal."""
     with suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
         body = json.loads(error.read())
-        told = body.get("error", body)
-        return str(told.get("message", told) if isinstance(told, dict) else told)[:200]
+        said = body.get("error", body)
+        return str(said.get("message", said) if isinstance(said, dict) else said)[:200]
     return str(error.reason)
 
 
@@ -161,32 +161,32 @@ class RemoteTarget:
         """The address and the model; what stands behind them nobody can know."""
         return {"url": self._endpoint.address.url, "model": self.name}
 
-    def score(self, asked: Sequence[tuple[Prompt, str]], done: Done) -> None:
+    def score(self, questions: Sequence[tuple[Prompt, str]], done: Done) -> None:
         """Score continuations by what the endpoint says of an echoed text."""
-        self._endpoint.each(lambda pair: self._score(_text(pair[0]), pair[1]), asked, done)
+        self._endpoint.each(lambda pair: self._score(_text(pair[0]), pair[1]), questions, done)
 
     def score_whole(self, texts: Sequence[str], done: Done) -> None:
         """Score whole texts; the first token, which nothing stands before, counts where the endpoint scores it."""
         self._endpoint.each(lambda text: self._score("", text), texts, done)
 
-    def write(self, asked: Sequence[Writing], done: Done) -> None:
+    def write(self, questions: Sequence[Writing], done: Done) -> None:
         """Write answers. Banned words may appear in them: which tokens they are, only the endpoint knows."""
-        self._endpoint.each(self._write, asked, done)
+        self._endpoint.each(self._write, questions, done)
 
-    def _write(self, asked: Writing) -> Answered:
-        sampling = asked.sampling
+    def _write(self, writing: Writing) -> Answered:
+        sampling = writing.sampling
         body = {
             "max_tokens": sampling.max_tokens,
             "temperature": sampling.temperature,
             "top_p": sampling.top_p,
-            "seed": asked.seed,
+            "seed": writing.seed,
             **({"stop": list(sampling.stop[:_MOST_STOPS])} if sampling.stop else {}),
         }
-        if isinstance(asked.prompt, TaskPrompt) and asked.prompt.text is None:
-            choice = self._endpoint.chat({**body, "messages": [dict(each) for each in asked.prompt.messages]})
+        if isinstance(writing.prompt, TaskPrompt) and writing.prompt.text is None:
+            choice = self._endpoint.chat({**body, "messages": [dict(each) for each in writing.prompt.messages]})
             text = choice.get("message", {}).get("content")
         else:
-            choice = self._endpoint.complete({**body, "prompt": _text(asked.prompt)})
+            choice = self._endpoint.complete({**body, "prompt": _text(writing.prompt)})
             text = choice.get("text")
         if not isinstance(text, str):
             raise EvaluationError(f"{self.name} gave no text: {shown(choice)}")
@@ -197,10 +197,9 @@ class RemoteTarget:
             {"prompt": before + text, "max_tokens": 1, "temperature": 0, "logprobs": 1, "echo": True}
         )
         try:
-            told = choice["logprobs"]
-            rows = list(
-                zip(told["text_offset"], told["tokens"], told["token_logprobs"], told["top_logprobs"], strict=True)
-            )
+            scored = choice["logprobs"]
+            columns = [scored[name] for name in ("text_offset", "tokens", "token_logprobs", "top_logprobs")]
+            rows = list(zip(*columns, strict=True))
             inside = [
                 (logprob, top)
                 for offset, token, logprob, top in rows

@@ -40,7 +40,7 @@ TASKS = Path(__file__).parent / "tasks"
 """The folder of the papers' task files."""
 
 _CHAT = "<|eft conversation|>"
-_KNOWN = {
+_SETTINGS = {
     "until": "stop",
     "max_gen_toks": "max_tokens",
     "max_new_tokens": "max_tokens",
@@ -69,7 +69,7 @@ class EftLM(LM):  # type: ignore[misc]  # lm-eval has no types
         """seed: of the first answer to a question; further ones to the same have the next.
 
         kept: where answers are looked up, and kept as they come.
-        progress: called for each answer.  expected: called with the number of answers that are asked for next.
+        progress: called for each answer.  expected: called with the number of answers that are wanted next.
         """
         super().__init__()
         self._model = model
@@ -100,8 +100,8 @@ class EftLM(LM):  # type: ignore[misc]  # lm-eval has no types
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         """Score continuations of contexts; white space at a context's end belongs to the continuation."""
-        asked = [self._moved(self._prompt(each, each.args[0]), each.args[1]) for each in requests]
-        return [tuple(row) for row in self._results("score", requests, asked, plain_pair, self._model.score)]
+        questions = [self._moved(self._prompt(each, each.args[0]), each.args[1]) for each in requests]
+        return [tuple(row) for row in self._results("score", requests, questions, plain_pair, self._model.score)]
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
         """Score whole texts."""
@@ -112,14 +112,14 @@ class EftLM(LM):  # type: ignore[misc]  # lm-eval has no types
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         """Write answers; equal requests get seeds of their own."""
         drawn: Counter[str] = Counter()
-        asked = []
+        questions = []
         for each in requests:
             context, settings = each.args
             key = key_of(context, settings)
             prompt, seed = self._prompt(each, context), self._seed + drawn[key]
-            asked.append(Writing(prompt, _sampling(settings), seed, tuple(settings.get("banned", ()))))
+            questions.append(Writing(prompt, _sampling(settings), seed, tuple(settings.get("banned", ()))))
             drawn[key] += 1
-        rows = self._results("write", requests, asked, plain_writing, self._model.write)
+        rows = self._results("write", requests, questions, plain_writing, self._model.write)
         self.cut_short += sum(row[1] == "context" for row in rows)
         return [row[0] for row in rows]
 
@@ -127,20 +127,20 @@ class EftLM(LM):  # type: ignore[misc]  # lm-eval has no types
         self,
         kind: str,
         requests: Sequence[Instance],
-        asked: Sequence[Any],
+        questions: Sequence[Any],
         plain: Callable[[Any], Any],
         answer: Callable[[Sequence[Any], Done], None],
     ) -> list[list[Any]]:
         """Return what came of each question, from what is kept or from the model."""
-        keys = [key_of(self._conditions, kind, plain(each)) for each in asked]
-        self._expected(len(asked))
+        keys = [key_of(self._conditions, kind, plain(each)) for each in questions]
+        self._expected(len(questions))
 
         def about(place: int) -> dict[str, Any]:
             request = requests[place]
             return {"target": self._model.name, "kind": kind, "task": request.task_name, "item": request.doc_id}
 
         def ask(places: list[int], done: Done) -> None:
-            answer([asked[place] for place in places], done)
+            answer([questions[place] for place in places], done)
 
         return self._kept.through(keys, about, ask, self._progress)
 
@@ -208,12 +208,12 @@ def _sampling(settings: Mapping[str, Any]) -> Sampling:
 
     Raises: UsageError for a setting that is not known here.
     """
-    unknown = [name for name in settings if name not in (*_KNOWN, "do_sample", "banned")]
+    unknown = [name for name in settings if name not in (*_SETTINGS, "do_sample", "banned")]
     if unknown:
         raise UsageError(
             f"generation_kwargs: {unknown[0]} = {shown(settings[unknown[0]])} is not known here; remove it"
         )
-    values = {_KNOWN[name]: value for name, value in settings.items() if name in _KNOWN}
+    values = {_SETTINGS[name]: value for name, value in settings.items() if name in _SETTINGS}
     stop = values.get("stop") or ()
     samples = settings.get("do_sample", bool(values.get("temperature")))
     return Sampling(

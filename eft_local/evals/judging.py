@@ -152,9 +152,9 @@ def answers_of(
     model: Answering, prompts: Sequence[str], sampling: Sampling, seed: int, kept: Kept, progress: Callable[[], None]
 ) -> list[str]:
     """Return a target's answers, from what is kept or newly written. Raises: Cancelled, EftError."""
-    asked = [Writing(_turn(prompt), sampling, seed) for prompt in prompts]
+    questions = [Writing(_turn(prompt), sampling, seed) for prompt in prompts]
     about = [{"target": model.name, "kind": "answer", "prompt": prompt} for prompt in prompts]
-    return _written(model, asked, about, kept, progress)
+    return _written(model, questions, about, kept, progress)
 
 
 def compare(
@@ -166,16 +166,16 @@ def compare(
     progress: Callable[[], None],
 ) -> list[Verdict]:
     """Ask a judge about each pair of targets in both orders and on all axes, and for counts; return every verdict."""
-    asked: list[tuple[int, Axis, str, str]] = [
+    questions: list[tuple[int, Axis, str, str]] = [
         (number, axis, first, second)
         for number in range(len(prompts))
         for one, two in pairs
         for axis in AXES
         for first, second in ((one, two), (two, one))
     ]
-    asked += [(number, axis, name, "") for number in range(len(prompts)) for axis in COUNTED for name in answers]
+    questions += [(number, axis, name, "") for number in range(len(prompts)) for axis in COUNTED for name in answers]
     writings, about = [], []
-    for number, axis, first, second in asked:
+    for number, axis, first, second in questions:
         prompt, one = prompts[number], answers[first][number]
         question = (
             pair_question(axis, prompt, one, answers[second][number]) if second else count_question(axis, prompt, one)
@@ -188,7 +188,7 @@ def compare(
     texts = _written(judge, writings, about, kept, progress)
     return [
         Verdict(number, axis, first, second, _choice(axis, text, bool(second)), text)
-        for (number, axis, first, second), text in zip(asked, texts, strict=True)
+        for (number, axis, first, second), text in zip(questions, texts, strict=True)
     ]
 
 
@@ -198,7 +198,7 @@ def questions_asked(prompts: int, targets: int, pairs: int) -> int:
 
 
 def pair_question(axis: Axis, prompt: str, one: str, two: str) -> str:
-    """Return what a judge is asked about two answers."""
+    """Return the question to a judge about two answers."""
     question, word = AXES[axis]
     return (
         f"For the following query to a chatbot, judge {question}.\n\nQuery: {prompt}\n\nResponse A:\n{one.strip()}\n\n"
@@ -208,7 +208,7 @@ def pair_question(axis: Axis, prompt: str, one: str, two: str) -> str:
 
 
 def count_question(axis: Axis, prompt: str, answer: str) -> str:
-    """Return what a judge is asked about one answer."""
+    """Return the question to a judge about one answer."""
     what = COUNTED[axis]
     return (
         f"Count the {what} in the following response to a query.\n\nQuery: {prompt}\n\nResponse:\n{answer.strip()}\n\n"
@@ -260,16 +260,16 @@ def _choice(axis: Axis, text: str, pair: bool) -> str:
 
 def _written(
     model: Answering,
-    asked: Sequence[Writing],
+    questions: Sequence[Writing],
     about: Sequence[Mapping[str, Any]],
     kept: Kept,
     progress: Callable[[], None],
 ) -> list[str]:
     """Return what a model wrote, from what is kept or anew."""
     conditions = dict(model.conditions)
-    keys = [key_of(conditions, "write", plain_writing(each)) for each in asked]
+    keys = [key_of(conditions, "write", plain_writing(each)) for each in questions]
 
     def ask(places: list[int], done: Done) -> None:
-        model.write([asked[place] for place in places], done)
+        model.write([questions[place] for place in places], done)
 
     return [row[0] for row in kept.through(keys, about.__getitem__, ask, progress)]

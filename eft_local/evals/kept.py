@@ -15,7 +15,7 @@ from eft_local.errors import OutputError
 
 
 class Kept:
-    """A file of JSON lines, each with what was asked and what came of it. Each line is written at once, or not at all.
+    """A file of JSON lines, each with a question and what came of it. Each line is written at once, or not at all.
 
     A line that a crash cut in two is dropped when the file is opened again. Without a path nothing is kept.
     """
@@ -102,6 +102,6 @@ class Kept:
 
 
 def key_of(*parts: Any) -> str:
-    """Return a short name of what was asked, from values ready for JSON: equal for equal ones."""
+    """Return a short name of a question, from values ready for JSON: equal for equal ones."""
     text = json.dumps(parts, ensure_ascii=True, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:32]

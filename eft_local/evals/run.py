@@ -215,7 +215,7 @@ def _swept(
     betas: Sequence[float],
     mixes: Sequence[float],
 ) -> list[Target]:
-    """Return "eft" for every combination of values, which its name tells."""
+    """Return "eft" for every combination of values, which is in its name."""
     first, second = [*recipe.experts, "", ""][:2]
     weights: list[tuple[str, dict[str, Any], float | None]]
     if mixes:

@@ -1,4 +1,4 @@
-"""What a client is told when something is wrong: OpenAI's error form, and the status that says whether to retry."""
+"""What a client reads when something is wrong: OpenAI's error form, and the status that says whether to retry."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def json_response(content: Any, status: int = 200, headers: Mapping[str, str] | 
 
 
 def api_error(error: BaseException) -> ApiError:
-    """Return what a client is told of an error."""
+    """Return what a client reads of an error."""
     if isinstance(error, ApiError):
         return error
     text = " ".join(str(error).split())

@@ -27,10 +27,10 @@ def readable(piece: bytes) -> str:
 
 
 def _roles(step_or_candidate: Step | Candidate) -> dict[str, float] | None:
-    """Return what each role thinks of a token; None where one alone was asked."""
-    views = step_or_candidate.roles
-    found = {name: finite(view.logprob) for name, view in views.items() if name != MIXTURE}
-    return found if MIXTURE in views else None
+    """Return what each role thinks of a token; None where one alone answers."""
+    roles = step_or_candidate.roles
+    found = {name: finite(each.logprob) for name, each in roles.items() if name != MIXTURE}
+    return found if MIXTURE in roles else None
 
 
 def _own(candidate: Candidate) -> float:
@@ -99,7 +99,7 @@ def completion(first: int | None, steps: Sequence[Step], piece: Piece, top: int,
 
 
 def record(step: Step, piece: Piece) -> dict[str, Any]:
-    """Return all that is known of a token: what each role thinks of it and of its rivals."""
+    """Return all that is known of a token: what each role thinks of it and of its candidates."""
     own = b"" if step.token is None else piece(step.token)
     return {
         "token": step.token,
@@ -108,7 +108,7 @@ def record(step: Step, piece: Piece) -> dict[str, Any]:
         "drafted": step.drafted,
         "change": step.change,
         "top_changed": step.top_changed,
-        "roles": _views(step),
+        "roles": _by_role(step),
         "candidates": [
             {
                 "token": each.token,
@@ -116,12 +116,12 @@ def record(step: Step, piece: Piece) -> dict[str, Any]:
                 "ends": each.ends,
                 "behaviour": None if each.behaviour is None else finite(each.behaviour),
                 "scale": None if each.scale is None else finite(each.scale),
-                "roles": _views(each),
+                "roles": _by_role(each),
             }
             for each in step.candidates
         ],
     }
 
 
-def _views(of: Step | Candidate) -> dict[str, Any]:
-    return {name: {"rank": view.rank, "logprob": finite(view.logprob)} for name, view in of.roles.items()}
+def _by_role(of: Step | Candidate) -> dict[str, Any]:
+    return {name: {"rank": each.rank, "logprob": finite(each.logprob)} for name, each in of.roles.items()}

@@ -7,6 +7,7 @@ import json
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Request
@@ -43,6 +44,15 @@ from eft_local.server.tools import CallReader, Toolbox, format_of, turns
 VERSION = "0.12.11"
 """Ollama's version whose API this is: clients ask for it."""
 
+_DETAILS = {
+    "parent_model": "",
+    "format": "gguf",
+    "family": "eft",
+    "families": ["eft"],
+    "parameter_size": "",
+    "quantization_level": "",
+}
+
 router = APIRouter()
 
 
@@ -65,7 +75,7 @@ class Options(Incoming):
     beta: Strength | None = None
 
 
-class Asked(Incoming):
+class OllamaRequest(Incoming):
     """What both kinds of request have."""
 
     model: str = Field(min_length=1, max_length=512)
@@ -98,14 +108,14 @@ class OllamaMessage(Incoming):
     tool_calls: list[OllamaCall] | None = Field(default=None, max_length=MAX_TOOLS)
 
 
-class ChatBody(Asked):
+class ChatBody(OllamaRequest):
     """`POST /api/chat`."""
 
     messages: list[OllamaMessage] = Field(default_factory=list, max_length=MAX_MESSAGES)
     tools: list[Tool] | None = Field(default=None, max_length=MAX_TOOLS)
 
 
-class GenerateBody(Asked):
+class GenerateBody(OllamaRequest):
     """`POST /api/generate`."""
 
     prompt: str | None = None
@@ -165,7 +175,7 @@ async def show(body: ShowBody, request: Request) -> Response:
             "parameters": "\n".join(f"{name} {value:g}" for name, value in parameters.items()),
             "template": "{{ .Prompt }}",
             "license": recipe.about.licence or "",
-            "details": _details(model),
+            "details": _DETAILS,
             "model_info": {
                 "general.architecture": "eft",
                 "general.basename": recipe.name,
@@ -188,25 +198,14 @@ def _listed(service: Service, model: Model) -> dict[str, Any]:
         "modified_at": _time(service.started),
         "size": sum(path.stat().st_size for path in _files(model)),
         "digest": digest,
-        "details": _details(model),
+        "details": _DETAILS,
     }
 
 
-def _files(model: Model) -> set[Any]:
+def _files(model: Model) -> set[Path]:
     """Return the files of the roles that are loaded of this target."""
     loaded = model.emulator.models.roles
-    return {loaded[name].model.path for name in model.names if name in loaded}  # type: ignore[attr-defined]
-
-
-def _details(model: Model) -> dict[str, Any]:
-    return {
-        "parent_model": "",
-        "format": "gguf",
-        "family": "eft",
-        "families": ["eft"],
-        "parameter_size": "",
-        "quantization_level": "",
-    }
+    return {path for name in model.names if name in loaded and (path := loaded[name].model.path)}
 
 
 def _time(seconds: float | None = None) -> str:
@@ -272,7 +271,7 @@ def _message(message: OllamaMessage) -> ChatMessage:
     return ChatMessage(role=message.role, content=message.content, tool_calls=calls or None)
 
 
-def _order(model: Model, body: Asked, prompt: Any, request: Request, **more: Any) -> Order:
+def _order(model: Model, body: OllamaRequest, prompt: Any, request: Request, **more: Any) -> Order:
     """Return what the engine is to do. Raises: UsageError, ApiError."""
     if body.think:
         raise ApiError(400, f"{model.name!r} does not support thinking")
@@ -319,7 +318,7 @@ class OllamaReply:
 
     model: Model
     answer: Writing
-    body: Asked
+    body: OllamaRequest
     reader: CallReader | None
     chat: bool
 

@@ -23,7 +23,7 @@ from eft_local.server.streaming import DONE, sse
 from eft_local.version import __version__
 
 RECORDED = 10
-"""Rivals of each token in a record."""
+"""Candidates of each token in a record."""
 
 FINGERPRINT = f"eft-local-{__version__}"
 
@@ -43,7 +43,7 @@ class Reply:
     """What is answered to one HTTP request, whole or as events.
 
     answers: its choices.  prompts: one of them for each prompt.  top: likeliest tokens that are shown, None for no
-    log-probabilities at all.  record: whether what roles think is told.
+    log-probabilities at all.  record: whether what roles think of each token is reported.
     """
 
     kind: Literal["chat.completion", "text_completion"]

@@ -74,7 +74,7 @@ async def tokenizer_info(request: Request, model: str | None = None) -> Response
     def find() -> Any:
         vocabulary = found.vocabulary
         ends = vocabulary.ends()
-        template = next((role.model.chat_template for role in found.roles.values() if role.template), None)  # type: ignore[attr-defined]
+        template = next((role.model.chat_template for role in found.roles.values() if role.template), None)
         return {
             "tokenizer_class": "eft-local",
             "bos_token": _text(vocabulary, vocabulary.bos),

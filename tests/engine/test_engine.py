@@ -304,3 +304,18 @@ def test_scores_of_many_continuations():
             assert score.logprobs == pytest.approx(emulator(trio()).score("hello", text).logprobs, abs=1e-5)
         likeliest = loaded.chat("hello", max_tokens=3).text
         assert [score.greedy for score in loaded.score("hello", [likeliest, "x"])] == [True, False]
+
+
+def test_an_answer_is_drafted_for_after_a_batch_without_drafts() -> None:
+    """The batch's context gives one row of logits of each answer: it is smaller, but does not suffice for a draft."""
+
+    def drafted(each: Emulator) -> list[bool]:
+        return [step.drafted for step in each.stream_chat("hello", recipe=recipe(draft=4, max_tokens=12), seed=1)]
+
+    models = trio(tuned=noise(2), small=noise(3), base=noise(2))
+    with emulator(models, recipe(draft=4, max_tokens=12)) as fresh:
+        expected = drafted(fresh)
+    assert any(expected)
+    with emulator(models, recipe(draft=4, max_tokens=12)) as each:
+        each.chat(["a", "b", "c"], recipe=recipe(draft="off", max_tokens=40), parallel=3)
+        assert drafted(each) == expected

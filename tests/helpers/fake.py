@@ -130,6 +130,9 @@ class FakeModel:
     failures: what the n-th submit from now (1 is the next) raises, or calls before it evaluates.
     """
 
+    path = None
+    chat_template = None
+
     def __init__(self, table: Table, vocabulary: AsciiVocabulary | None = None, recurrent: bool = False) -> None:
         self.table = table
         self.vocabulary = vocabulary or AsciiVocabulary()

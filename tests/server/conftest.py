@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -119,3 +120,12 @@ def alone(recipe: Recipe) -> Iterator[Emulator]:
     """The demo in this process: what answers must be."""
     with Emulator.load(recipe) as emulator:
         yield emulator
+
+
+def until(condition: Callable[[], object]) -> None:
+    """Wait for a condition, as long as it may take."""
+    for _ in range(600):
+        if condition():
+            return
+        time.sleep(0.05)
+    raise AssertionError("it never became so")

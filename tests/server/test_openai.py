@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import re
-import time
 from typing import Any
 
 import numpy as np
@@ -14,7 +13,7 @@ import pytest
 from openai import OpenAI
 
 from eft_local.emulator import Emulator
-from tests.server.conftest import Served
+from tests.server.conftest import Served, until
 
 QUESTION = [{"role": "user", "content": "What is the capital of Peru?"}]
 LONG = [{"role": "user", "content": "Tell me about Peru."}]
@@ -281,19 +280,10 @@ def test_a_client_that_stops_reading_frees_its_place(served: Served, client: Ope
         model="demo:base", messages=LONG, stream=True, extra_body={"max_tokens": 400}
     ) as stream:
         next(iter(stream))
-    _until(lambda: served.metric("eft_running") == 0)
+    until(lambda: served.metric("eft_running") == 0)
 
 
 def test_a_client_that_waits_no_longer_frees_its_place(served: Served) -> None:
     with served.openai(timeout=0.05) as hasty, pytest.raises(openai.APITimeoutError):
         hasty.chat.completions.create(model="demo:base", messages=LONG, n=4, max_tokens=400)
-    _until(lambda: served.metric("eft_running") == 0)
-
-
-def _until(condition: Any) -> None:
-    """Wait for a condition, as long as it may take."""
-    for _ in range(600):
-        if condition():
-            return
-        time.sleep(0.05)
-    raise AssertionError("it never became so")
+    until(lambda: served.metric("eft_running") == 0)

@@ -8,7 +8,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -17,7 +16,7 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 
-from tests.server.conftest import KEY, Served, serving
+from tests.server.conftest import KEY, Served, serving, until
 
 CHAT = {"model": "demo:base", "messages": [{"role": "user", "content": "Tell me about Peru."}], "stream": True}
 
@@ -117,7 +116,7 @@ def test_a_reader_that_stalls_is_given_up_and_harms_nobody(served: Served) -> No
         with served.openai() as other:
             answer = other.chat.completions.create(model="demo", messages=[{"role": "user", "content": "Hello."}])  # type: ignore[typeddict-item]
         assert answer.choices[0].message.content
-        _until(lambda: served.metric("eft_running") == 0)
+        until(lambda: served.metric("eft_running") == 0)
 
 
 def test_running_answers_are_completed_at_the_end(recipes: dict[str, Path], tmp_path: Path) -> None:
@@ -165,11 +164,3 @@ def test_a_server_without_a_key_is_open_on_this_machine_alone(recipes: dict[str,
     with serving(tmp_path, "-r", str(recipes["demo"]), EFT_API_KEY="") as running:
         assert httpx.get(f"{running.url}/v1/models").status_code == 200
         assert httpx.get(f"{running.url}/v1/models", headers={"host": "evil.example"}).status_code == 403
-
-
-def _until(condition: object) -> None:
-    for _ in range(600):
-        if condition():  # type: ignore[operator]
-            return
-        time.sleep(0.05)
-    raise AssertionError("it never became so")

@@ -152,10 +152,9 @@ def _cached(role: LoadedRole) -> Path | None:
     file.
     """
     parts: list[object] = [repr(role.placement), version("llama-cpp-python"), kernels.installed()]
-    for each in (role.model, role.adapter) if role.adapter else (role.model,):
-        file = getattr(each, "path", None)
+    for file in (role.model.path, role.adapter.path) if role.adapter else (role.model.path,):
         if file is None:
             return None
-        status = Path(file).stat()
+        status = file.stat()
         parts += (str(file), status.st_size, status.st_mtime_ns)
     return measured.place("row-costs", *parts)

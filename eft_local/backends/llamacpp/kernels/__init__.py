@@ -90,13 +90,12 @@ class Kernels:
 
     def __init__(self, compiled: ctypes.CDLL, folder: Path) -> None:
         """folder: of llama.cpp's libraries; for a kind that they have no kernel for there are none."""
-        self._compiled = compiled
-        library = ctypes.CDLL(str(folder / "libggml-cpu.so"))
+        self._compiled, self._ggml = compiled, Ggml(folder)
+        library = self._ggml.library
         common = {kind: each for kind, each in KINDS.items() if hasattr(library, each.name)}
         self.ours = {kind: ctypes.cast(getattr(compiled, each.name), GEMM) for kind, each in common.items()}
         self.theirs = {kind: ctypes.cast(getattr(library, each.name), GEMM) for kind, each in common.items()}
         self.one = {kind: ctypes.cast(getattr(library, each.one), GEMM) for kind, each in common.items()}
-        self._ggml = Ggml(folder)
         self.products = Products(compiled, self._ggml)
         self.attention = Attention(compiled, self._ggml)
 
@@ -193,7 +192,7 @@ def load() -> Kernels | str:
     folder = Path(theirs.origin or "").parent / "lib" if theirs else Path()
     if "llama_cpp" in sys.modules:
         return "llama_cpp was imported before eft_local"
-    if not all((folder / name).is_file() for name in ("libggml-cpu.so", "libggml-base.so")):
+    if not (folder / "libggml-cpu.so").is_file():
         return "its library is not where it was expected"
     try:
         compiled = ctypes.CDLL(ours.origin)

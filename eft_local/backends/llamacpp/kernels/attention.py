@@ -89,7 +89,7 @@ class Attention:
     def __init__(self, compiled: ctypes.CDLL, ggml: Ggml) -> None:
         """compiled: ours, loaded for all to see before llama.cpp's."""
         self._compiled, self._ggml = compiled, ggml
-        compiled.eft_attention_begin(ctypes.cast(ggml.cpu.ggml_compute_forward_flash_attn_ext, ctypes.c_void_p))
+        compiled.eft_attention_begin(ctypes.cast(ggml.library.ggml_compute_forward_flash_attn_ext, ctypes.c_void_p))
         compiled.eft_kernels_called()
         agree = all(map(self.agrees, _TRIED))
         self.exact = OURS if agree and compiled.eft_kernels_called() & _CALLED else REFERENCE
@@ -131,5 +131,5 @@ class Attention:
                 "ggml_flash_attn_ext", queries, keys, values, mask, *(ctypes.c_float(each) for each in numbers)
             )
             if case.sinks:
-                self._ggml.base.ggml_flash_attn_ext_add_sinks(result, graph.tensor(F32, (case.heads,), case.sink))
+                self._ggml.library.ggml_flash_attn_ext_add_sinks(result, graph.tensor(F32, (case.heads,), case.sink))
             return graph.compute(result, (rows, case.heads, case.width), threads)

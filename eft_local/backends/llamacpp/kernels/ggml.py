@@ -32,18 +32,20 @@ class _Memory(ctypes.Structure):
 
 
 class Ggml:
-    """The two libraries of ggml in a folder."""
+    """The library of ggml in a folder: `libggml-cpu`, by way of which `libggml-base` is found as well.
+
+    That is loaded here under its own name only, for a wheel holds copies of it, and each would be another library.
+    """
 
     def __init__(self, folder: Path) -> None:
-        self.base = ctypes.CDLL(str(folder / "libggml-base.so"))
-        self.cpu = ctypes.CDLL(str(folder / "libggml-cpu.so"))
+        self.library = ctypes.CDLL(str(folder / "libggml-cpu.so"))
         for name in _RETURN_POINTERS:
-            getattr(self.base, name).restype = ctypes.c_void_p
+            getattr(self.library, name).restype = ctypes.c_void_p
         for name in _RETURN_SIZES:
-            getattr(self.base, name).restype = ctypes.c_size_t
-        self.base.ggml_backend_buft_name.restype = ctypes.c_char_p
-        self.cpu.ggml_backend_cpu_reg.restype = ctypes.c_void_p
-        self.cpu.ggml_cpu_init()
+            getattr(self.library, name).restype = ctypes.c_size_t
+        self.library.ggml_backend_buft_name.restype = ctypes.c_char_p
+        self.library.ggml_backend_cpu_reg.restype = ctypes.c_void_p
+        self.library.ggml_cpu_init()
 
     @contextmanager
     def graph(self) -> Iterator[Graph]:
@@ -51,11 +53,11 @@ class Ggml:
         # Not by malloc, which would keep all later pieces of up to this size for itself when they are freed.
         memory = mmap.mmap(-1, _MEMORY)
         view = ctypes.c_char.from_buffer(memory)
-        context = ctypes.c_void_p(self.base.ggml_init(_Memory(_MEMORY, ctypes.addressof(view), False)))
+        context = ctypes.c_void_p(self.library.ggml_init(_Memory(_MEMORY, ctypes.addressof(view), False)))
         try:
             yield Graph(self, context)
         finally:
-            self.base.ggml_free(context)
+            self.library.ggml_free(context)
             del view
             memory.close()
 
@@ -66,45 +68,44 @@ class Ggml:
 
         shape, content: as `Graph.tensor`.
         """
-        base = self.base
+        ggml = self.library
         places = self._interleaving()
-        place = next((each for each in places if base.ggml_backend_buft_name(Tensor(each)) == b"CPU_REPACK"), None)
+        place = next((each for each in places if ggml.ggml_backend_buft_name(Tensor(each)) == b"CPU_REPACK"), None)
         if place is None:
             yield None
             return
-        context = ctypes.c_void_p(base.ggml_init(_Memory(1 << 12, None, True)))
+        context = ctypes.c_void_p(ggml.ggml_init(_Memory(1 << 12, None, True)))
         sizes = (ctypes.c_int64 * len(shape))(*shape)
-        tensor = Tensor(base.ggml_new_tensor(context, kind, len(shape), sizes))
-        size = base.ggml_backend_buft_get_alloc_size(Tensor(place), tensor)
-        buffer = ctypes.c_void_p(base.ggml_backend_buft_alloc_buffer(Tensor(place), ctypes.c_size_t(size)))
+        tensor = Tensor(ggml.ggml_new_tensor(context, kind, len(shape), sizes))
+        size = ggml.ggml_backend_buft_get_alloc_size(Tensor(place), tensor)
+        buffer = ctypes.c_void_p(ggml.ggml_backend_buft_alloc_buffer(Tensor(place), ctypes.c_size_t(size)))
         try:
-            start = ctypes.c_void_p(base.ggml_backend_buffer_get_base(buffer))
-            base.ggml_backend_tensor_alloc(buffer, tensor, start)
+            start = ctypes.c_void_p(ggml.ggml_backend_buffer_get_base(buffer))
+            ggml.ggml_backend_tensor_alloc(buffer, tensor, start)
             data = content.tobytes()
             with self._silence():
-                base.ggml_backend_tensor_set(tensor, data, ctypes.c_size_t(0), ctypes.c_size_t(len(data)))
+                ggml.ggml_backend_tensor_set(tensor, data, ctypes.c_size_t(0), ctypes.c_size_t(len(data)))
             yield tensor
         finally:
-            base.ggml_backend_buffer_free(buffer)
-            base.ggml_free(context)
+            ggml.ggml_backend_buffer_free(buffer)
+            ggml.ggml_free(context)
 
     @contextmanager
     def _silence(self) -> Iterator[None]:
         """Keep ggml from reporting that it interleaves."""
-        # By way of `cpu`: what that is linked to may be another copy than `base`.
         log, data = ctypes.c_void_p(), ctypes.c_void_p()
-        self.cpu.ggml_log_get(ctypes.byref(log), ctypes.byref(data))
-        self.cpu.ggml_log_set(_IGNORE, None)
+        self.library.ggml_log_get(ctypes.byref(log), ctypes.byref(data))
+        self.library.ggml_log_set(_IGNORE, None)
         try:
             yield
         finally:
-            self.cpu.ggml_log_set(log, data)
+            self.library.ggml_log_set(log, data)
 
     def _interleaving(self) -> Iterator[int]:
         """Yield the kinds of buffers that the CPU has besides the plain one."""
-        registry = ctypes.c_void_p(self.cpu.ggml_backend_cpu_reg())
-        device = ctypes.c_void_p(self.base.ggml_backend_reg_dev_get(registry, ctypes.c_size_t(0)))
-        address = self.base.ggml_backend_reg_get_proc_address(registry, b"ggml_backend_dev_get_extra_bufts")
+        registry = ctypes.c_void_p(self.library.ggml_backend_cpu_reg())
+        device = ctypes.c_void_p(self.library.ggml_backend_reg_dev_get(registry, ctypes.c_size_t(0)))
+        address = self.library.ggml_backend_reg_get_proc_address(registry, b"ggml_backend_dev_get_extra_bufts")
         if address:
             found = ctypes.CFUNCTYPE(ctypes.POINTER(ctypes.c_void_p), ctypes.c_void_p)(address)(device)
             for place in found or ():
@@ -121,21 +122,21 @@ class Graph:
 
     def tensor(self, kind: int, shape: Sequence[int], content: np.ndarray) -> Tensor:
         """Return a tensor. shape: as ggml has it, what lies next to each other first; content: its bytes, in order."""
-        base = self._ggml.base
+        ggml = self._ggml.library
         sizes = (ctypes.c_int64 * len(shape))(*shape)
-        tensor = Tensor(base.ggml_new_tensor(self._context, kind, len(shape), sizes))
-        ctypes.memmove(base.ggml_get_data(tensor), content.tobytes(), content.nbytes)
+        tensor = Tensor(ggml.ggml_new_tensor(self._context, kind, len(shape), sizes))
+        ctypes.memmove(ggml.ggml_get_data(tensor), content.tobytes(), content.nbytes)
         return tensor
 
     def operation(self, name: str, *arguments: object) -> Tensor:
         """Return the result of an operation, which is not computed yet."""
-        return Tensor(getattr(self._ggml.base, name)(self._context, *arguments))
+        return Tensor(getattr(self._ggml.library, name)(self._context, *arguments))
 
     def compute(self, result: Tensor, shape: Sequence[int], threads: int = 1) -> np.ndarray:
         """Compute; return float32 of that shape, as NumPy has it."""
-        base = self._ggml.base
-        graph = ctypes.c_void_p(base.ggml_new_graph(self._context))
-        base.ggml_build_forward_expand(graph, result)
-        self._ggml.cpu.ggml_graph_compute_with_ctx(self._context, graph, threads)
+        ggml = self._ggml.library
+        graph = ctypes.c_void_p(ggml.ggml_new_graph(self._context))
+        ggml.ggml_build_forward_expand(graph, result)
+        self._ggml.library.ggml_graph_compute_with_ctx(self._context, graph, threads)
         size = 4 * int(np.prod(shape))
-        return np.frombuffer(ctypes.string_at(base.ggml_get_data(result), size), np.float32).reshape(shape)
+        return np.frombuffer(ctypes.string_at(ggml.ggml_get_data(result), size), np.float32).reshape(shape)

@@ -68,7 +68,7 @@ class Products:
         """compiled: ours, loaded for all to see before llama.cpp's."""
         self._compiled, self._ggml = compiled, ggml
         self._compiled.eft_products_begin(
-            *(ctypes.cast(getattr(ggml.cpu, name), ctypes.c_void_p) for name in _FUNCTIONS)
+            *(ctypes.cast(getattr(ggml.library, name), ctypes.c_void_p) for name in _FUNCTIONS)
         )
         compiled.eft_kernels_called()
         self._exact = {name: self._exact_way(name) for name in WEIGHTS}
