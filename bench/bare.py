@@ -12,12 +12,11 @@ from typing import Any, cast
 
 import llama_cpp
 
-from eft_local.backends.base import Adapter, Floats
+from eft_local.backends.base import Adapter
 from eft_local.backends.llamacpp import Model
 from eft_local.backends.llamacpp.context import KV_TYPES
 from eft_local.backends.llamacpp.library import default_threads, fill
-from eft_local.engine.cache import Part
-from eft_local.engine.engine import Engine, Turn
+from eft_local.engine.engine import Engine, Schedule
 from eft_local.engine.kv import common_prefix
 from eft_local.engine.loading import LoadedRole
 from eft_local.errors import EvaluationError, OutOfMemoryError
@@ -140,9 +139,10 @@ def watched(role: str) -> Iterator[Watch]:
 
         return measure
 
-    def counted(engine: Engine, turns: list[Turn], reading: list[Part]) -> dict[tuple[int, str], Floats]:
-        watch.rows += [len(turn.draft.tokens) + 1 for turn in turns[:1] if role in turn.sequence.kv]
-        return evaluate(engine, turns, reading)
+    def counted(engine: Engine, schedule: Schedule) -> None:
+        first = schedule.extensions[:1]
+        watch.rows += [len(each.draft.tokens) + 1 for each in first if role in each.sequence.kv]
+        evaluate(engine, schedule)
 
     calls = {name: getattr(llama_cpp, name) for name in _CALLS}
     for name, call in calls.items():

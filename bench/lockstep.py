@@ -17,7 +17,7 @@ def lockstep(emulator: Emulator, messages: Messages, **options: Unpack[Options])
     Raises: as `Emulator.stream_chat`.
     """
     engine = emulator.engine
-    sequence = engine.add(emulator.request(messages, options))
+    sequence = engine.add(emulator.models.request(messages, options))
     try:
         while not engine.idle:
             for output in engine.step():

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import threading
 import weakref
 from collections.abc import Callable, Iterable, Mapping
 from collections.abc import Sequence as SequenceOf
 from contextlib import ExitStack
+from functools import partial
 from itertools import count
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TypeVar, Unpack, cast, overload
+from typing import TypeVar, Unpack, cast, overload
 
 from eft_local.engine.cache import Cache
 from eft_local.engine.engine import Engine
 from eft_local.engine.loading import Library, LoadedRole, LoadProgress, exactness, mixed_roles
 from eft_local.engine.models import Messages, Models, Text, is_several
-from eft_local.engine.request import Options, Record, Request
+from eft_local.engine.request import Options, Request
 from eft_local.engine.sequence import Sequence
 from eft_local.engine.step import Answer, Score
 from eft_local.engine.stream import Stream
@@ -27,7 +27,6 @@ from eft_local.errors import UsageError
 from eft_local.hub.references import find_recipe
 from eft_local.machine import memory
 from eft_local.placement.survey import rows_at_once
-from eft_local.prompts.task import TaskPrompt
 from eft_local.recipe import Recipe, checks
 from eft_local.recipe.names import MIXTURE
 
@@ -45,21 +44,21 @@ class Emulator:
     wait their turn. Close it, or use it in a `with`.
     """
 
-    def __init__(self, recipe: Recipe, roles: Mapping[str, LoadedRole], library: Library | None = None) -> None:
+    def __init__(
+        self, recipe: Recipe, roles: Mapping[str, LoadedRole], library: Library | None = None, parallel: int = 1
+    ) -> None:
         """roles: what the formula needs, by name, loaded; or none: then each target gets its own when it is first used.
 
-        Raises: VocabularyMismatchError, OutOfMemoryError.
+        library, parallel: as `load`. Raises: VocabularyMismatchError, OutOfMemoryError.
         """
-        self.models = Models(recipe, roles, library)
         self._cache = Cache(recipe.context)
         self._engine = Engine(self._cache)
         self._worker = Worker(self._engine)
-        self._loading = threading.RLock()
-        self._parallel = 1
-        self._closed = False
+        reserve = partial(_reserve, self._worker, parallel)  # no method: nothing that it refers to may refer to it
+        self.models = Models(recipe, roles, library, reserve)
         self._finalizer = weakref.finalize(self, self._worker.close)  # also where nobody closes it
         if roles:
-            self._reserve(roles)
+            reserve(recipe, roles)
 
     @classmethod
     def load(
@@ -83,9 +82,8 @@ class Emulator:
         if not isinstance(recipe, Recipe):
             recipe = find_recipe(recipe)
         with ExitStack() as cleanup:
-            emulator = cls(recipe, {}, library)
+            emulator = cls(recipe, {}, library, parallel)
             cleanup.callback(emulator.close)
-            emulator._parallel = parallel
             emulator.prepare(*((target,) if isinstance(target, str) else target), progress=progress)
             cleanup.pop_all()
         return emulator
@@ -95,11 +93,7 @@ class Emulator:
 
         progress, Raises: as `load`.
         """
-        if self._closed:
-            raise UsageError("the emulator is closed; load it again")
-        if self.models.missing(targets):
-            with self._loading:
-                self._reserve(self.models.load(targets, progress))
+        self.models.prepare(targets, progress)
 
     @property
     def recipe(self) -> Recipe:
@@ -112,8 +106,7 @@ class Emulator:
 
     @recipe.setter
     def recipe(self, recipe: Recipe) -> None:
-        with self._loading:
-            self.models.adopt(recipe)
+        self.models.adopt(recipe)
 
     @property
     def roles(self) -> tuple[str, ...]:
@@ -144,7 +137,7 @@ class Emulator:
         options: see `Options`.
         Raises: PromptError, UsageError, RecipeError, and what `load` raises; while reading: EvaluationError.
         """
-        return self.stream(self.request(messages, options, prefix, followed=True))
+        return Stream(self._worker, self.models.request(messages, options, prefix, followed=True), self)
 
     def follow(
         self, messages: Messages, on_step: OnStep, *, prefix: SequenceOf[int] = (), **options: Unpack[Options]
@@ -154,11 +147,11 @@ class Emulator:
         Steps have evidence in place of statistics: `statistics.compute` works these out in another thread. Otherwise as
         `stream_chat`; wait for the answer by `Stream.wait`.
         """
-        return self.stream(self.request(messages, options, prefix, record="evidence"), on_step)
+        return self.stream(self.models.request(messages, options, prefix, record="evidence"), on_step)
 
     def stream_generate(self, prompt: Text, *, prefix: SequenceOf[int] = (), **options: Unpack[Options]) -> Stream:
         """Continue a raw prompt, text or token ids, token by token; otherwise as `stream_chat`."""
-        return self.stream(self.request(prompt, options, prefix, raw=True, followed=True))
+        return Stream(self._worker, self.models.request(prompt, options, prefix, raw=True, followed=True), self)
 
     @overload
     def chat(
@@ -232,11 +225,11 @@ class Emulator:
 
     async def achat(self, messages: Messages, *, prefix: SequenceOf[int] = (), **options: Unpack[Options]) -> Answer:
         """As `chat` of one conversation, without holding up the event loop."""
-        return await self._worker.run_async(self.request(messages, options, prefix))
+        return await self._worker.run_async(self.models.request(messages, options, prefix))
 
     async def agenerate(self, prompt: Text, *, prefix: SequenceOf[int] = (), **options: Unpack[Options]) -> Answer:
         """As `generate` of one prompt, without holding up the event loop."""
-        return await self._worker.run_async(self.request(prompt, options, prefix, raw=True))
+        return await self._worker.run_async(self.models.request(prompt, options, prefix, raw=True))
 
     @overload
     def score(
@@ -259,11 +252,11 @@ class Emulator:
         They are taken verbatim, tokenised without special tokens. What all have in common is evaluated once.
         Raises: PromptError, UsageError, ContextOverflowError, EvaluationError, Cancelled.
         """
-        self.prepare(target)
+        options: Options = {"target": target, "recipe": recipe or self.recipe, "seed": 0}
         texts = continuation if isinstance(continuation, list) else [continuation]
         for text in texts:
             checks.given_text("continuation", text)
-        requests = [self.models.request(prompt, target=target, recipe=recipe, seed=0, given=text) for text in texts]
+        requests = [self.models.request(prompt, options, given=text) for text in texts]
         tasks = iter(self._worker.run([request for request in requests if request.given]))
         scores = [next(tasks).score if request.given else Sequence(request).score() for request in requests]
         return scores if isinstance(continuation, list) else scores[0]
@@ -280,7 +273,8 @@ class Emulator:
             longest = max(len(text) + request.longest for request in requests for text in request.texts.values())
             roles = {name: self.models.roles[name] for name in requests[0].target.roles}
             outputs = max(request.outputs for request in requests)
-            self._reserve(roles, parallel, int(min(longest, self.recipe.context)), outputs)
+            room = int(min(longest, self.recipe.context))
+            _reserve(self._worker, parallel, self.recipe, roles, room, outputs)
         return self._worker.run(requests, on_end)
 
     def cancel(self) -> None:
@@ -293,50 +287,13 @@ class Emulator:
 
     def close(self) -> None:
         """Stop everything, and free all contexts and models."""
-        with self._loading:
-            self._closed = True
-            self._worker.close()
-            self._cache.close()
-            self.models.close()
-
-    def request(
-        self,
-        prompt: Messages | Text | TaskPrompt,
-        options: Options,
-        prefix: SequenceOf[int] = (),
-        *,
-        raw: bool = False,
-        record: Record | None = None,
-        followed: bool = False,
-        given: Text | None = None,
-        outputs: int = 0,
-        tools: SequenceOf[Mapping[str, Any]] = (),
-    ) -> Request:
-        """Return a request that the engine can run: its models are loaded, and its prompts fit.
-
-        given, tools: see `Models.request`; the others: see `Request`.
-        """
-        self.prepare(options.get("target", MIXTURE))
-        with self._loading:
-            request = self.models.request(
-                prompt,
-                raw=raw,
-                prefix=prefix,
-                record=record,
-                followed=followed,
-                given=given,
-                outputs=outputs,
-                tools=tools,
-                **options,
-            )
-        self._cache.check(request.texts, len(request.given) - 1 if request.given else 0)
-        return request
+        self._worker.close()
+        self._cache.close()
+        self.models.close()
 
     def stream(self, request: Request, on_step: OnStep | None = None) -> Stream:
-        """Run a request, from `request`; its steps are read if it is `followed`. on_step: see `follow`."""
-        task = Task(request, on_step)
-        self._worker.submit([task])
-        return Stream(self._worker, task, self)
+        """Run a request of `models`; its steps are read if it is `followed`. on_step: see `follow`."""
+        return Stream(self._worker, request, self, on_step)
 
     def _answers(
         self,
@@ -350,7 +307,7 @@ class Emulator:
         raw: bool,
     ) -> Answer | list[Answer]:
         if not is_several(prompt):
-            request = self.request(cast(Text, prompt), options, cast(SequenceOf[int], prefix), raw=raw)
+            request = self.models.request(cast(Text, prompt), options, cast(SequenceOf[int], prefix), raw=raw)
             return self._worker.run([request], on_step=on_step)[0].answer
         if parallel < 1:
             raise UsageError(f"parallel = {parallel}: at least 1 answer must be written at a time")
@@ -360,7 +317,7 @@ class Emulator:
         parallel = min(parallel, len(prompt))
         outputs = _batch_rows(options.get("recipe") or self.recipe, parallel) if parallel > 1 else 0
         requests = [
-            self.request(each, options, given, raw=raw, outputs=outputs)
+            self.models.request(each, options, given, raw=raw, outputs=outputs)
             for each, given in zip(prompt, prefixes, strict=True)
         ]
         finished = count(1)
@@ -369,20 +326,6 @@ class Emulator:
         )
         return [task.answer for task in tasks]
 
-    def _reserve(
-        self, roles: Mapping[str, LoadedRole], parallel: int = 0, room: int | None = None, outputs: int = 0
-    ) -> None:
-        """Make room for so many requests side by side."""
-        self._worker.call(
-            lambda engine: engine.cache.reserve(
-                roles,
-                parallel=parallel or self._parallel,
-                room=room,
-                outputs=outputs or rows_at_once(self.recipe),
-            )
-        )
-        memory.trim()
-
     def __enter__(self) -> Emulator:
         return self
 
@@ -390,6 +333,20 @@ class Emulator:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _reserve(
+    worker: Worker,
+    parallel: int,
+    recipe: Recipe,
+    roles: Mapping[str, LoadedRole],
+    room: int | None = None,
+    outputs: int = 0,
+) -> None:
+    """Make room for so many requests side by side."""
+    outputs = outputs or rows_at_once(recipe)
+    worker.call(lambda engine: engine.cache.reserve(roles, parallel=parallel, room=room, outputs=outputs))
+    memory.trim()
 
 
 def _batch_rows(recipe: Recipe, parallel: int) -> int:

@@ -300,7 +300,7 @@ def test_score_wants_a_text(emulator):
 def test_the_tokenisation_contract_of_plain_and_chat(ggufs):
     """Plain: BOS as the vocabulary says, all is text. Chat: the template's markup is markup, and one BOS."""
     with Emulator.load(recipe(ggufs, prompt="chat")) as emulator:
-        prompts = emulator.request("say <|im_end|>", {}).prompts
+        prompts = emulator.models.request("say <|im_end|>", {}).prompts
         vocabulary = emulator.models.roles["base"].vocabulary
         bos, start, end = vocabulary.bos, 263, 264
         plain, chat = prompts["base"], prompts["helpful"]
@@ -313,7 +313,7 @@ def test_the_tokenisation_contract_of_plain_and_chat(ggufs):
         assert chat.count(end) == 1
         assert emulator.chat("say <|im_end|>").prompt_tokens["helpful"] == len(chat)
     with Emulator.load(recipe(ggufs, "base-spm", "small-spm", "tuned-spm", prompt="chat")) as spm:
-        prompts = spm.request("hello", {}).prompts
+        prompts = spm.models.request("hello", {}).prompts
         assert [prompts[name].count(1) for name in spm.roles] == [1, 1, 1], "the template writes <s> itself"
         assert prompts["helpful"][0] == 1
 
@@ -337,7 +337,7 @@ def test_a_second_turn_evaluates_only_what_is_new(ggufs):
         turns += [{"role": "assistant", "content": first.text}, {"role": "user", "content": "more"}]
         second = emulator.chat(turns)
         for name in emulator.roles:
-            prompt = emulator.request(turns, {}).prompts[name]
+            prompt = emulator.models.request(turns, {}).prompts[name]
             common = next(
                 (i for i, (a, b) in enumerate(zip(held[name], prompt, strict=False)) if a != b),
                 min(len(held[name]), len(prompt)),

@@ -245,7 +245,7 @@ def test_roles_of_one_context_cost_its_rows_together(monkeypatch):
         source, cache = DraftingSource(), loaded.engine.cache
 
         def lengths(**changes: object) -> AdaptiveLength:
-            answer = Answering(loaded.request(QUESTION, {"recipe": loaded.recipe.replace(**changes)}))
+            answer = Answering(loaded.models.request(QUESTION, {"recipe": loaded.recipe.replace(**changes)}))
             answer.begin(cache.admit(answer.texts, dict.fromkeys(answer.texts, 50), 1))
             length = source.choose(answer, cache).length
             for sequence in answer.kv.values():

@@ -23,7 +23,9 @@ def measure(emulator: Emulator, words: int) -> tuple[list[float], list[float], i
     """
     engine = emulator.engine
     followed = engine.add(
-        emulator.request("Tell me a long story.", {"target": "base", "max_tokens": 4000, "seed": 1}, followed=True)
+        emulator.models.request(
+            "Tell me a long story.", {"target": "base", "max_tokens": 4000, "seed": 1}, followed=True
+        )
     )
     before: list[float] = []
     beside: list[float] = []
@@ -37,7 +39,9 @@ def measure(emulator: Emulator, words: int) -> tuple[list[float], list[float], i
         (beside if reading else before).append(seconds)
         if len(before) == 24 and reading is None:
             long = " ".join((TEXT * words).split()[:words])
-            reading = engine.add(emulator.request(conversation(long), {"target": "base", "max_tokens": 1, "seed": 1}))
+            reading = engine.add(
+                emulator.models.request(conversation(long), {"target": "base", "max_tokens": 1, "seed": 1})
+            )
     engine.abort(engine.running)
     while not engine.idle:
         engine.step()

@@ -81,16 +81,6 @@ class Cache:
         """All contexts that are open."""
         return [context for contexts in self._contexts.values() for context in contexts]
 
-    def check(self, prompts: Mapping[str, Sequence[int]], more: int = 0) -> None:
-        """Raise ContextOverflowError if a role's prompt, and `more` tokens after it, do not fit."""
-        for name, prompt in prompts.items():
-            if len(prompt) + more > self.context:
-                after = f" and {more} follow" if more > 0 else ""
-                raise ContextOverflowError(
-                    f"the prompt of {name} has {len(prompt)} tokens{after}; the context holds {self.context}: "
-                    "shorten the conversation or raise `context` in the recipe"
-                )
-
     def admit(
         self, prompts: Mapping[str, Sequence[int]], room: Mapping[str, int], outputs: int
     ) -> dict[str, KVSequence] | None:
@@ -269,6 +259,17 @@ def _share(parts: Sequence[Part], started: float) -> float:
     for part in parts:
         part.sequence.seconds += seconds / len(parts)
     return seconds
+
+
+def check_room(prompts: Mapping[str, Sequence[int]], context: int, *, after: int = 0) -> None:
+    """Raise ContextOverflowError if a role's prompt, and so many tokens after it, do not fit."""
+    for name, prompt in prompts.items():
+        if len(prompt) + after > context:
+            more = f" and {after} follow" if after > 0 else ""
+            raise ContextOverflowError(
+                f"the prompt of {name} has {len(prompt)} tokens{more}; the context holds {context}: "
+                "shorten the conversation or raise `context` in the recipe"
+            )
 
 
 def _by_context(roles: Mapping[str, LoadedRole]) -> list[list[str]]:

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import NamedTuple
 
-from eft_local.backends.base import Floats
-from eft_local.engine.cache import Cache, Part
+from eft_local.engine.cache import Cache, Part, check_room
+from eft_local.engine.extension import Extension
 from eft_local.engine.request import Request
 from eft_local.engine.scheduler import PromptPace, divide
 from eft_local.engine.sequence import Sequence
-from eft_local.engine.speculative.acceptance import RULES, DraftToken
-from eft_local.engine.speculative.drafters import Draft, Drafting, DraftingSource, Round
-from eft_local.engine.speculative.length import Outcome
+from eft_local.engine.speculative.acceptance import DraftToken
+from eft_local.engine.speculative.drafters import Draft, DraftingSource, Round
 from eft_local.engine.step import Step
 from eft_local.errors import Cancelled
 from eft_local.placement.survey import rows_at_once
@@ -29,17 +29,23 @@ class Output(NamedTuple):
     error: Exception | None = None
 
 
-class Turn(NamedTuple):
-    """A sequence that gets tokens in this round.
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """What a round does.
 
-    drafting: how its draft is judged.  lengths: tokens that each role held before; room: how many more fitted.
+    extensions: the sequences that get tokens.  reading: parts of the prompts of the others.
+    followed: whether somebody waits for tokens of a running answer.
     """
 
-    sequence: Sequence
-    draft: Draft
-    drafting: Drafting | None
-    lengths: Mapping[str, int]
-    room: int
+    extensions: list[Extension]
+    reading: list[Part]
+    others: list[Sequence]
+    followed: bool
+
+    @property
+    def sequences(self) -> list[Sequence]:
+        """All that take part."""
+        return [*(each.sequence for each in self.extensions), *self.others]
 
 
 class Engine:
@@ -50,6 +56,7 @@ class Engine:
         self._followed: deque[Sequence] = deque()  # that somebody waits for, token by token: they are admitted first
         self._others: deque[Sequence] = deque()
         self._running: list[Sequence] = []
+        self._suspects: list[Sequence] = []  # of an evaluation that failed: each gets a round of its own
         self._drafting = drafting or DraftingSource()
         self._pace = PromptPace()
 
@@ -66,7 +73,7 @@ class Engine:
     def add(self, request: Request) -> Sequence:
         """Queue a request. Raises: ContextOverflowError if it can never fit."""
         sequence = Sequence(request)
-        self.cache.check(sequence.texts, len(request.given) - 1 if request.given else 0)
+        check_room(sequence.texts, self.cache.context, after=len(request.given) - 1 if request.given else 0)
         (self._followed if request.followed else self._others).append(sequence)
         return sequence
 
@@ -85,13 +92,24 @@ class Engine:
     def step(self) -> list[Output]:
         """Run one round: schedule → draft → evaluate → mix → choose → commit."""
         started = time.perf_counter()
-        self.cache.resume()  # before anybody's wish to end is read: one that comes later stops the evaluation
-        outputs = self._schedule()
-        running = tuple(self._running)
-        if running:
-            outputs += self._round(running, started)
-        for sequence in [each for each in self._running if each.finish_reason]:
-            self._leave(sequence)
+        outputs, schedule = self._schedule()
+        try:
+            self._draft(schedule)
+            self._evaluate(schedule)
+        except Exception as error:
+            return outputs + self._undo(schedule, error)
+        for extension in schedule.extensions:
+            sequence = extension.sequence
+            try:
+                for position in extension.positions():
+                    scores = sequence.request.target.mix(sequence.recipe, position.logits, sequence.lawful)
+                    token = sequence.choose(scores, extension.rule, position.draft_token)
+                    drafted = position.is_drafted(token)
+                    step = sequence.commit(token, position.logits, scores, drafted=drafted)
+                    outputs.append(Output(sequence, step))
+            except Exception as error:  # it ends alone
+                outputs.append(self._fail(sequence, error))
+        self._conclude(schedule, time.perf_counter() - started)
         return outputs
 
     def give_up(self, error: Exception) -> list[Output]:
@@ -100,8 +118,9 @@ class Engine:
 
     # schedule
 
-    def _schedule(self) -> list[Output]:
-        """Let cancelled requests go, and waiting ones in, first come first served."""
+    def _schedule(self) -> tuple[list[Output], Schedule]:
+        """Let cancelled requests go, and waiting ones in, first come first served; say who does what in this round."""
+        self.cache.resume()  # before anybody's wish to end is read: one that comes later stops the evaluation
         everybody = (*self._running, *self._followed, *self._others)
         outputs = [self._end(sequence) for sequence in everybody if sequence.cancelled]
         for waiting in (self._followed, self._others):
@@ -113,7 +132,12 @@ class Engine:
                     outputs.append(self._fail(waiting[0], error))
                 else:
                     self._running.append(waiting.popleft())
-        return outputs
+        self._suspects = [each for each in self._suspects if each in self._running]
+        running = [self._suspects.pop(0)] if self._suspects else self._running
+        followed = any(each.tokens and each.request.followed for each in running)
+        reading, ready = divide(running, self._pace.chunk(beside=followed), shared=followed)
+        others = [each for each in running if each not in ready]
+        return outputs, Schedule([Extension(each) for each in ready], reading, others, followed)
 
     def _admit(self, sequence: Sequence) -> bool:
         """Give a sequence its place in the caches; return whether there is one now."""
@@ -141,136 +165,71 @@ class Engine:
             kv.release()
         sequence.close()
 
-    # draft → evaluate → mix → choose → commit
+    # draft → evaluate
 
-    def _round(self, running: tuple[Sequence, ...], started: float) -> list[Output]:
-        """Read a part of the prompts that come in, and give all other sequences their next tokens."""
-        followed = any(each.tokens and each.request.followed for each in running)
-        reading, ready = divide(running, self._pace.chunk(beside=followed), shared=followed)
-        lengths = {id(each): {name: kv.length for name, kv in each.kv.items()} for each in running}
-        try:
-            turns = self._draft(ready, lengths)
-            logits = self._evaluate(turns, reading)
-        except Cancelled:  # by all that run: they end with the next round
-            _restore(running, lengths)
-            return []
-        except Exception as error:
-            return self._find_fault(running, lengths, error)
-        outputs = self._write(turns, logits)
-        seconds = time.perf_counter() - started
-        for sequence in running:
-            sequence.count(seconds / len(running))
-        if followed:
-            self._pace.learn(seconds, max((part.tokens or 0 for part in reading), default=0))
-        return outputs
-
-    def _draft(self, ready: list[Sequence], lengths: Mapping[int, Mapping[str, int]]) -> list[Turn]:
+    def _draft(self, schedule: Schedule) -> None:
         """Let small roles write ahead, for all answers together that are drafted for in the same way."""
-        drafts = {id(each): _given_tokens(each) for each in ready}
-        # An answer that has not begun gets no draft: its first token's time is the prompt's.
-        chosen = {id(each): self._drafting.choose(each, self.cache) if each.tokens else None for each in ready}
-        rooms = {id(each): each.room for each in ready}
-        for drafting in dict.fromkeys(each for each in chosen.values() if each):
-            group = [each for each in ready if chosen[id(each)] is drafting]
-            most = [_most_drafted(each) for each in group]
-            limits = [int(max(0, min(n, each.room, each.remaining - 1))) for n, each in zip(most, group, strict=True)]
-            if drafting.length.begin(len(group), max(most)) and any(limits):
-                made = drafting.drafter.draft(Round(self.cache, group, limits, drafting.length), range(len(group)))
-                drafts |= {id(each): made[i] for i, each in enumerate(group)}
-        return [Turn(each, drafts[id(each)], chosen[id(each)], lengths[id(each)], rooms[id(each)]) for each in ready]
+        for each in schedule.extensions:
+            if each.sequence.request.given is not None:
+                each.draft = _given_tokens(each.sequence)
+            elif each.sequence.tokens:  # before that it gets no draft: its first token's time is the prompt's
+                each.drafting = self._drafting.choose(each.sequence, self.cache)
+        for drafting in dict.fromkeys(each.drafting for each in schedule.extensions if each.drafting):
+            group = [each for each in schedule.extensions if each.drafting is drafting]
+            limits = [each.limit for each in group]
+            if drafting.length.begin(len(group), max(each.most for each in group)) and any(limits):
+                answers = [each.sequence for each in group]
+                drafts = drafting.drafter.draft(Round(self.cache, answers, limits, drafting.length), range(len(group)))
+                for number, draft in drafts.items():
+                    group[number].draft = draft
 
-    def _evaluate(self, turns: list[Turn], reading: list[Part]) -> dict[tuple[int, str], Floats]:
-        """Evaluate what is pending; return the logits that drafting has not given, by sequence and role."""
-        wanted: list[tuple[Turn, str, Part]] = []
-        for turn in turns:
-            tokens = turn.draft.tokens
-            for name, kv in turn.sequence.kv.items():
-                if name not in turn.draft.rows:
+    def _evaluate(self, schedule: Schedule) -> None:
+        """Evaluate what is pending, for the logits that drafting has not given."""
+        wanted: list[tuple[Extension, str, Part]] = []
+        for extension in schedule.extensions:
+            tokens = extension.draft.tokens
+            for name, kv in extension.sequence.kv.items():
+                if name not in extension.draft.rows:
                     kv.pending += tokens
-                    wanted.append((turn, name, Part(kv, len(tokens) + 1)))
-        logits = self.cache.evaluate([*(part for _, _, part in wanted), *reading])
-        return {
-            (id(turn.sequence), name): turn.sequence.request.target.shared(name, rows)
-            for (turn, name, _), rows in zip(wanted, logits, strict=False)
-        }
+                    wanted.append((extension, name, Part(kv, len(tokens) + 1)))
+        logits = self.cache.evaluate([*(part for _, _, part in wanted), *schedule.reading])
+        for (extension, name, _), rows in zip(wanted, logits, strict=False):
+            extension.logits[name] = extension.sequence.request.target.shared(name, rows)
 
-    def _write(self, turns: list[Turn], logits: Mapping[tuple[int, str], Floats]) -> list[Output]:
-        """Give every sequence its next tokens; one that fails ends alone."""
-        outputs: list[Output] = []
-        outcomes: dict[Drafting, list[Outcome]] = {}
-        for turn in turns:
-            outcome = Outcome(0, 0)
-            try:
-                steps, outcome = _next_tokens(turn, logits)
-            except Exception as error:
-                outputs.append(self._fail(turn.sequence, error))
-            else:
-                outputs += (Output(turn.sequence, step) for step in steps)
-            if turn.drafting:
-                outcomes.setdefault(turn.drafting, []).append(outcome)
-        for drafting, made in outcomes.items():
-            drafting.length.observe(made)
-        return outputs
+    def _undo(self, schedule: Schedule, error: Exception) -> list[Output]:
+        """After an evaluation that failed: hold what was held before, and see who fails alone."""
+        for extension in schedule.extensions:
+            extension.undo()
+        for sequence in schedule.others:
+            for kv in sequence.kv.values():
+                kv.restore(kv.length)
+        sequences = schedule.sequences
+        if isinstance(error, Cancelled):  # by all that run: they end with the next round
+            return []
+        if len(sequences) == 1:
+            return [self._fail(sequences[0], error)]
+        self._suspects = sequences
+        return []
 
-    def _find_fault(
-        self, running: tuple[Sequence, ...], lengths: Mapping[int, Mapping[str, int]], error: Exception
-    ) -> list[Output]:
-        """After an evaluation that failed: run the sequences one by one, so that only those end that fail alone."""
-        _restore(running, lengths)
-        if len(running) == 1:
-            return [self._fail(running[0], error)]
-        return [output for each in running for output in self._round((each,), time.perf_counter())]
+    def _conclude(self, schedule: Schedule, seconds: float) -> None:
+        """Learn from what a round took and from what became of its drafts; let go those that have ended."""
+        sequences = schedule.sequences
+        for drafting in dict.fromkeys(each.drafting for each in schedule.extensions if each.drafting):
+            drafting.length.observe([each.outcome for each in schedule.extensions if each.drafting is drafting])
+        for sequence in sequences:
+            sequence.count(seconds / len(sequences))
+            if sequence.finish_reason:
+                self._leave(sequence)
+        if schedule.followed:
+            self._pace.learn(seconds, max((part.tokens or 0 for part in schedule.reading), default=0))
 
     def _fail(self, sequence: Sequence, error: Exception) -> Output:
         self._leave(sequence)
         return Output(sequence, error=error)
 
 
-def _next_tokens(turn: Turn, logits: Mapping[tuple[int, str], Floats]) -> tuple[list[Step], Outcome]:
-    """Mix, choose and commit a sequence's next token, and those after it as long as its draft is right."""
-    sequence, draft = turn.sequence, turn.draft
-    rule = turn.drafting.rule if turn.drafting else RULES["shared-noise"]
-    steps: list[Step] = []
-    accepted = 0
-    for row, draft_token in enumerate(draft.offers):
-        rows = {
-            name: draft.rows[name][row] if name in draft.rows else logits[id(sequence), name][row : row + 1]
-            for name in sequence.kv
-        }
-        scores = sequence.request.target.scores(sequence.recipe, rows, sequence.lawful)[0]
-        token = sequence.choose(scores, rule, draft_token)
-        text = sequence.add(token)
-        if sequence.finish_reason is None and turn.room <= row:  # it could not be evaluated
-            text += sequence.end("context")
-        right = draft_token is not None and token == draft_token.token
-        drafted = right and row < len(draft.draft_tokens)
-        accepted += drafted
-        steps.append(sequence.step(token, text, rows, scores, drafted=drafted))
-        if sequence.finish_reason or not drafted:
-            break
-    if sequence.finish_reason is None:
-        for name, kv in sequence.kv.items():
-            kv.rewind(turn.lengths[name] + accepted)
-            kv.pending.append(token)
-    next_right = right if draft.next and row == len(draft.draft_tokens) else None
-    return steps, Outcome(min(row + 1, len(draft.draft_tokens)), accepted, next_right)
-
-
-def _most_drafted(sequence: Sequence) -> int:
-    """Return how many tokens a draft may have: the rows of logits that its contexts give, but for one."""
-    outputs = min(kv.context.outputs for kv in sequence.kv.values())
-    return min(outputs, rows_at_once(sequence.recipe)) - 1
-
-
 def _given_tokens(sequence: Sequence) -> Draft:
-    """Return the tokens that are to be scored next, as a draft that is always right; an empty one for an answer."""
+    """Return the tokens that are to be scored next, as a draft that is always right."""
     left = (sequence.request.given or ())[len(sequence.tokens) :]
     outputs = min(kv.context.outputs for kv in sequence.kv.values())
     return Draft([DraftToken(token) for token in left[: max(0, min(outputs, len(left)) - 1)]])
-
-
-def _restore(running: Iterable[Sequence], lengths: Mapping[int, Mapping[str, int]]) -> None:
-    """Let all roles hold what they held before the round."""
-    for sequence in running:
-        for name, kv in sequence.kv.items():
-            kv.restore(lengths[id(sequence)][name])

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeGuard
 
 from eft_local.backends.tokenize import tokenize_text, verbatim
+from eft_local.engine.cache import check_room
 from eft_local.engine.loading import Library, LoadedRole, LoadProgress, compared_roles, mixed_roles
-from eft_local.engine.request import Record, Request
+from eft_local.engine.request import Options, Record, Request
 from eft_local.engine.targets import Target, make_mixture, make_single, roles_of
 from eft_local.errors import PromptError, RecipeError, UsageError, shown
 from eft_local.prompts.render import conversation
 from eft_local.prompts.task import TaskPrompt
-from eft_local.recipe import Recipe, Sampling, checks
+from eft_local.recipe import Recipe, checks
 from eft_local.recipe.names import MIXTURE
 
 Messages = str | Sequence[Mapping[str, object]]
@@ -23,27 +25,45 @@ Text = str | Sequence[int]
 
 
 class Models:
-    """The roles of a recipe that are loaded."""
+    """The roles of a recipe that are loaded, or that are when they are first needed. Any thread may use them."""
 
-    def __init__(self, recipe: Recipe, roles: Mapping[str, LoadedRole], library: Library | None = None) -> None:
-        """roles: by name, already loaded. Raises: VocabularyMismatchError."""
+    def __init__(
+        self,
+        recipe: Recipe,
+        roles: Mapping[str, LoadedRole],
+        library: Library | None = None,
+        on_load: Callable[[Recipe, Mapping[str, LoadedRole]], None] = lambda recipe, roles: None,
+    ) -> None:
+        """roles: by name, already loaded. on_load: called with the recipe and what was loaded.
+
+        Raises: VocabularyMismatchError.
+        """
         self.recipe = recipe
         self.roles = dict(roles)
         self._library = library or Library()
         self._shares_library = library is not None
+        self._on_load = on_load
         self._targets: dict[str, Target] = {}
         self._prompted: dict[str, LoadedRole] = {}  # with the prompt of the last recipe that had another one
+        self._lock = threading.RLock()
+        self._closed = False
         if roles:
             self.target(MIXTURE)
 
-    def missing(self, targets: Sequence[str]) -> bool:
-        """Whether something must be loaded before these can answer. Raises: UsageError."""
+    def prepare(self, targets: Sequence[str], progress: LoadProgress | None = None) -> None:
+        """Load what targets need and is not loaded yet. progress, Raises: as `Emulator.load`."""
+        if self._closed:
+            raise UsageError("the emulator is closed; load it again")
+        if self._missing(targets):
+            with self._lock:
+                self._load(targets, progress)
+
+    def _missing(self, targets: Sequence[str]) -> bool:
         return any(self._names([target]) - self.roles.keys() for target in targets) or (
             MIXTURE in targets and MIXTURE not in self._targets
         )
 
-    def load(self, targets: Sequence[str], progress: LoadProgress | None = None) -> dict[str, LoadedRole]:
-        """Load what targets need and is not loaded yet; return their roles. progress, Raises: as `Emulator.load`."""
+    def _load(self, targets: Sequence[str], progress: LoadProgress | None) -> None:
         named = mixed_roles(self.recipe) | compared_roles(self.recipe)
         names = [name for name in named if name in self._names(targets)]
         combined = MIXTURE in targets
@@ -52,13 +72,14 @@ class Models:
         if combined and MIXTURE not in self._targets:
             mixed = {name: self.roles[name] for name in mixed_roles(self.recipe)}
             self._targets[MIXTURE] = make_mixture(self.recipe, mixed, self._library.common)
-        return {name: self.roles[name] for name in names}
+        self._on_load(self.recipe, {name: self.roles[name] for name in names})
 
     def adopt(self, recipe: Recipe) -> None:
         """Take another recipe of the same models for the default. Raises: RecipeError, PromptError."""
-        self._check(recipe)
-        self.roles |= {name: self._with_prompt_of(recipe, name) for name in self.roles}
-        self.recipe = recipe
+        with self._lock:
+            self._check(recipe)
+            self.roles |= {name: self._with_prompt_of(recipe, name) for name in self.roles}
+            self.recipe = recipe
 
     def _check(self, recipe: Recipe) -> None:
         if recipe is not self.recipe and recipe.load_key() != self.recipe.load_key():
@@ -82,44 +103,43 @@ class Models:
     def request(
         self,
         prompt: Messages | Text | TaskPrompt,
+        options: Options,
+        prefix: Sequence[int] = (),
         *,
         raw: bool = False,
-        target: str = MIXTURE,
-        recipe: Recipe | None = None,
-        sampling: Sampling | None = None,
-        seed: int | None = None,
-        max_tokens: int | None = None,
-        alpha: float | Mapping[str, float] | None = None,
-        beta: float | None = None,
-        statistics: bool = False,
-        top: int = 0,
-        prefix: Sequence[int] = (),
         record: Record | None = None,
         followed: bool = False,
         given: Text | None = None,
         outputs: int = 0,
         tools: Sequence[Mapping[str, Any]] = (),
     ) -> Request:
-        """Return the request, with each role's prompt; see `Options` and `Request`. Its roles must be loaded.
+        """Return a request that the engine can run, with each role's prompt; what it needs is loaded.
 
         raw: whether `prompt` is `Text`, not `Messages`.  given: an answer that is to be scored, text or token ids.
         tools: functions that chat templates are to describe, in OpenAI's form; templates that know none leave them out.
-        Raises: PromptError, UsageError, RecipeError.
+        options, and the others: see `Options` and `Request`.
+        Raises: PromptError, UsageError, RecipeError, ContextOverflowError, and what `Emulator.load` raises.
         """
+        target = options.get("target", MIXTURE)
+        self.prepare([target])
+        max_tokens = options.get("max_tokens")
         if max_tokens is not None and checks.given_integer("max_tokens", max_tokens) < 1:
             raise UsageError(f"max_tokens = {max_tokens}: at least 1 token is needed")
-        who = self.target(target)
-        recipe = self._changed(recipe, sampling, alpha, beta)
-        self._check(recipe)
-        roles = {name: self._with_prompt_of(recipe, name) for name in who.roles}
-        texts = _texts(prompt, who, roles) if raw else _turns(prompt, roles, tools)
-        for name, tokens in texts.items():
+        with self._lock:
+            who = self.target(target)
+            recipe = self._changed(options)
+            self._check(recipe)
+            roles = {name: self._with_prompt_of(recipe, name) for name in who.roles}
+            prompts = _texts(prompt, who, roles) if raw else _turns(prompt, roles, tools)
+        for name, tokens in prompts.items():
             if not tokens:
                 raise PromptError(f"the prompt of {name} is empty: its template rendered nothing; change it")
+        seed = options.get("seed")
         seed = seed if seed is not None else recipe.sampling.seed
-        return Request(
+        statistics, top = options.get("statistics", False), options.get("top", 0)
+        request = Request(
             who,
-            texts,
+            prompts,
             recipe,
             seed=secrets.randbits(32) if seed is None else checks.given_integer("seed", seed),
             prefix=_checked_tokens("prefix", prefix, target, who),
@@ -130,24 +150,22 @@ class Models:
             given=None if given is None else _given(given, target, who, roles),
             outputs=outputs,
         )
+        check_room(request.texts, self.recipe.context, after=len(request.given) - 1 if request.given else 0)
+        return request
 
     def close(self) -> None:
-        """Free the models, unless their library is shared."""
-        if not self._shares_library:
-            self._library.close()
+        """Free the models, unless their library is shared; nothing is loaded any more."""
+        with self._lock:
+            self._closed = True
+            if not self._shares_library:
+                self._library.close()
 
     def _names(self, targets: Sequence[str]) -> set[str]:
         return {name for target in targets for name in roles_of(self.recipe, target)}
 
-    def _changed(
-        self,
-        recipe: Recipe | None,
-        sampling: Sampling | None,
-        alpha: float | Mapping[str, float] | None,
-        beta: float | None,
-    ) -> Recipe:
-        recipe = recipe or self.recipe
-        changes = {"sampling": sampling, "alpha": alpha, "beta": beta}
+    def _changed(self, options: Options) -> Recipe:
+        recipe = options.get("recipe") or self.recipe
+        changes = {"sampling": options.get("sampling"), "alpha": options.get("alpha"), "beta": options.get("beta")}
         given = {key: value for key, value in changes.items() if value is not None}
         return recipe.replace(**given) if given else recipe
 

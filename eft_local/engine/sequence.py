@@ -29,6 +29,7 @@ class Sequence:
     texts: what each role reads before the first token.  recipe: the request's, until a message changes it.
     kv: what each role has read; empty until it is admitted.
     cancelled: set by any thread; the answer ends with the next round.
+    last: the token that was chosen last, an end token as well.
     """
 
     request: Request
@@ -38,6 +39,7 @@ class Sequence:
     cancelled: bool = False
     tokens: list[int] = field(default_factory=list)
     text: list[str] = field(default_factory=list)
+    last: int = -1
     finish_reason: FinishReason | None = None
     evaluated: dict[str, int] = field(default_factory=dict)
     role_seconds: dict[str, float] = field(default_factory=dict)
@@ -122,8 +124,24 @@ class Sequence:
         """Whether a token ends the answer: an end token, or one that a stop string names."""
         return self.request.target.ends(token) or token in self._stop_tokens
 
-    def add(self, token: int) -> str:
-        """Append a chosen token; return the text to show, and set `finish_reason` where the answer ends."""
+    def commit(self, token: int, logits: Mapping[str, Floats], scores: Floats, *, drafted: bool) -> Step:
+        """Append a chosen token; return its step, with what the request wants recorded.
+
+        logits: each role's [1, n] that it was chosen by; scores: the target's [n].
+        """
+        self.last = token
+        text = self._append(token)
+        if self.finish_reason is None and self._full:
+            text += self.end("context")
+        return self._step(token, text, logits, scores, drafted=drafted)
+
+    @property
+    def _full(self) -> bool:
+        """Whether a role has no room left for the last token."""
+        return any(len(self.texts[name]) + len(self.tokens) > kv.context.room for name, kv in self.kv.items())
+
+    def _append(self, token: int) -> str:
+        """Append a token; return the text to show, and set `finish_reason` where the answer ends."""
         if self.request.given is not None:
             self.tokens.append(token)
             self.finish_reason = None if self.remaining else "length"
@@ -148,11 +166,7 @@ class Sequence:
         self.text.append(self._stream.flush())
         return self.text[-1]
 
-    def step(self, token: int, text: str, rows: Mapping[str, Floats], scores: Floats, *, drafted: bool) -> Step:
-        """Return the step that a token is, with what the request wants recorded.
-
-        rows: each role's logits [1, n] that it was chosen by; scores: the target's [n].
-        """
+    def _step(self, token: int, text: str, rows: Mapping[str, Floats], scores: Floats, *, drafted: bool) -> Step:
         request, target = self.request, self.request.target
         step = Step(token, text, drafted=drafted, finish_reason=self.finish_reason)
         if request.given is not None:

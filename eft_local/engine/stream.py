@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 
+from eft_local.engine.request import Request
 from eft_local.engine.step import Answer, Step
-from eft_local.engine.task import Task, until
+from eft_local.engine.task import OnStep, until
 from eft_local.engine.worker import Worker
 from eft_local.recipe import Recipe
 
@@ -16,12 +17,13 @@ class Stream:
     Closed, or no longer referred to, it stops the request. For one consumer.
     """
 
-    def __init__(self, worker: Worker, task: Task, owner: object = None) -> None:
-        """owner: what must live as long as somebody reads."""
+    def __init__(self, worker: Worker, request: Request, owner: object = None, on_step: OnStep | None = None) -> None:
+        """owner: what must live as long as somebody reads. on_step: see `Task`."""
         self._owner = owner
         self._worker = worker
-        self._task = task
-        self._ended = False
+        self._ended = True
+        [self._task] = worker.submit([request], on_step)
+        self._ended = False  # for `__del__`, not before it has begun
 
     def __iter__(self) -> Stream:
         return self
@@ -106,5 +108,5 @@ class Stream:
         await until(self._task, self._task.done.is_set)
 
     def __del__(self) -> None:
-        if not self._task.done.is_set():
+        if not (self._ended or self._task.done.is_set()):
             self.cancel()

@@ -55,19 +55,18 @@ class Target:
         """Return a role's logits of the ids that may be sampled, [rows, n_vocab], from all that its model gave."""
         return self.mixture.common(name, logits) if self.mixture else logits[:, : self.n_vocab]
 
-    def scores(
-        self, recipe: Recipe, logits: Mapping[str, Floats], lawful: npt.NDArray[np.bool_] | None = None
-    ) -> Floats:
-        """Return what the next token is sampled from, [rows, n_vocab]. logits: per role, from `shared`.
+    def mix(self, recipe: Recipe, logits: Mapping[str, Floats], lawful: npt.NDArray[np.bool_] | None = None) -> Floats:
+        """Return what the next token is sampled from, [n_vocab]. logits: per role [1, n_vocab], from `shared`.
 
         lawful: see `Mixture.scores`.
         """
         if self.mixture:
-            return self.mixture.scores(recipe, logits, lawful)
-        scores = logits[self.roles[0]][:, : self.n_vocab]
+            scores: Floats = self.mixture.scores(recipe, logits, lawful)[0]
+            return scores
+        scores = logits[self.roles[0]][0, : self.n_vocab]
         if self.common.hidden.size:
             scores = scores.copy()
-            scores[:, self.common.hidden] = -np.inf
+            scores[self.common.hidden] = -np.inf
         return scores
 
 

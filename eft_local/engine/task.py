@@ -46,24 +46,19 @@ class Task:
         if self.cancelled and self.sequence is not None:
             self.sequence.cancelled = True
 
-    def take(self, step: Step) -> None:
-        """Pass a step on."""
-        if self.on_step is not None:
-            self.on_step(step)
-        if self.request.followed:
-            self.steps.put(step)
-            if self.woken:
-                self.woken()
-
     def end(self, error: BaseException | None = None) -> None:
         """There will be no more steps."""
         self.error = error
         self.done.set()
-        self.steps.put(None)
-        if self.woken:
-            self.woken()
+        self.put(None)
         if self.on_end:
             self.on_end(self)
+
+    def put(self, step: Step | None) -> None:
+        """Pass a step on to whoever reads the steps; None: there are no more."""
+        self.steps.put(step)
+        if self.woken:
+            self.woken()
 
     @property
     def answer(self) -> Answer:

@@ -34,9 +34,14 @@ class Worker:
         self._closed = False
         self._thread: threading.Thread | None = None
 
-    def submit(self, tasks: Iterable[Task]) -> None:
-        """Run requests, all of them from the same round on."""
-        tasks = list(tasks)
+    def submit(
+        self,
+        requests: Iterable[Request],
+        on_step: OnStep | None = None,
+        on_end: Callable[[Task], None] | None = None,
+    ) -> list[Task]:
+        """Run requests, all of them from the same round on. on_step, on_end: see `Task`."""
+        tasks = [Task(request, on_step, on_end) for request in requests]
 
         def begin() -> None:
             for task in tasks:
@@ -45,6 +50,7 @@ class Worker:
                     self._tasks[task.sequence] = task
 
         self._post(begin)
+        return tasks
 
     def run(
         self,
@@ -57,9 +63,8 @@ class Worker:
         Raises: what ended the first that failed, when all have ended; what `on_end` raises.
         """
         ended: SimpleQueue[Task] = SimpleQueue()
-        tasks = [Task(request, on_step, ended.put) for request in requests]
+        tasks = self.submit(requests, on_step, ended.put)
         places = {task: place for place, task in enumerate(tasks)}
-        self.submit(tasks)
         try:
             for _ in tasks:
                 task = ended.get()
@@ -75,8 +80,7 @@ class Worker:
 
     async def run_async(self, request: Request) -> Answer:
         """Run a request to its end, without holding up the event loop. Raises: what ended it."""
-        task = Task(request)
-        self.submit([task])
+        [task] = self.submit([request])
         try:
             await until(task, task.done.is_set)
         except BaseException:
@@ -177,10 +181,14 @@ class Worker:
             return
         if step is not None:
             try:
-                task.take(step)
+                if task.on_step is not None:
+                    task.on_step(step)
             except BaseException as failure:  # of its listener, who gets it back
                 error = failure
                 self._engine.abort([sequence])
+            else:
+                if task.request.followed:
+                    task.put(step)
         if error is not None or (step is not None and step.finish_reason):
             del self._tasks[sequence]
             task.end(error)

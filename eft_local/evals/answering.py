@@ -160,7 +160,7 @@ class LocalTarget:
         if prompt == "":
             prompt = [self._start()]
         try:
-            return self._emulator.request(prompt, options, raw=not isinstance(prompt, TaskPrompt), given=given)
+            return self._emulator.models.request(prompt, options, raw=not isinstance(prompt, TaskPrompt), given=given)
         except ContextOverflowError as error:
             raise ContextOverflowError(f"{error} (--context N does it here)") from None
 

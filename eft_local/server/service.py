@@ -64,9 +64,9 @@ class Model:
         return self.emulator.models.target(self.target).vocabulary
 
     def request(self, prompt: Messages | Text, recipe: Recipe, **more: Any) -> Request:
-        """Return a request that the engine can run. It blocks: for a thread. more: see `Emulator.request`.
+        """Return a request that the engine can run. It blocks: for a thread. more: see `Models.request`.
 
-        Raises: what `Emulator.request` raises; UsageError for a grammar or bias that cannot be used.
+        Raises: what that raises; UsageError for a grammar or bias that cannot be used.
         """
         check_length(prompt, recipe.context)
         options: Options = {"target": self.target, "recipe": recipe}
@@ -74,7 +74,7 @@ class Model:
             if name in more:
                 options[name] = more.pop(name)
         # One row of logits at least: contexts are as large as they were made, whatever a client wants.
-        request = self.emulator.request(prompt, options, followed=True, outputs=1, **more)
+        request = self.emulator.models.request(prompt, options, followed=True, outputs=1, **more)
         sampling = request.recipe.sampling
         if request.given is None and (sampling.grammar or sampling.json_schema or sampling.logit_bias):
             request.target.sampler(sampling).close()  # what is wrong with it is found here, and not by the engine

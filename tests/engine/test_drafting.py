@@ -250,7 +250,7 @@ def test_a_changed_alpha_acts_from_the_next_round_on(trio_recipe: Recipe) -> Non
     with Emulator.load(plain) as loaded:
         whole = loaded.chat("hello", max_tokens=12).tokens
         engine = loaded.engine
-        answer = engine.add(loaded.request("hello", {"max_tokens": 12}))
+        answer = engine.add(loaded.models.request("hello", {"max_tokens": 12}))
         while len(answer.tokens) < 4:
             engine.step()
         begun = tuple(answer.tokens)

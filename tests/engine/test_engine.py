@@ -92,7 +92,7 @@ def alone(prompt: int, options: int, seed: int) -> tuple[int, ...]:
 @given(st.lists(requests, min_size=1, max_size=8), st.dictionaries(st.integers(0, 7), st.integers(0, 30), max_size=3))
 def test_joining_and_leaving_at_any_moment_changes_no_answer(fake, schedule, leaves):
     joins = [
-        (start, fake.request(PROMPTS[prompt], FAKE_OPTIONS[options] | {"seed": seed}, followed=followed))
+        (start, fake.models.request(PROMPTS[prompt], FAKE_OPTIONS[options] | {"seed": seed}, followed=followed))
         for start, prompt, options, seed, followed in schedule
     ]
     for index, made in enumerate(run(fake.engine, joins, leaves)):
@@ -130,7 +130,7 @@ demo_requests = st.tuples(st.integers(0, 10), st.integers(0, 3), st.integers(0, 
 )
 def test_so_it_is_on_real_models(demo, demo_alone, schedule, leaves):
     joins = [
-        (start, demo.request(QUESTIONS[question], DEMO_OPTIONS[options] | {"seed": 5}, followed=followed))
+        (start, demo.models.request(QUESTIONS[question], DEMO_OPTIONS[options] | {"seed": 5}, followed=followed))
         for start, question, options, followed in schedule
     ]
     for index, made in enumerate(run(demo.engine, joins, leaves)):
@@ -142,7 +142,9 @@ def test_so_it_is_on_real_models(demo, demo_alone, schedule, leaves):
 
 def test_eight_with_other_targets_strengths_samplers_and_grammars(demo, demo_alone):
     demo.engine.cache.reserve(demo.models.roles, parallel=8, room=100, outputs=8)
-    joins = [(0, demo.request(QUESTIONS[i % 4], options | {"seed": 5})) for i, options in enumerate(DEMO_OPTIONS)]
+    joins = [
+        (0, demo.models.request(QUESTIONS[i % 4], options | {"seed": 5})) for i, options in enumerate(DEMO_OPTIONS)
+    ]
     made = run(demo.engine, joins, {})
     assert [tuple(each.tokens) for each in made] == [demo_alone[i % 4, i] for i in range(len(DEMO_OPTIONS))]
     texts = ["".join(each.text) for each in made]
@@ -188,10 +190,10 @@ def test_a_long_prompt_comes_in_beside_an_answer_that_is_followed():
     with emulator(trio(), settings_) as loaded:
         loaded.engine.cache.reserve(loaded.models.roles, parallel=2)
         engine = loaded.engine
-        followed = engine.add(loaded.request("hello", {}, followed=True))
+        followed = engine.add(loaded.models.request("hello", {}, followed=True))
         for _ in range(3):
             engine.step()
-        reading = engine.add(loaded.request(long, {}))
+        reading = engine.add(loaded.models.request(long, {}))
         lengths = []
         while not reading.tokens and not engine.idle:
             lengths.append(len(followed.tokens))
@@ -223,7 +225,7 @@ def test_a_request_that_fails_ends_alone(model):
     with emulator(models) as loaded:
         loaded.engine.cache.reserve(loaded.models.roles, parallel=3, outputs=8)
         engine = loaded.engine
-        made = {name: engine.add(loaded.request(name, {})) for name in ("hello", "poison", "x")}
+        made = {name: engine.add(loaded.models.request(name, {})) for name in ("hello", "poison", "x")}
         errors = {}
         while not engine.idle:
             errors |= {id(output.sequence): output.error for output in engine.step() if output.error}
@@ -284,7 +286,7 @@ async def test_under_asyncio():
 def test_raw_prompts_and_token_ids():
     with emulator(trio()) as loaded:
         text = loaded.generate("one two")
-        ids = loaded.request("one two", {}, raw=True).prompts["base"]
+        ids = loaded.models.request("one two", {}, raw=True).prompts["base"]
         assert loaded.generate(ids).tokens == text.tokens
         assert loaded.generate(["one two", "x"])[0].tokens == text.tokens
         assert [answer.tokens for answer in loaded.generate([ids, ids])] == [text.tokens] * 2

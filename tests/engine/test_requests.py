@@ -33,13 +33,13 @@ def emulator(recipe: Recipe):
 def test_given_tokens_are_scored_as_their_text(emulator: Emulator) -> None:
     text = " Lima is the capital of Peru."
     scored = emulator.score(QUESTION, text)
-    request = emulator.request(QUESTION, {"statistics": True, "top": 3}, given=scored.tokens, followed=True)
+    request = emulator.models.request(QUESTION, {"statistics": True, "top": 3}, given=scored.tokens, followed=True)
     steps = list(emulator.stream(request))
     assert [step.token for step in steps] == list(scored.tokens)
     np.testing.assert_allclose([step.logprob for step in steps], scored.logprobs, atol=1e-5)
     assert all(len(step.candidates) >= 3 for step in steps)
     with pytest.raises(UsageError, match="99999"):
-        emulator.request(QUESTION, {}, given=[99999])
+        emulator.models.request(QUESTION, {}, given=[99999])
 
 
 def test_steps_come_as_many_as_are_ready(emulator: Emulator) -> None:

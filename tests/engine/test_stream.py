@@ -54,7 +54,7 @@ def assert_as_new(each: Emulator, models: dict[str, FakeModel], **options) -> No
     for prompt in ("hello", "Hello?"):  # a common beginning, and one that differs behind "Question: "
         expected = {}
         for name, held in cached(each).items():
-            wanted = each.request(prompt, {}).prompts[name]
+            wanted = each.models.request(prompt, {}).prompts[name]
             common = next(
                 (i for i, pair in enumerate(zip(held, wanted, strict=False)) if pair[0] != pair[1]),
                 min(len(held), len(wanted)),
@@ -114,7 +114,7 @@ def test_steps_of_chat_have_no_statistics():
 def test_statistics(options):
     models = trio()
     each = emulator(models, recipe(alpha=0.7, beta=1.2))
-    tokens = list(each.request("hello", {}).prompts["base"])
+    tokens = list(each.models.request("hello", {}).prompts["base"])
     for step in each.stream_chat("hello", **options):
         logits = {
             role: models[name].table(tuple(tokens)).astype(np.float64)
@@ -256,7 +256,7 @@ def test_the_context_ends_where_the_longest_prompt_meets_it(longest):
         else {"experts": {"helpful": Expert(model="tuned", prompt=long)}}
     )
     roles = roles.replace(**changes)
-    prompt = len(emulator(trio(), roles).request("hello", {}).prompts[longest])
+    prompt = len(emulator(trio(), roles).models.request("hello", {}).prompts[longest])
     for room in range(4):
         each = emulator(trio(), roles.replace(context=prompt + room, max_tokens=50))
         steps = list(each.stream_chat("hello", statistics=True))

@@ -62,28 +62,29 @@ def test_it_scores_as_the_emulator_does(demo: Emulator, target: str):
 
 def test_each_role_reads_its_own_prompt(demo: Emulator):
     text = papers.gsm8k_text({"question": "What is 2 + 2?"})
-    request = demo.request(task_prompt("eft_gsm8k", text, alone=False), {"seed": 0})
+    request = demo.models.request(task_prompt("eft_gsm8k", text, alone=False), {"seed": 0})
     piece = request.target.vocabulary.piece
     read = {name: b"".join(map(piece, tokens)).decode() for name, tokens in request.prompts.items()}
     assert read["base"] == read["antiexpert"] == text
     question = "Answer the following question.\n\nQuestion: What is 2 + 2?"
-    chat = b"".join(map(piece, demo.request(question, {"seed": 0}).prompts["assistant"])).decode()
+    chat = b"".join(map(piece, demo.models.request(question, {"seed": 0}).prompts["assistant"])).decode()
     assert read["assistant"] == f"{chat}{'' if chat[-1:] in (chr(10), ' ') else ' '}Answer:"
 
 
 def test_many_requests_run_in_one_call_and_each_end_is_reported(demo: Emulator):
     tokens = demo.models.target("eft").vocabulary.tokenize(" Lima.", add_special=False, parse_special=False)
     requests = [
-        demo.request("The capital of Peru is", {"seed": 0}, raw=True, given=given) for given in (" Lima.", tokens)
+        demo.models.request("The capital of Peru is", {"seed": 0}, raw=True, given=given)
+        for given in (" Lima.", tokens)
     ]
-    requests.append(demo.request("What is the capital of Peru?", {"seed": 0, "max_tokens": 3}))
+    requests.append(demo.models.request("What is the capital of Peru?", {"seed": 0, "max_tokens": 3}))
     ended: list[int] = []
     text, ids, answer = demo.run(requests, on_end=lambda place, task: ended.append(place))
     assert sorted(ended) == [0, 1, 2]
     assert text.score.logprobs.tolist() == ids.score.logprobs.tolist()
     assert len(answer.answer.tokens) == 3
     with pytest.raises(UsageError, match="the continuation holds the token"):
-        demo.request("x", {"seed": 0}, raw=True, given=[10**6])
+        demo.models.request("x", {"seed": 0}, raw=True, given=[10**6])
 
 
 def test_strengths_are_the_targets_own(demo: Emulator):
@@ -113,7 +114,7 @@ def test_a_text_of_one_window_is_the_sum_of_its_tokens_and_a_longer_one_is_score
     tokens = vocabulary.tokenize(80 * text, add_special=False, parse_special=False)
     assert 512 < len(tokens) < 1024
     windows = ([vocabulary.bos], tokens[:512]), (tokens[-513:512], tokens[512:])
-    requests = [demo.request(before, {"seed": 0}, raw=True, given=given) for before, given in windows]
+    requests = [demo.models.request(before, {"seed": 0}, raw=True, given=given) for before, given in windows]
     assert long == pytest.approx(sum(float(task.score.logprobs.sum()) for task in demo.run(requests)), abs=1e-2)
     assert nothing == 0.0
 

@@ -154,7 +154,7 @@ def test_an_echo_is_scored_exactly(client: OpenAI, alone: Emulator) -> None:
     assert shown.text_offset == [len("".join(shown.tokens[:index])) for index in range(len(shown.tokens))]
 
     ids = alone.models.target("eft").vocabulary.tokenize(text, add_special=True, parse_special=False)
-    scored = alone.stream(alone.request(ids[:1], {}, raw=True, given=ids[1:]))
+    scored = alone.stream(alone.models.request(ids[:1], {}, raw=True, given=ids[1:]))
     scored.wait()
     expected = scored._task.score
     np.testing.assert_allclose(shown.token_logprobs[1:-1], expected.logprobs, atol=1e-5)

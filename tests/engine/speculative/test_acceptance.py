@@ -102,11 +102,11 @@ class Story:
 
     def request(self, loaded: Emulator, seed: int = 0) -> Request:
         prefix = vocabulary(loaded).tokenize(self.begin, add_special=False, parse_special=False)
-        return loaded.request(self.prompt, {"seed": seed, "max_tokens": self.length}, prefix)
+        return loaded.models.request(self.prompt, {"seed": seed, "max_tokens": self.length}, prefix)
 
 
 def vocabulary(loaded: Emulator) -> Vocabulary:
-    return loaded.request("x", {}).target.vocabulary
+    return loaded.models.request("x", {}).target.vocabulary
 
 
 class Always(DraftingSource):
