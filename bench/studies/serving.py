@@ -1,7 +1,7 @@
 """What serving costs: clients of `eft serve` beside answers of this process, and a long day of clients who come and go.
 
-    python -m eft_local.bench.studies.serving [--recipe NAME|FILE] [--clients 8] [--tokens 300] [--rounds 3]
-        [--beside] [--soak SECONDS] [--visitors 200] [--json]
+    python -m eft_local.bench.studies.serving [--recipe NAME|FILE] [--shape 7b] [--plain] [--clients 8] [--tokens 300]
+        [--rounds 3] [--beside] [--soak SECONDS] [--visitors 200] [--json]
 
 A round measures, one after the other: `generate` with one prompt and with eight, without a server; one streaming client
 and eight; the time to the first token of a short request beside seven long answers, in rounds of the engine (the time
@@ -33,6 +33,7 @@ from urllib.parse import urlsplit
 
 import psutil
 
+from eft_local.bench.shapes import scaled_recipe
 from eft_local.bench.studies.samples import spread
 from eft_local.emulator import Emulator
 from eft_local.hub.references import find_recipe, model_of
@@ -47,6 +48,8 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--recipe", default="demo")
+    parser.add_argument("--shape", help="the recipe's models scaled to this shape")
+    parser.add_argument("--plain", action="store_true", help="without drafts")
     parser.add_argument("--clients", type=int, default=8)
     parser.add_argument("--tokens", type=int, default=300)
     parser.add_argument("--rounds", type=int, default=3)
@@ -61,6 +64,10 @@ def main() -> None:
         _be_llama_server(options.llama_server, options.clients, options.threads)
         return
     recipe = find_recipe(options.recipe)
+    if options.shape:
+        recipe = scaled_recipe(recipe, options.shape)
+    if options.plain:
+        recipe = recipe.replace(draft="off")
     if options.threads:
         recipe = recipe.replace(threads=options.threads)
     found: dict[str, Any] = {"recipe": recipe.name, "clients": options.clients, "tokens": options.tokens}

@@ -76,7 +76,10 @@ async def completions(body: CompletionRequest, request: Request) -> Response:
 
 @dataclass(frozen=True, slots=True)
 class Echo:
-    """A prompt that is part of its answer. first: its first token; None where nothing is echoed."""
+    """A prompt that is part of its answer; empty where nothing is echoed.
+
+    first: its first token, which nothing precedes; None where BOS does, which is no part of the text.
+    """
 
     text: str = ""
     first: int | None = None
@@ -84,10 +87,10 @@ class Echo:
     @classmethod
     def of(cls, model: Model, prompt: str | list[int], ids: Sequence[int]) -> Echo:
         """Return the echo of a prompt."""
+        vocabulary = model.vocabulary
         if isinstance(prompt, str):
-            return cls(prompt, ids[0])
-        piece = model.vocabulary.piece
-        return cls(b"".join(map(piece, ids)).decode("utf-8", "replace"), ids[0])
+            return cls(prompt, None if ids[0] == vocabulary.bos else ids[0])
+        return cls(b"".join(map(vocabulary.piece, ids)).decode("utf-8", "replace"), ids[0])
 
 
 def _prompts(prompt: Any) -> list[str | list[int]]:
@@ -95,6 +98,11 @@ def _prompts(prompt: Any) -> list[str | list[int]]:
     if isinstance(prompt, str) or isinstance(prompt[0], int):
         return [prompt]
     return list(prompt)
+
+
+def _tokens(steps: Sequence[Step]) -> Sequence[Step]:
+    """Return the steps that are tokens, an end token as well, as vLLM has it: harnesses count on one after an echo."""
+    return [step for step in steps if step.token is not None]
 
 
 def _ids(model: Model, prompt: str | list[int]) -> list[int]:
@@ -115,7 +123,7 @@ class CompletionReply(Reply):
         steps: dict[int, list[Step]] = {index: [] for index in range(len(self.answers))}
         texts: dict[int, list[str]] = {index: [self.echoes[index].text] for index in steps}
         async for index, found in merged([self._scoring_reader(answer) for answer in self.answers]):
-            steps[index] += self.answers[index].tokens(found)
+            steps[index] += _tokens(found)
             texts[index] += [step.text for step in found]
         completion = Completion(
             **self.head,
@@ -148,7 +156,7 @@ class CompletionReply(Reply):
             for index in range(len(self.answers))
         ]
         for index, echo in enumerate(self.echoes):
-            if echo.first is not None and self.answers[index].given is None:
+            if echo != Echo() and self.answers[index].given is None:
                 yield self._event(index, echo.text, echo.first, (), offsets)
         async for index, steps in merged([self._scoring_reader(answer) for answer in self.answers]):
             answer = self.answers[index]
@@ -156,7 +164,7 @@ class CompletionReply(Reply):
                 before, after = around[index]
                 yield b"".join(before + text_of(step.text) + after for step in steps if step.text)
                 continue
-            kept = answer.tokens(steps)
+            kept = _tokens(steps)
             if not answer.read_steps:  # the prompt was scored
                 echo = self.echoes[index]
                 yield self._event(index, echo.text, echo.first, kept, offsets)

@@ -22,7 +22,7 @@ router = APIRouter()
 
 @router.post("/tokenize")
 async def tokenize(body: TokenizeRequest, request: Request) -> Response:
-    """Return a text's tokens; special ones are text unless `parse_special` is set."""
+    """Return a text's tokens; as with llama.cpp and vLLM, special ones too, unless `parse_special` is false."""
     model = service_of(request).model(body.model)
     text = body.content if body.content is not None else body.prompt
     if text is None:
@@ -35,7 +35,7 @@ async def tokenize(body: TokenizeRequest, request: Request) -> Response:
     def find() -> Any:
         vocabulary = model.vocabulary
         check_length(text, model.recipe.context)
-        if body.parse_special:
+        if body.parse_special is not False:
             tokens = vocabulary.tokenize(text, add_special=special, parse_special=True)
         else:
             tokens = tokenize_text(vocabulary, text, add_special=special)
