@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from eft_local.chats.opening import chat_to_continue, closing, unsaved
 from eft_local.chats.session import Session
 from eft_local.chats.typed import Typed
 from eft_local.errors import HistoryError, UsageError
+from eft_local.machine import interpreter
 from eft_local.recipe.names import MIXTURE
 from eft_local.tui import config as configuration
 from eft_local.tui.actions.handlers import HANDLERS
@@ -26,11 +26,6 @@ from eft_local.tui.terminal import guarded
 
 if TYPE_CHECKING:
     from eft_local.recipe import Recipe
-
-
-SWITCH_INTERVAL = 0.0003
-"""Seconds after which the thread that draws gives way to the engine's, which needs the interpreter between two calls
-of llama.cpp for some microseconds only, and after each waits that long: Python's own 5 ms would be three tokens."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,7 +70,7 @@ def run(opening: Opening, config: Config) -> int:
                 own_recipe=opening.own_recipe,
             )
             session.set_system(opening.system)
-            sys.setswitchinterval(SWITCH_INTERVAL)
+            interpreter.switch_often()
             _collect_seldom()
             with guarded(locations.cached("stderr.log")):
                 app.run()

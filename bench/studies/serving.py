@@ -208,11 +208,12 @@ def soak(recipe: Recipe, seconds: float, visitors: int) -> dict[str, Any]:
     with Emulator.load(recipe) as emulator:
         alone = {prompt: emulator.chat(prompt, max_tokens=60).text for prompt in PROMPTS}
     with serving(recipe, 8, "--queue", "64", "--patience", "5") as (url, process):
-        asyncio.run(_visits(url, recipe.name, 5.0, visitors // 4))
-        before = process.memory_info().rss
-        seen = asyncio.run(_visits(url, recipe.name, seconds, visitors))
-        time.sleep(1.0)
-        after = process.memory_info().rss
+        memory: list[float] = []
+        seen: list[tuple[str, Heard]] = []
+        for _ in range(10):
+            seen += asyncio.run(_visits(url, recipe.name, seconds / 10, visitors))
+            time.sleep(1.0)
+            memory.append(process.memory_info().rss / 1e6)
         figures = asyncio.run(_figures(url))
     complete = [(prompt, heard) for prompt, heard in seen if heard.complete and heard.status == 200]
     return {
@@ -222,15 +223,14 @@ def soak(recipe: Recipe, seconds: float, visitors: int) -> dict[str, Any]:
         "server errors": sum(heard.status >= 500 for _, heard in seen),
         "other than alone": sum(heard.text != alone[prompt] for prompt, heard in complete),
         "running, waiting, tokens in use": figures,
-        "memory before, MB": before / 1e6,
-        "memory after, MB": after / 1e6,
-        "memory, change": after / before - 1,
+        "memory after each tenth, MB": [round(each, 1) for each in memory],
+        "memory, change from the first tenth to the last": memory[-1] / memory[0] - 1,
     }
 
 
 async def _visits(url: str, model: str, seconds: float, visitors: int) -> list[tuple[str, Heard]]:
-    end, seen = time.monotonic() + seconds, []
-    luck = random.Random(7)
+    seen: list[tuple[str, Heard]] = []
+    end, luck = time.monotonic() + seconds, random.Random()
 
     async def visitor() -> None:
         while time.monotonic() < end:

@@ -137,10 +137,12 @@ def _keys(file: Path | None) -> tuple[str, ...]:
 
 def _run(recipes: Sequence[Recipe], settings: Settings, host: str, port: int) -> None:
     """Listen, load, and serve until somebody ends it. Raises: what loading raises."""
+    from eft_local.machine import interpreter
     from eft_local.server import http
     from eft_local.server.app import create_app
     from eft_local.server.service import Service
 
+    interpreter.switch_often()
     service = Service(recipes, settings)
     failures: list[BaseException] = []
     with _listening(host, port) as listener:
