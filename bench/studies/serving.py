@@ -274,7 +274,10 @@ def serving(recipe: Recipe, parallel: int, *options: str) -> Iterator[tuple[str,
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
             assert process.stdout is not None
             try:
-                yield process.stdout.readline().strip().removesuffix("/v1"), psutil.Process(process.pid)
+                address = process.stdout.readline().strip()
+                if not address:  # it has said why on stderr
+                    raise SystemExit(process.wait())
+                yield address.removesuffix("/v1"), psutil.Process(process.pid)
             finally:
                 process.terminate()
 
@@ -288,7 +291,10 @@ def llama_server(recipe: Recipe, parallel: int) -> Iterator[str]:
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
     with subprocess.Popen(command, text=True, **pipes) as process:  # type: ignore[call-overload]
         try:
-            yield next(line.split()[1] for line in process.stdout if line.startswith("address "))
+            address = next((line.split()[1] for line in process.stdout if line.startswith("address ")), None)
+            if address is None:
+                raise SystemExit("no llama-server: install xllamacpp beside eft-local")
+            yield address
         finally:
             process.terminate()
 
